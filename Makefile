@@ -1,0 +1,27 @@
+# Two commands: `make repro` runs the pipeline, `make test` the tests. Both create .venv first.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: repro test lint clean
+
+repro: .venv/ready
+	python -m pipeline check
+	python -m pipeline fingerprint
+	dvc repro
+	python -m pipeline results
+
+test: .venv/ready
+	pytest
+
+lint: .venv/ready
+	ruff check .
+	ruff format --check .
+	mypy
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	python -m pip install --editable '.[openvino,tflite,tensorrt,dev]'
+	touch $@
+
+clean: # results stay; DVC's cache and the environment go
+	rm -rf .venv .dvc/cache .dvc/tmp .work

@@ -1,0 +1,1 @@
+"""edgestill: big image classifiers into small, quantized, verified models at the edge."""

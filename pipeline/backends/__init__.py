@@ -1,0 +1,1 @@
+"""One module per runtime: compile, load, inspect. Heavy imports stay inside functions."""

@@ -1,0 +1,253 @@
+"""The files that stages hand to each other: one type, one writer and one reader each.
+
+Every record is a frozen model with strict keys. Accuracies and shares are fractions in
+[0, 1], latencies milliseconds, sizes bytes, digests SHA-256 in hexadecimal.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import PipelineError
+from pipeline.files import write_whole
+
+RAW = Path("data/raw")
+PACKED = Path("data/packed")
+CALIBRATION = Path("data/calibration")
+TEACHER = Path("models/teacher")
+STUDENTS = Path("models/students")
+ONNX = Path("models/onnx")
+COMPILED = Path("models/compiled")
+METRICS = Path("metrics")
+CURVES = METRICS / "curves"
+REPORTS = Path("reports")
+FINGERPRINT = METRICS / "fingerprint.json"
+BENCHMARK = METRICS / "benchmark.json"
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def write(self, path: Path) -> None:
+        """Write as indented JSON with a final newline; the file appears whole."""
+        write_whole(path, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what `write` wrote; raise `PipelineError` for a missing or foreign file."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise PipelineError(
+                f"there is no {cls.__name__} record", where=str(path), fix="run `dvc repro`"
+            ) from None
+        except ValidationError as error:
+            raise PipelineError(
+                f"not a {cls.__name__} record: {error.errors()[0]['msg']}",
+                where=str(path),
+                fix="remove it and run `dvc repro`",
+            ) from None
+
+
+class Rejected(Record):
+    file: str
+    reason: str
+
+
+class Manifest(Record):
+    """data/packed/manifest.json. Images are uint8 [N, H, W, C]; labels int64 [N]."""
+
+    source: str
+    licence: str
+    classes: tuple[str, ...]
+    image_size: int
+    channels: int
+    counts: dict[Split, dict[str, int]] = Field(description="images per split and class")
+    digests: dict[str, str] = Field(description="SHA-256 of each array file, by file name")
+    calibration_digest: str
+    mean: tuple[float, ...] = Field(description="of the train split per channel, in [0, 255]")
+    std: tuple[float, ...] = Field(description="of the train split per channel, in [0, 255]")
+    rejected: tuple[Rejected, ...]
+    warnings: tuple[str, ...] = Field((), description="suspicious, but not fatal, findings")
+
+    def size(self, split: Split) -> int:
+        return sum(self.counts[split].values())
+
+
+class Normalisation(Record):
+    """x_normalised = (x - mean) / std per channel, x in [0, 255]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class ModelCard(Record):
+    """models/teacher/card.json and models/students/S/card.json."""
+
+    arch: str
+    args: dict[str, Any]
+    stem_stride: int | None = Field(description="null: as the architecture has it")
+    stem_pool: bool | None
+    image_size: int
+    channels: int
+    classes: tuple[str, ...]
+    normalisation: Normalisation
+    parameters: int
+    seed: int
+    epochs: int
+    best_epoch: int
+    val_top1: float
+    data_digest: str = Field(description="SHA-256 of the packed train images")
+    versions: dict[str, str]
+
+
+class ModelMetrics(Record):
+    """metrics/teacher.json and metrics/students/S.json: the float network in torch."""
+
+    val_top1: float
+    test_top1: float
+    parameters: int
+
+
+class Epoch(Record):
+    """One point of the training curves that DVCLive keeps in metrics/curves/NAME/."""
+
+    train_loss: float
+    val_loss: float
+    val_top1: float
+    lr: float
+
+
+class Parity(Record):
+    """models/onnx/S/parity.json: ONNX Runtime against torch, the whole test split."""
+
+    images: int
+    torch_top1: float
+    onnx_top1: float
+    same_argmax: float
+    max_logit_error: float
+    mean_logit_error: float
+    opset: int
+    versions: dict[str, str]
+
+
+class Artifact(Record):
+    """models/compiled/B/S-P/artifact.json."""
+
+    student: str
+    backend: str
+    precision: str
+    model_file: str = Field(description="the file that `load` opens, in the same folder")
+    quantizer: str | None = Field(description="tool and setting; null for float precisions")
+    calibration_digest: str | None
+    input: str = "image: uint8 [N, H, W, C], raw pixels in [0, 255]"
+    output: str = "logits: float32 [N, classes]"
+    image_size: int
+    channels: int
+    classes: tuple[str, ...]
+    operators: dict[str, int] = Field(description="what the runtime executes, by kind")
+    int8_op_share: float = Field(description="share of convolutions and products in int8")
+    versions: dict[str, str]
+    digests: dict[str, str] = Field(description="SHA-256 of every other file in the folder")
+    notes: tuple[str, ...] = ()
+
+
+class CompiledMetrics(Record):
+    """metrics/compiled/B-S-P.json: the whole test split through `evaluated_with`."""
+
+    top1: float
+    top1_drop: float = Field(description="top-1 of the float student in torch, minus `top1`")
+    agreement: float = Field(description="share of images with the argmax of the float student")
+    max_logit_error: float
+    images: int
+    size_bytes: int
+    int8_op_share: float
+    evaluated_with: str = Field(description="the runtime and version that gave the answers")
+    ships_with: str = Field(description="the runtime that the artifact is made for")
+
+
+class Latency(Record):
+    """Milliseconds per single inference, from raw pixels to logits."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+class BenchmarkRow(Record):
+    status: Literal["measured", "not_measured", "failed"]
+    reason: str | None = None
+    latency_ms: Latency | None = None
+    ratio_to_reference: float | None = Field(None, description="median of p50 ratios by round")
+    first_ms: float | None = None
+    load_ms: float | None = None
+    peak_rss_bytes: int | None = None
+    threads: int
+    n: int = 0
+
+
+class Fingerprint(Record):
+    """metrics/fingerprint.json: what latencies depend on, and nothing that varies by itself."""
+
+    cpu: str
+    architecture: str
+    instruction_sets: tuple[str, ...]
+    cores: int
+    memory_gib: int
+    kernel: str
+    governor: str | None
+    accelerators: tuple[str, ...]
+    runtimes: dict[str, str]
+
+
+class BenchmarkRecord(Record):
+    """metrics/benchmark.json; rows by `S/B/P`."""
+
+    fingerprint: Fingerprint
+    reference: BenchmarkRow
+    reference_digest: str
+    rows: dict[str, BenchmarkRow]
+
+
+def artifact_folder(student: str, backend: str, precision: str) -> Path:
+    return COMPILED / backend / f"{student}-{precision}"
+
+
+def compiled_metrics_file(student: str, backend: str, precision: str) -> Path:
+    return METRICS / "compiled" / f"{backend}-{student}-{precision}.json"
+
+
+def load_split(split: Split, folder: Path = PACKED) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images uint8 [N, H, W, C] (memory-mapped, read-only) and labels int64 [N] of a split."""
+    files = [folder / f"{split}_{part}.npy" for part in ("images", "labels")]
+    for file in files:
+        if not file.exists():
+            raise PipelineError("the array is missing", where=str(file), fix="run `dvc repro`")
+    return np.load(files[0], mmap_mode="r"), np.load(files[1])
+
+
+def load_calibration(folder: Path = CALIBRATION) -> NDArray[np.uint8]:
+    """The one calibration set, uint8 [N, H, W, C], from the train split."""
+    images: NDArray[np.uint8] = np.load(folder / "images.npy")
+    return images
+
+
+def read_curve(name: str, folder: Path = CURVES) -> tuple[Epoch, ...]:
+    """The training curve of `teacher` or a student, from DVCLive's tab-separated files."""
+    plots = folder / name / "plots" / "metrics"
+    columns: dict[str, list[str]] = {}
+    for field in Epoch.model_fields:
+        file = plots / f"{field}.tsv"
+        if not file.exists():
+            raise PipelineError("the curve is missing", where=str(file), fix="run `dvc repro`")
+        columns[field] = [line.split("\t")[1] for line in file.read_text().splitlines()[1:]]
+    rows = zip(*columns.values(), strict=True)
+    return tuple(Epoch.model_validate(dict(zip(columns, row, strict=True))) for row in rows)

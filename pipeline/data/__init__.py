@@ -1,0 +1,1 @@
+"""Images in: sources, packed splits, augmentation, the calibration set."""

@@ -1,0 +1,1 @@
+"""Training and distillation: losses, taps and adapters, the loop."""

@@ -1,0 +1,59 @@
+"""The one error a user is meant to read, and how a command ends."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+
+class PipelineError(Exception):
+    """Something the user can mend: what is wrong, where, and what to do about it."""
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.fix = fix
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        advice = f"\n  what to do: {self.fix}" if self.fix else ""
+        return f"{place}{self.what}{advice}"
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a command and exit: 0 done, 1 an error the user can mend, 130 interrupted.
+
+    Anything else is a defect of this program and keeps its traceback.
+    """
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)  # the clean-up of Ctrl-C for a polite kill, too
+    try:
+        code = main() or 0
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print(
+            "interrupted: nothing half-written was left; run the same command again to go on",
+            file=sys.stderr,
+        )
+        code = 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {where}the disk is full; nothing half-written was left\n"
+            "  what to do: free some space (`dvc gc --workspace` drops old results) "
+            "and run the same command again",
+            file=sys.stderr,
+        )
+        code = 1
+    sys.exit(code)

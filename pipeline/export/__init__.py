@@ -1,0 +1,1 @@
+"""torch to ONNX, preprocessing inside the graph, parity."""

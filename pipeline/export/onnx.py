@@ -1,0 +1,127 @@
+"""A student as one ONNX file: raw pixels in, logits out, parity measured on real images."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from pipeline.contracts import ONNX, PACKED, STUDENTS, Manifest, ModelCard, Parity, load_split
+from pipeline.errors import PipelineError
+from pipeline.files import whole_folder
+from pipeline.networks.build import PixelsToLogits, load_pixels_to_logits
+from pipeline.networks.inference import predict, seed_everything
+
+MIN_AGREEMENT = 0.99
+"""Below this share of equal answers the export is broken, not imprecise."""
+
+
+def export_student(student: str, opset: int) -> Parity:
+    """Stage `export@S`: models/onnx/S/ with `model.onnx`, `test_logits.npy`, `parity.json`.
+
+    `test_logits.npy` holds torch's logits, float32 [N, C], of the whole test split: what
+    every compiled artifact is compared with. Raises `PipelineError` if the checker finds a
+    fault or ONNX Runtime answers otherwise than torch.
+    """
+    seed_everything(0)  # nothing is drawn; it forbids nondeterministic kernels
+    model, card = load_pixels_to_logits(STUDENTS / student)
+    manifest = Manifest.read(PACKED / "manifest.json")
+    if card.classes != manifest.classes:
+        raise PipelineError(
+            "was made for other classes than the data has",
+            where=str(STUDENTS / student),
+            fix="run `dvc repro`",
+        )
+    images, labels = load_split("test")
+    with whole_folder(ONNX / student) as scratch:
+        file = scratch / "model.onnx"
+        export_onnx(model, card, opset, file)
+        torch_logits = predict(model, images).numpy()
+        onnx_logits = _run(file, images)
+        error = np.abs(torch_logits - onnx_logits)
+        torch_answer, onnx_answer = torch_logits.argmax(1), onnx_logits.argmax(1)
+        parity = Parity(
+            images=len(images),
+            torch_top1=float((torch_answer == labels).mean()),
+            onnx_top1=float((onnx_answer == labels).mean()),
+            same_argmax=float((torch_answer == onnx_answer).mean()),
+            max_logit_error=float(error.max()),
+            mean_logit_error=float(error.mean()),
+            opset=opset,
+            versions={name: importlib.metadata.version(name) for name in _TOOLS},
+        )
+        if not parity.same_argmax >= MIN_AGREEMENT:
+            raise PipelineError(
+                f"ONNX Runtime and torch agree on {parity.same_argmax:.1%} of the images only",
+                where=f"export of {student}",
+                fix="try another `export.opset`, and report the architecture",
+            )
+        np.save(scratch / "test_logits.npy", torch_logits)
+        parity.write(scratch / "parity.json")
+    return parity
+
+
+_TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime")
+
+
+def export_onnx(model: PixelsToLogits, card: ModelCard, opset: int, file: Path) -> None:
+    """Write `model` with a dynamic batch axis; the input contract is in the metadata."""
+    example = torch.zeros(2, card.image_size, card.image_size, card.channels, dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            opset_version=opset,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None  # only the exporter's other mode gives nothing
+    proto = _without_traces(program.model_proto)
+    onnx.helper.set_model_props(
+        proto,
+        {
+            "classes": json.dumps(card.classes),
+            "input": "image: uint8 [N, H, W, C], raw pixels in [0, 255]",
+            "output": "logits: float32 [N, classes]",
+        },
+    )
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise PipelineError(f"the ONNX checker found: {error}", where=str(file)) from None
+    onnx.save(proto, file)
+
+
+def _without_traces(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop the exporter's notes on source lines: they carry paths of the machine."""
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
+    for tensor in proto.graph.initializer:
+        del tensor.metadata_props[:]
+    del proto.graph.metadata_props[:]
+    return proto
+
+
+def _run(file: Path, images: np.ndarray, batch: int = 500) -> np.ndarray:
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    parts = [
+        session.run(["logits"], {"image": np.ascontiguousarray(images[i : i + batch])})[0]
+        for i in range(0, len(images), batch)
+    ]
+    return np.concatenate(parts)

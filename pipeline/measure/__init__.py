@@ -1,0 +1,1 @@
+"""Accuracy, latency and the machine they were measured on."""

@@ -1,0 +1,1 @@
+"""Teachers and students by timm name."""

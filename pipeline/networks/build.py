@@ -1,0 +1,211 @@
+"""timm networks with the changes that small images need, to and from disk."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from pipeline.contracts import ModelCard, Normalisation
+from pipeline.errors import PipelineError
+from pipeline.params import Network
+from pipeline.torchvision_shim import import_torchvision
+
+import_torchvision()
+import timm  # noqa: E402  (imports torchvision, which must have been imported by the shim)
+
+SMALL_IMAGE = 64
+"""Up to this many pixels `auto` keeps the resolution in the stem: stride 1, no pooling."""
+
+WEIGHTS = "model.safetensors"
+CARD = "card.json"
+
+
+def build_network(
+    network: Network, *, classes: int, channels: int, image_size: int, pretrained: bool = False
+) -> nn.Module:
+    """A timm network for float [N, `channels`, H, W] that gives logits [N, `classes`].
+
+    With `pretrained`, timm's weights: its head is new, its stem adapted to `channels`.
+    Raises `PipelineError` for an unknown name, arguments that the network does not take,
+    and a stem that has no such stride or pooling.
+    """
+    if not timm.is_model(network.arch):
+        close = difflib.get_close_matches(network.arch, timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise PipelineError(f"timm {timm.__version__} has no network `{network.arch}`{hint}")
+    try:
+        model = timm.create_model(
+            network.arch,
+            pretrained=pretrained,
+            num_classes=classes,
+            in_chans=channels,
+            **network.args,
+        )
+    except TypeError as error:
+        raise PipelineError(
+            f"{error}", where=f"{network.arch} with args {network.args}", fix="mend `args`"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise PipelineError(
+            f"the pretrained weights could not be loaded: {error}",
+            where=network.arch,
+            fix="check the network connection and `timm.list_pretrained()`, "
+            "or use `source: train` or `source: checkpoint`",
+        ) from None
+    stride, pool = resolve_stem(network, image_size)
+    _change_stem(model, network.arch, stride, pool)
+    return model
+
+
+def resolve_stem(network: Network, image_size: int) -> tuple[int | None, bool | None]:
+    """Stem stride and pooling with `auto` decided; None: as the architecture has it."""
+    small = image_size <= SMALL_IMAGE
+    stride = (1 if small else None) if network.stem_stride == "auto" else network.stem_stride
+    pool = (False if small else None) if network.stem_pool == "auto" else network.stem_pool
+    return stride, pool
+
+
+def _change_stem(model: nn.Module, arch: str, stride: int | None, pool: bool | None) -> None:
+    if stride is not None:
+        name = cast(dict[str, Any], model.pretrained_cfg).get("first_conv")
+        stem = model.get_submodule(name) if isinstance(name, str) else None
+        if not isinstance(stem, nn.Conv2d):
+            raise PipelineError(
+                "no single convolution is known as its stem",
+                where=arch,
+                fix="leave `stem_stride: auto` and use images above 64 pixels, "
+                "or choose another network",
+            )
+        stem.stride = (stride, stride)
+    has_pool = isinstance(getattr(model, "maxpool", None), nn.Module)
+    if pool is False and has_pool:
+        model.maxpool = nn.Identity()
+    if pool is True and not has_pool:
+        raise PipelineError("this network has no stem pooling", where=arch, fix="`stem_pool: auto`")
+
+
+class PixelsToLogits(nn.Module):
+    """A network with its normalisation inside: raw pixels in, logits out.
+
+    Pixels are [N, H, W, C] in [0, 255] (uint8 everywhere outside training), logits float32
+    [N, classes]. This is the contract of every artifact.
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, network: nn.Module, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.network = network
+        self.normalisation = normalisation
+        self.register_buffer("mean", torch.tensor(normalisation.mean), persistent=False)
+        scale = 1 / torch.tensor(normalisation.std)
+        self.register_buffer("scale", scale, persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        # The permuted NHWC tensor *is* channels-last memory, which the kernels prefer.
+        images = ((pixels.float() - self.mean) * self.scale).permute(0, 3, 1, 2)
+        return cast(torch.Tensor, self.network(images))
+
+
+def student_normalisation(channels: int) -> Normalisation:
+    """(x - 128) / 64: x - 128 is then the int8 input at scale 1/64, zero point 0, exactly."""
+    return Normalisation(mean=(128.0,) * channels, std=(64.0,) * channels)
+
+
+def pretrained_normalisation(model: nn.Module, channels: int) -> Normalisation:
+    """The statistics that timm's weights were trained with, in [0, 255]."""
+    config = cast(dict[str, Any], model.pretrained_cfg)
+    mean, std = (tuple(255 * value for value in config[key]) for key in ("mean", "std"))
+    if channels == 1:  # timm sums the stem's kernels over RGB: grey has the mean statistics
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    return Normalisation(mean=mean, std=std)
+
+
+def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
+    """Write `model.safetensors` and `card.json` into an existing folder."""
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS)
+    card.write(folder / CARD)
+
+
+def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
+    """The network of a `save_model` folder in eval mode, channels-last, and its card."""
+    card = ModelCard.read(folder / CARD)
+    network = Network.model_validate(
+        {
+            "arch": card.arch,
+            "args": card.args,
+            "stem_stride": card.stem_stride or "auto",
+            "stem_pool": "auto" if card.stem_pool is None else card.stem_pool,
+        }
+    )
+    model = build_network(
+        network, classes=len(card.classes), channels=card.channels, image_size=card.image_size
+    )
+    load_weights(model, folder / WEIGHTS)
+    return model.eval().to(memory_format=torch.channels_last), card  # type: ignore[call-overload]
+
+
+def load_pixels_to_logits(folder: Path) -> tuple[PixelsToLogits, ModelCard]:
+    """What ships: the network of `folder` with its normalisation inside, in eval mode."""
+    network, card = load_model(folder)
+    return PixelsToLogits(network, card.normalisation).eval(), card
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Fill `model` from a safetensors file; every tensor must be there and fit."""
+    if not file.is_file():
+        raise PipelineError("there is no such checkpoint", where=str(file))
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise PipelineError(
+            f"not a safetensors file ({error})",
+            where=str(file),
+            fix="convert it: `safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
+            "'model.safetensors')`",
+        ) from None
+    expected = model.state_dict()
+    for name, tensor in tensors.items():
+        if name in expected and tensor.shape != expected[name].shape:
+            raise PipelineError(
+                f"`{name}` has shape {list(tensor.shape)}, this run needs "
+                f"{list(expected[name].shape)}{_class_hint(model, name, tensor)}",
+                where=str(file),
+                fix="use a checkpoint of the same network and classes, "
+                "or fine-tune: `source: pretrained`",
+            )
+    if tensors.keys() != expected.keys():
+        missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+        raise PipelineError(
+            f"other tensors than the network has: {len(missing)} missing {sorted(missing)[:3]}, "
+            f"{len(unknown)} unknown {sorted(unknown)[:3]}",
+            where=str(file),
+            fix="name the architecture and arguments that the checkpoint was made with",
+        )
+    model.load_state_dict(tensors)
+
+
+def _class_hint(model: nn.Module, name: str, tensor: torch.Tensor) -> str:
+    head = cast(dict[str, Any], model.pretrained_cfg).get("classifier")
+    if isinstance(head, str) and name.startswith(f"{head}."):
+        return f": the checkpoint knows {tensor.shape[0]} classes"
+    return ""
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def tool_versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("torch", "timm")}

@@ -1,0 +1,277 @@
+"""params.yaml as frozen, strictly checked types.
+
+Groups are the top-level keys of the file. The chosen profile's overrides are merged over
+them before anything is checked, so every other module sees plain values.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import PipelineError
+
+PARAMS_FILE = Path("params.yaml")
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
+"""Names become parts of paths and of `S-P` keys: letters, digits, `_` and `.`, no `-`."""
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Group):
+    source: Literal["torchvision", "folder"]
+    name: str = Field(description="a classification class of torchvision.datasets")
+    options: dict[str, Any] = Field({}, description="further arguments of that class")
+    folder: Path = Field(description="an ImageFolder, or archives that are already at hand")
+    image_size: Literal["auto"] | Annotated[int, Field(ge=8, le=1024)] = "auto"
+    channels: Literal["auto", 1, 3] = "auto"
+    val_fraction: Annotated[float, Field(gt=0, le=0.5)]
+    test_fraction: Annotated[float, Field(gt=0, le=0.5)]
+    max_rejected: Fraction = Field(description="share of broken files that stops the run")
+    calibration_images: Count
+    limit: Count | None = Field(None, description="keep at most so many images per split")
+
+
+class Augment(Group):
+    flip: bool = True
+    shift: Annotated[int, Field(ge=0)] = Field(1, description="largest shift in pixels")
+    erase: Fraction = Field(0.0, description="probability of erasing a rectangle")
+
+
+class Training(Group):
+    epochs: Annotated[int, Field(ge=0)] = Field(description="0: the network stays as it came")
+    batch_size: Annotated[int, Field(ge=2)]
+    optimizer: str = Field("sgd", description="a name that timm's optimizer factory knows")
+    lr: Positive
+    momentum: Fraction = 0.9
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup: Fraction = Field(0.1, description="share of all steps in linear warm-up")
+    label_smoothing: Fraction = 0.0
+    clip_norm: Positive | None = None
+    augment: Augment = Augment()
+
+
+class Network(Group):
+    arch: str = Field(description="a timm name")
+    args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+    stem_stride: Literal["auto", 1, 2] = "auto"
+    stem_pool: Literal["auto"] | bool = "auto"
+    taps: dict[Name, str] = Field({}, description="tap name: module path in the network")
+
+
+class Statistics(Group):
+    mean: tuple[float, ...] = Field(description="per channel, in [0, 255]")
+    std: tuple[Positive, ...] = Field(description="per channel, in [0, 255]")
+
+
+class Teacher(Group):
+    source: Literal["train", "checkpoint", "pretrained"]
+    checkpoint: Path | None = Field(None, description="a safetensors file")
+    normalisation: Statistics | None = Field(
+        None, description="of a checkpoint that has no card.json beside it"
+    )
+    network: Network
+    training: Training
+
+    @model_validator(mode="after")
+    def _checkpoint_is_named(self) -> Teacher:
+        if (self.source == "checkpoint") != (self.checkpoint is not None):
+            raise ValueError("`checkpoint` is set exactly when `source` is `checkpoint`")
+        return self
+
+
+class Students(Group):
+    enabled: tuple[Name, ...] = Field(min_length=1)
+    zoo: dict[Name, Network]
+
+    @model_validator(mode="after")
+    def _enabled_exist(self) -> Students:
+        for name in self.enabled:
+            if name not in self.zoo:
+                raise ValueError(f"`enabled` names `{name}`{_nearest(name, self.zoo)}")
+        return self
+
+
+class LossTerm(Group):
+    name: str
+    weight: Annotated[float, Field(ge=0)]
+    tap: Name | None = Field(None, description="which tap a feature loss compares")
+    options: dict[str, float] = {}
+
+
+class Distill(Group):
+    losses: tuple[LossTerm, ...] = Field(min_length=1)
+    training: Training
+
+
+class Export(Group):
+    opset: Annotated[int, Field(ge=18, le=23)]
+
+
+class OnnxRuntime(Group):
+    precisions: tuple[Literal["fp32", "int8"], ...]
+
+
+class OpenVino(Group):
+    precisions: tuple[Literal["fp32", "int8"], ...]
+
+
+class TFLite(Group):
+    precisions: tuple[Literal["fp32", "fp16", "int8"], ...]
+
+
+class TensorRT(Group):
+    precisions: tuple[Literal["fp16", "int8"], ...]
+
+
+class Backends(Group):
+    onnxruntime: OnnxRuntime
+    openvino: OpenVino
+    tflite: TFLite
+    tensorrt: TensorRT
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every (backend, precision) that is asked for, in the order of the file."""
+        return [(name, p) for name, group in self for p in group.precisions]
+
+
+class Benchmark(Group):
+    threads: Count
+    rounds: Annotated[int, Field(ge=2)]
+    min_runs: Count = Field(description="inferences per artifact and round, at least")
+    min_seconds: Positive = Field(description="duration per artifact and round, at least")
+
+
+class Gate(Group):
+    max_top1_drop: Fraction
+    min_agreement: Fraction
+
+
+class Params(Group):
+    profile: str
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    data: Data
+    teacher: Teacher
+    students: Students
+    distill: Distill
+    export: Export
+    backends: Backends
+    benchmark: Benchmark
+    gate: Gate
+
+
+OVERRIDABLE = ("data", "teacher", "distill", "benchmark")
+"""What a profile may override. dvc.yaml tracks `profiles.<profile>.<group>` of these, so a
+profile names each of them (`{}` where it changes nothing). `data.folder`, the students and
+the backends shape the graph itself and are the same in every profile."""
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read `path`, merge the chosen profile into it, check every value.
+
+    Raises `PipelineError` naming every wrong key or value, where it stands, and the nearest
+    known name for an unknown one.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise PipelineError(
+            "there is no such file", where=str(path), fix="run from the project's root"
+        ) from None
+    except yaml.YAMLError as error:
+        raise PipelineError(f"not valid YAML: {error}", where=str(path)) from None
+    if not isinstance(tree, dict):
+        raise PipelineError("expected a mapping of groups", where=str(path))
+    tree = _apply_profile(tree, path)
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(dict(item)) for item in error.errors()]
+        raise PipelineError("; ".join(lines), where=str(path), fix="mend the file") from None
+
+
+def _apply_profile(tree: dict[str, Any], path: Path) -> dict[str, Any]:
+    tree = dict(tree)
+    profiles = tree.pop("profiles", None)
+    name = tree.get("profile")
+    if not isinstance(profiles, dict) or name not in profiles:
+        raise PipelineError(
+            f"profile: `{name}` is not in `profiles`{_nearest(str(name), profiles or {})}",
+            where=str(path),
+        )
+    overrides = profiles[name] or {}
+    for group in overrides:
+        if group not in OVERRIDABLE:
+            raise PipelineError(
+                f"profiles.{name}.{group}: a profile cannot override this"
+                f"{_nearest(group, OVERRIDABLE)}",
+                where=str(path),
+                fix=f"overridable are {', '.join(OVERRIDABLE)}",
+            )
+    for group in OVERRIDABLE:
+        if group not in overrides:
+            raise PipelineError(
+                f"profiles.{name}.{group} is missing", where=str(path), fix=f"write `{group}: {{}}`"
+            )
+    if "folder" in (overrides["data"] or {}):
+        raise PipelineError(
+            f"profiles.{name}.data.folder: the folder is a dependency in dvc.yaml",
+            where=str(path),
+            fix="set data.folder instead",
+        )
+    return _merge(tree, overrides)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any] | None) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in (over or {}).items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _explain(error: dict[str, Any]) -> str:
+    """One pydantic error as `group.key: what is wrong`, with the nearest known name."""
+    keys = [str(part) for part in error["loc"]]
+    where = ".".join(keys)
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key{_nearest(keys[-1], _known_keys(error['loc'][:-1]))}"
+    if error["type"] == "missing":
+        return f"{where}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    shown = f" (found {given!r})" if not isinstance(given, dict | BaseModel) else ""
+    return f"{where}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _known_keys(loc: tuple[Any, ...]) -> list[str]:
+    """Field names of the group at `loc`, found by walking the annotations."""
+    group: Any = Params
+    for part in loc:
+        if isinstance(group, type) and issubclass(group, Group) and part in group.model_fields:
+            group = group.model_fields[part].annotation
+        else:  # an item of a dict or a tuple: its value type is the group inside
+            inner = [arg for arg in get_args(group) if isinstance(arg, type)]
+            group = next((arg for arg in inner if issubclass(arg, Group)), None)
+    if isinstance(group, type) and issubclass(group, Group):
+        return list(group.model_fields)
+    return []
+
+
+def _nearest(name: str, known: Any) -> str:
+    """`; did you mean ...?` or the list of what is known."""
+    known = [str(item) for item in known]
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"; did you mean `{close[0]}`?"
+    return f"; known are {', '.join(known)}" if known else ""

@@ -1,0 +1,47 @@
+"""What can be known to be wrong before an hour of training is spent."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.backends.registry import backend
+from pipeline.backends.base import versions
+from pipeline.distill.objective import Distillation
+from pipeline.errors import PipelineError
+from pipeline.networks.build import PixelsToLogits, build_network, student_normalisation
+from pipeline.params import Params
+
+_CLASSES, _SIZE, _CHANNELS = 10, 64, 3  # where the data decides and is not yet here
+
+
+def check(params: Params) -> None:
+    """Raise `PipelineError` for what params.yaml asks and this machine cannot do.
+
+    Builds every enabled network, its taps and losses, and looks for the source folder and
+    the packages of every backend with a precision.
+    """
+    for name, _precision in params.backends.pairs():
+        versions(backend(name).packages)
+    if params.data.source == "folder" and not params.data.folder.is_dir():
+        raise PipelineError(
+            "there is no such folder",
+            where=f"data.folder: {params.data.folder}",
+            fix="name the folder that holds one folder per class",
+        )
+    size = _SIZE if params.data.image_size == "auto" else params.data.image_size
+    channels = _CHANNELS if params.data.channels == "auto" else params.data.channels
+    shape = {"classes": _CLASSES, "channels": channels, "image_size": size}
+    pixels = torch.zeros(1, size, size, channels, dtype=torch.uint8)
+    normalisation = student_normalisation(channels)
+    for student in params.students.enabled:
+        network = params.students.zoo[student]
+        teacher = PixelsToLogits(build_network(params.teacher.network, **shape), normalisation)
+        model = PixelsToLogits(build_network(network, **shape), normalisation)
+        Distillation(
+            model,
+            teacher,
+            params.distill.losses,
+            network.taps,
+            params.teacher.network.taps,
+            pixels,
+        )

@@ -1,0 +1,46 @@
+"""Progress of long work: a bar with rate and time left, or nothing without a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+T = TypeVar("T")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        if not task.speed:
+            return Text("")
+        return Text(f"{task.speed:,.0f} {task.fields['unit']}/s", style="cyan")
+
+
+def track(
+    items: Iterable[T], label: str, total: int, unit: str = "images", step: int = 1
+) -> Iterator[T]:
+    """Yield `items` under a progress bar on stderr; each item counts as `step` units."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(label, total=total, unit=unit)
+        for item in items:
+            yield item
+            progress.advance(task, step)

@@ -1,0 +1,1 @@
+"""One short script per DVC stage: `python -m stages.NAME` runs it by hand, too."""

@@ -1,0 +1,15 @@
+"""Stage distill@S: one student, trained with the teacher's signal."""
+
+from pipeline.distill.run import distill_student
+from pipeline.errors import run
+from pipeline.params import load_params
+from pipeline.stage import student_argument
+
+
+def main() -> None:
+    params = load_params()
+    distill_student(params, student_argument(params))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,94 @@
+"""params.yaml: every mistake has one clear message, every profile is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.errors import PipelineError
+from pipeline.params import load_params
+
+SHIPPED = Path(__file__).parents[1] / "params.yaml"
+
+
+def write(folder: Path, change: dict[str, Any]) -> Path:
+    """The shipped file with dotted keys set to other values."""
+    tree = yaml.safe_load(SHIPPED.read_text())
+    for dotted, value in change.items():
+        *path, last = dotted.split(".")
+        node = tree
+        for key in path:
+            node = node[key]
+        node[last] = value
+    file = folder / "params.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    return file
+
+
+@pytest.mark.parametrize("profile", yaml.safe_load(SHIPPED.read_text())["profiles"])
+def test_every_shipped_profile_is_valid(tmp_path: Path, profile: str) -> None:
+    assert load_params(write(tmp_path, {"profile": profile})).profile == profile
+
+
+def test_a_profile_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+    over = {"teacher": {"training": {"epochs": 7}}, "data": {}, "distill": {}, "benchmark": {}}
+    plain = load_params(SHIPPED)
+    params = load_params(write(tmp_path, {"profiles.cpu": over}))
+    assert params.teacher.training.epochs == 7
+    assert params.teacher.training.lr == plain.teacher.training.lr
+    assert params.model_copy(update={"teacher": plain.teacher}) == plain
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data.val_fracton": 0.1}, "data.val_fracton: unknown key; did you mean `val_fraction`?"),
+        ({"datta": {}}, "datta: unknown key; did you mean `data`?"),
+        (
+            {"teacher.training.epoch": 3},
+            "teacher.training.epoch: unknown key; did you mean `epochs`?",
+        ),
+        (
+            {"students.zoo.mnv3_small_050.arhc": "x"},
+            "students.zoo.mnv3_small_050.arhc: unknown key; did you mean `arch`?",
+        ),
+        ({"data.val_fraction": 1.5}, "data.val_fraction: input should be less than or equal to"),
+        ({"benchmark.rounds": "many"}, "benchmark.rounds: input should be a valid integer"),
+        ({"teacher.source": "guess"}, "teacher.source: input should be 'train', 'checkpoint'"),
+        ({"backends.openvino.precisions": ["int4"]}, "input should be 'fp32' or 'int8'"),
+        ({"students.enabled": ["mnv3_smal_050"]}, "did you mean `mnv3_small_050`?"),
+        ({"students.enabled": []}, "students.enabled"),
+        ({"profile": "cpuu"}, "`cpuu` is not in `profiles`; did you mean `cpu`?"),
+        ({"profiles.cpu.students": {}}, "a profile cannot override this"),
+        ({"profiles.cpu": {"data": {}}}, "profiles.cpu.teacher is missing"),
+        ({"profiles.cpu.data": {"folder": "x"}}, "set data.folder instead"),
+        ({"teacher.source": "checkpoint"}, "`checkpoint` is set exactly when"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(PipelineError) as error:
+        load_params(write(tmp_path, change))
+    assert said in str(error.value)
+    assert str(tmp_path / "params.yaml") in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError) as error:
+        load_params(write(tmp_path, {"data.x": 1, "gate.y": 2}))
+    assert "data.x" in str(error.value) and "gate.y" in str(error.value)
+
+
+def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="run from the project's root"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_broken_yaml_is_told_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("profile: [")
+    with pytest.raises(PipelineError, match="not valid YAML"):
+        load_params(tmp_path / "params.yaml")
