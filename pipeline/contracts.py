@@ -94,8 +94,8 @@ class ModelCard(Record):
 
     arch: str
     args: dict[str, Any]
-    stem_stride: int | None = Field(description="null: as the architecture has it")
-    stem_pool: bool | None
+    stem_stride: Literal["auto", 1, 2]
+    stem_pool: Literal["auto"] | bool
     image_size: int
     channels: int
     classes: tuple[str, ...]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.backends.registry import backend
 from pipeline.backends.base import versions
+from pipeline.backends.registry import backend
 from pipeline.distill.objective import Distillation
 from pipeline.errors import PipelineError
 from pipeline.networks.build import PixelsToLogits, build_network, student_normalisation

@@ -49,9 +49,7 @@ def test_a_defect_keeps_its_traceback() -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_a_folder_is_as_it_was_after_a_failure(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
+def test_a_folder_is_as_it_was_after_a_failure(tmp_path: Path, error: type[BaseException]) -> None:
     out = tmp_path / "out"
     with whole_folder(out) as scratch:
         (scratch / "a").write_text("old")

@@ -31,7 +31,9 @@ def imported_names(file: Path) -> set[str]:
             assert node.level == 0 and node.module, f"{file}: a relative import"
             names.add(node.module)
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    parents = {".".join(name.split(".")[:i]) for name in names for i in range(1, name.count(".") + 1)}
+    parents = {
+        ".".join(name.split(".")[:i]) for name in names for i in range(1, name.count(".") + 1)
+    }
     return names | parents
 
 

@@ -1,1 +1,3 @@
 """Training and distillation: losses, taps and adapters, the loop."""
+
+import pipeline.networks  # noqa: F401  (makes timm importable)

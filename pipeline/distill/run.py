@@ -34,7 +34,6 @@ from pipeline.networks.build import (
     load_weights,
     parameter_count,
     pretrained_normalisation,
-    resolve_stem,
     save_model,
     student_normalisation,
     tool_versions,
@@ -133,12 +132,11 @@ def _train(
         key=key,
         name=name,
     )
-    stride, pool = resolve_stem(network, manifest.image_size)
     card = ModelCard(
         arch=network.arch,
         args=network.args,
-        stem_stride=stride,
-        stem_pool=pool,
+        stem_stride=network.stem_stride,
+        stem_pool=network.stem_pool,
         image_size=manifest.image_size,
         channels=manifest.channels,
         classes=manifest.classes,

@@ -7,6 +7,7 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any, cast
 
+import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -15,10 +16,6 @@ from torch import nn
 from pipeline.contracts import ModelCard, Normalisation
 from pipeline.errors import PipelineError
 from pipeline.params import Network
-from pipeline.torchvision_shim import import_torchvision
-
-import_torchvision()
-import timm  # noqa: E402  (imports torchvision, which must have been imported by the shim)
 
 SMALL_IMAGE = 64
 """Up to this many pixels `auto` keeps the resolution in the stem: stride 1, no pooling."""
@@ -61,36 +58,37 @@ def build_network(
             fix="check the network connection and `timm.list_pretrained()`, "
             "or use `source: train` or `source: checkpoint`",
         ) from None
-    stride, pool = resolve_stem(network, image_size)
-    _change_stem(model, network.arch, stride, pool)
+    _change_stem(model, network, image_size)
     return model
 
 
-def resolve_stem(network: Network, image_size: int) -> tuple[int | None, bool | None]:
-    """Stem stride and pooling with `auto` decided; None: as the architecture has it."""
+def _change_stem(model: nn.Module, network: Network, image_size: int) -> None:
     small = image_size <= SMALL_IMAGE
-    stride = (1 if small else None) if network.stem_stride == "auto" else network.stem_stride
-    pool = (False if small else None) if network.stem_pool == "auto" else network.stem_pool
-    return stride, pool
-
-
-def _change_stem(model: nn.Module, arch: str, stride: int | None, pool: bool | None) -> None:
-    if stride is not None:
-        name = cast(dict[str, Any], model.pretrained_cfg).get("first_conv")
-        stem = model.get_submodule(name) if isinstance(name, str) else None
-        if not isinstance(stem, nn.Conv2d):
+    stem = _stem(model)
+    if network.stem_stride != "auto":
+        if stem is None:
             raise PipelineError(
-                "no single convolution is known as its stem",
-                where=arch,
-                fix="leave `stem_stride: auto` and use images above 64 pixels, "
-                "or choose another network",
+                "it has no convolution as its stem whose stride could be set",
+                where=network.arch,
+                fix="`stem_stride: auto`, or another network",
             )
-        stem.stride = (stride, stride)
+        stem.stride = (network.stem_stride, network.stem_stride)
+    elif small and stem is not None:
+        stem.stride = (1, 1)
     has_pool = isinstance(getattr(model, "maxpool", None), nn.Module)
-    if pool is False and has_pool:
+    if network.stem_pool is True and not has_pool:
+        raise PipelineError("it has no stem pooling", where=network.arch, fix="`stem_pool: auto`")
+    if has_pool and (network.stem_pool is False or (network.stem_pool == "auto" and small)):
         model.maxpool = nn.Identity()
-    if pool is True and not has_pool:
-        raise PipelineError("this network has no stem pooling", where=arch, fix="`stem_pool: auto`")
+
+
+def _stem(model: nn.Module) -> nn.Conv2d | None:
+    """The first convolution, unless it cuts the image into patches: then its stride is fixed."""
+    name = cast(dict[str, Any], model.pretrained_cfg).get("first_conv")
+    stem = model.get_submodule(name) if isinstance(name, str) else None
+    if not isinstance(stem, nn.Conv2d) or stem.stride == stem.kernel_size:
+        return None
+    return stem
 
 
 class PixelsToLogits(nn.Module):
@@ -141,13 +139,8 @@ def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
 def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
     """The network of a `save_model` folder in eval mode, channels-last, and its card."""
     card = ModelCard.read(folder / CARD)
-    network = Network.model_validate(
-        {
-            "arch": card.arch,
-            "args": card.args,
-            "stem_stride": card.stem_stride or "auto",
-            "stem_pool": "auto" if card.stem_pool is None else card.stem_pool,
-        }
+    network = Network(
+        arch=card.arch, args=card.args, stem_stride=card.stem_stride, stem_pool=card.stem_pool
     )
     model = build_network(
         network, classes=len(card.classes), channels=card.channels, image_size=card.image_size

@@ -46,9 +46,7 @@ def test_kl_at_high_temperature_tends_to_half_the_squared_centred_difference() -
     student, teacher = logits(0), logits(1)
     student, teacher = student - student.mean(1, True), teacher - teacher.mean(1, True)
     limit = (student - teacher).pow(2).mean(1).mean() / 2
-    torch.testing.assert_close(
-        kl(student, teacher, temperature=1e4), limit, rtol=1e-3, atol=0
-    )
+    torch.testing.assert_close(kl(student, teacher, temperature=1e4), limit, rtol=1e-3, atol=0)
 
 
 def test_cross_entropy_of_uniform_logits_is_log_classes() -> None:

@@ -1,0 +1,123 @@
+"""Networks by timm name, the stem for small images, and checkpoints that must fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from pipeline.contracts import ModelCard
+from pipeline.errors import PipelineError
+from pipeline.networks.build import (
+    PixelsToLogits,
+    build_network,
+    load_model,
+    load_weights,
+    pretrained_normalisation,
+    save_model,
+    student_normalisation,
+)
+from pipeline.params import Network
+
+MOBILENET = Network(arch="mobilenetv3_small_050")
+
+
+def build(network: Network = MOBILENET, size: int = 28, classes: int = 10) -> nn.Module:
+    return build_network(network, classes=classes, channels=1, image_size=size)
+
+
+def card(**changes: object) -> ModelCard:
+    fields = {
+        "arch": MOBILENET.arch, "args": {}, "stem_stride": 1, "stem_pool": False,
+        "image_size": 28, "channels": 1, "classes": tuple("abcdefghij"),
+        "normalisation": student_normalisation(1), "parameters": 0, "seed": 0, "epochs": 1,
+        "best_epoch": 1, "val_top1": 0.5, "data_digest": "", "versions": {},
+    }  # fmt: skip
+    return ModelCard.model_validate(fields | changes)
+
+
+@pytest.mark.parametrize("size, stride", [(28, 1), (64, 1), (96, 2)])
+def test_auto_keeps_the_resolution_of_small_images(size: int, stride: int) -> None:
+    assert build(size=size).get_submodule("conv_stem").stride == (stride, stride)
+
+
+def test_the_stem_can_be_set() -> None:
+    resnet = build(Network(arch="resnet18", stem_stride=1, stem_pool=True))
+    assert resnet.get_submodule("conv1").stride == (1, 1)
+    assert isinstance(resnet.maxpool, nn.MaxPool2d)
+    assert isinstance(build(Network(arch="resnet18", stem_pool=False)).maxpool, nn.Identity)
+
+
+def test_width_arguments_reach_timm() -> None:
+    narrow = build(Network(arch="resnet18", args={"channels": [8, 8, 16, 16]}))
+    assert narrow.get_submodule("layer4.1.conv2").weight.shape[0] == 16
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (Network(arch="mobilenetv3_smal_050"), "did you mean mobilenetv3_small_050"),
+        (Network(arch="resnet18", args={"widht": 2}), "widht"),
+        (Network(arch="mobilenetv3_small_050", stem_pool=True), "no stem pooling"),
+        (Network(arch="vit_tiny_patch16_224", stem_stride=1), "no convolution as its stem"),
+    ],
+)
+def test_an_impossible_network_is_named(network: Network, said: str) -> None:
+    with pytest.raises(PipelineError, match=said):
+        build(network)
+
+
+def test_pixels_to_logits_is_the_network_on_normalised_channels_first_images() -> None:
+    network = build().eval()
+    pixels = torch.randint(256, (3, 28, 28, 1), dtype=torch.uint8)
+    images = ((pixels.double() - 128) / 64).float().permute(0, 3, 1, 2)
+    with torch.no_grad():
+        found = PixelsToLogits(network, student_normalisation(1))(pixels)
+        torch.testing.assert_close(found, network(images))
+
+
+def test_a_saved_model_loads_with_the_same_answers(tmp_path: Path) -> None:
+    network = build().eval()
+    save_model(tmp_path, network, card())
+    loaded, read = load_model(tmp_path)
+    images = torch.randn(2, 1, 28, 28)
+    assert read == card()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), network(images))
+
+
+def test_a_checkpoint_of_other_classes_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file(build(classes=7).state_dict(), file)
+    with pytest.raises(PipelineError, match="the checkpoint knows 7 classes") as error:
+        load_weights(build(classes=10), file)
+    assert str(file) in str(error.value)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"something.weight": torch.zeros(1)}, file)
+    with pytest.raises(PipelineError, match="other tensors than the network has"):
+        load_weights(build(), file)
+
+
+def test_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
+    file = tmp_path / "model.pth"
+    torch.save(build().state_dict(), file)
+    with pytest.raises(PipelineError, match="weights_only=True"):
+        load_weights(build(), file)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="no such checkpoint"):
+        load_weights(build(), tmp_path / "model.safetensors")
+
+
+def test_pretrained_statistics_are_in_pixels_and_grey_takes_their_mean() -> None:
+    model = build(Network(arch="resnet18"))
+    rgb = pretrained_normalisation(model, 3)
+    assert rgb.mean == pytest.approx((0.485 * 255, 0.456 * 255, 0.406 * 255))
+    assert pretrained_normalisation(model, 1).mean == pytest.approx((sum(rgb.mean) / 3,))

@@ -1,0 +1,286 @@
+"""The whole pipeline as a user runs it: real images, all runtimes, the `smoke` profile."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.contracts import (
+    Artifact,
+    BenchmarkRecord,
+    CompiledMetrics,
+    Manifest,
+    Parity,
+    read_curve,
+)
+from pipeline.files import sha256
+from pipeline.params import Params, load_params
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+class Project:
+    """A clone of the repository as it lies on disk, in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        files = subprocess.check_output(listing, cwd=ROOT, text=True).splitlines()
+        for name in files:
+            if (ROOT / name).is_file():  # a deleted file may still be in the index
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        for name in ("metrics", "reports", "dvc.lock"):  # of an earlier run
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        self.set("profile", "smoke")
+        identity = ["-c", "user.name=smoke", "-c", "user.email=smoke@example.org"]
+        for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "smoke"]):
+            subprocess.run(["git", *command], cwd=folder, check=True)
+
+    def run(self, *command: str, code: int = 0) -> str:
+        """Output of a command in the project; the exit code must be `code`."""
+        done = subprocess.run(
+            command, cwd=self.folder, env=ENVIRONMENT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    def pipeline(self, *arguments: str, code: int = 0) -> str:
+        return self.run("python", "-m", "pipeline", *arguments, code=code)
+
+    def stage(self, name: str, *arguments: str, code: int = 0) -> str:
+        return self.run("python", "-m", f"stages.{name}", *arguments, code=code)
+
+    def set(self, dotted: str, value: object) -> object:
+        """Set a key of params.yaml; give what it was."""
+        file = self.folder / "params.yaml"
+        tree = yaml.safe_load(file.read_text())
+        *path, last = dotted.split(".")
+        node = tree
+        for key in path:
+            node = node[key]
+        old, node[last] = node.get(last), value
+        file.write_text(yaml.safe_dump(tree, sort_keys=False))
+        return old
+
+    def changed_stages(self) -> set[str]:
+        return set(json.loads(self.run("dvc", "status", "--json")))
+
+    def params(self) -> Params:
+        return load_params(self.folder / "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("smoke"))
+    project.pipeline("check")
+    project.pipeline("fingerprint")
+    print(project.run("dvc", "repro"))
+    if report := os.environ.get("SMOKE_REPORT"):
+        shutil.copy(project.folder / "reports" / "report.md", report)
+    return project
+
+
+@pytest.fixture(scope="module")
+def student(project: Project) -> str:
+    return project.params().students.enabled[0]
+
+
+def test_the_images_are_real_and_whole(project: Project) -> None:
+    manifest = Manifest.read(project.folder / "data/packed/manifest.json")
+    assert manifest.classes[:2] == ("T-shirt/top", "Trouser")
+    assert {split: manifest.size(split) for split in manifest.counts} == {
+        "train": 2000, "val": 2000, "test": 2000,
+    }  # fmt: skip
+    assert not manifest.rejected
+
+
+def test_every_artifact_is_measured_on_its_runtime_or_says_why_not(project: Project) -> None:
+    params = project.params()
+    record = BenchmarkRecord.read(project.folder / "metrics/benchmark.json")
+    asked = {
+        f"{student}/{backend}/{precision}"
+        for student in params.students.enabled
+        for backend, precision in params.backends.pairs()
+    }
+    assert set(record.rows) == asked
+    for name, row in record.rows.items():
+        if row.status == "measured":
+            assert row.latency_ms is not None and row.latency_ms.p50 > 0
+            assert row.n >= params.benchmark.rounds * params.benchmark.min_runs
+        else:
+            assert "/tensorrt/" in name and row.status == "not_measured"
+            assert row.reason and row.latency_ms is None
+
+
+def compiled(project: Project) -> list[tuple[Artifact, CompiledMetrics]]:
+    params = project.params()
+    return [
+        (
+            Artifact.read(
+                project.folder / f"models/compiled/{backend}/{student}-{precision}/artifact.json"
+            ),
+            CompiledMetrics.read(
+                project.folder / f"metrics/compiled/{backend}-{student}-{precision}.json"
+            ),
+        )
+        for student in params.students.enabled
+        for backend, precision in params.backends.pairs()
+    ]
+
+
+def test_int8_is_int8_and_float_is_float(project: Project) -> None:
+    for artifact, _ in compiled(project):
+        if artifact.precision == "int8":
+            assert artifact.int8_op_share >= 0.9, artifact
+        else:
+            assert artifact.int8_op_share == 0
+
+
+def test_one_calibration_set_for_all_backends(project: Project) -> None:
+    manifest = Manifest.read(project.folder / "data/packed/manifest.json")
+    digests = {a.calibration_digest for a, _ in compiled(project) if a.precision == "int8"}
+    assert digests == {manifest.calibration_digest}
+    assert all(a.calibration_digest is None for a, _ in compiled(project) if a.precision != "int8")
+
+
+def test_float_artifacts_answer_as_torch_does(project: Project) -> None:
+    for artifact, metrics in compiled(project):
+        assert metrics.images == 2000
+        if artifact.precision == "fp32":
+            assert metrics.agreement >= 0.999, artifact
+
+
+def test_the_onnx_answers_as_torch_does(project: Project) -> None:
+    for name in project.params().students.enabled:
+        parity = Parity.read(project.folder / "models/onnx" / name / "parity.json")
+        assert parity.same_argmax >= 0.999 and parity.images == 2000
+
+
+def test_every_network_has_its_curve(project: Project) -> None:
+    for name in ("teacher", *project.params().students.enabled):
+        assert len(read_curve(name, project.folder / "metrics/curves")) == 1
+
+
+def test_the_report_shows_every_row(project: Project) -> None:
+    markdown = (project.folder / "reports/report.md").read_text()
+    html = (project.folder / "reports/report.html").read_text()
+    table = project.pipeline("results")
+    for artifact, metrics in compiled(project):
+        for text in (markdown, html):
+            assert artifact.student in text and f"{metrics.top1:.4f}" in text
+    assert "reports/report.html" in table
+
+
+def test_reproducing_again_runs_no_stage(project: Project) -> None:
+    said = project.run("dvc", "repro")
+    assert "Running stage" not in said and "up to date" in said
+
+
+def test_editing_one_student_touches_its_branch_alone(project: Project, student: str) -> None:
+    key = f"students.zoo.{student}.args"
+    old = project.set(key, {"drop_rate": 0.1})
+    assert project.changed_stages() == {f"distill@{student}"}
+    project.set(key, old)
+
+
+def test_editing_the_gate_touches_its_readers_alone(project: Project) -> None:
+    old = project.set("gate.max_top1_drop", 0.5)
+    assert project.changed_stages() == {"report"}
+    project.set("gate.max_top1_drop", old)
+
+
+def test_a_changed_module_touches_the_stages_that_import_it(project: Project) -> None:
+    file = project.folder / "pipeline/distill/losses.py"
+    text = file.read_text()
+    file.write_text(text + "# changed\n")
+    students = {f"distill@{name}" for name in project.params().students.enabled}
+    assert project.changed_stages() == {"train_teacher"} | students
+    file.write_text(text)
+    assert not project.changed_stages()
+
+
+def test_a_stage_runs_by_hand_and_gives_the_same_bits(project: Project, student: str) -> None:
+    weights = project.folder / "models/students" / student / "model.safetensors"
+    before = sha256(weights)
+    project.stage("distill", "--student", student)
+    assert sha256(weights) == before
+    assert not project.changed_stages()
+
+
+def test_a_stage_names_what_it_does_not_know(project: Project) -> None:
+    said = project.stage("export", "--student", "nobody", code=1)
+    assert "there is no student `nobody`" in said and "Traceback" not in said
+
+
+def test_an_interrupted_stage_leaves_nothing_and_the_next_run_goes_on(
+    project: Project, student: str
+) -> None:
+    folder = project.folder / "models/students" / student
+    kept = project.set("profiles.smoke.distill.training.epochs", 400)
+    shutil.rmtree(folder)
+    stage = subprocess.Popen(
+        ["python", "-m", "stages.distill", "--student", student],
+        cwd=project.folder, env=ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    checkpoints = project.folder / ".work/checkpoints"
+    end = time.monotonic() + 120
+    while not list(checkpoints.glob("*.pt")) and time.monotonic() < end:
+        time.sleep(0.2)
+    stage.send_signal(signal.SIGINT)
+    said, _ = stage.communicate(timeout=60)
+    assert stage.returncode == 130, said
+    assert "run the same command again" in said and "Traceback" not in said
+    assert not folder.exists() and not list(folder.parent.glob(".*"))
+    project.set("profiles.smoke.distill.training.epochs", kept)
+    project.run("dvc", "repro")
+    assert folder.exists()
+
+
+def test_predict_gives_classes_with_probabilities(project: Project, student: str) -> None:
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.load(project.folder / "data/packed/test_images.npy", mmap_mode="r")[0, ..., 0]
+    Image.fromarray(np.asarray(pixels)).save(project.folder / "boot.png")
+    for backend, precision in project.params().backends.pairs():
+        said = project.pipeline(
+            "predict", "boot.png", "--student", student, "--backend", backend,
+            "--precision", precision, "--json",
+        )  # fmt: skip
+        answer = json.loads(said[said.index("[") :])[0]
+        probabilities = [row["probability"] for row in answer["classes"]]
+        assert answer["image"] == "boot.png"
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert 0 < sum(probabilities) <= 1.0001
+
+
+def test_predict_names_what_is_not_there(project: Project, student: str) -> None:
+    common = ["--student", student, "--backend", "onnxruntime", "--precision"]
+    assert "no.png" in project.pipeline("predict", "no.png", *common, "int8", code=1)
+    said = project.pipeline("predict", "boot.png", *common, "int4", code=1)
+    assert "int4" in said and "Traceback" not in said
+
+
+def test_another_machine_is_told_to_measure_anew(project: Project) -> None:
+    file = project.folder / "metrics/fingerprint.json"
+    kept = file.read_text()
+    file.write_text(kept.replace('"cores": ', '"cores": 9'))
+    assert "benchmark" in project.changed_stages()
+    said = project.stage("benchmark", code=1)
+    assert "python -m pipeline fingerprint" in said and "Traceback" not in said
+    project.pipeline("fingerprint")
+    assert file.read_text() == kept
