@@ -1,0 +1,77 @@
+"""Arrays written row by row, and splits drawn class by class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+
+class ArrayWriter:
+    """An .npy file that grows: rows of one shape and dtype, any number of them.
+
+    NumPy leaves room in the header for a longer first axis; it is rewritten at the end.
+    """
+
+    def __init__(self, path: Path, row: tuple[int, ...], dtype: type[np.generic]) -> None:
+        self._file = path.open("wb")
+        self._row, self._dtype = row, np.dtype(dtype)
+        self.rows = 0
+        self._write_header()
+        self._start = self._file.tell()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def append(self, rows: NDArray[Any]) -> None:
+        if rows.shape[1:] != self._row or rows.dtype != self._dtype:
+            raise ValueError(f"rows {rows.dtype} {rows.shape} do not fit {self._dtype} {self._row}")
+        self._file.write(np.ascontiguousarray(rows).data)
+        self.rows += len(rows)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._file.seek(0)
+            self._write_header()
+            assert self._file.tell() == self._start
+        self._file.close()
+
+    def _write_header(self) -> None:
+        header = {
+            "descr": npy.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (self.rows, *self._row),
+        }
+        npy.write_array_header_1_0(self._file, header)
+
+
+def draw(labels: NDArray[np.int64], count: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """Sorted indices of `count` samples, every class in its proportion (largest remainders).
+
+    Every class that has two samples or more gives at least one and keeps at least one, as
+    far as `count` allows.
+    """
+    classes, sizes = np.unique(labels, return_counts=True)
+    exact = sizes * (count / len(labels))
+    take = np.floor(exact).astype(int)
+    take = np.where((take == 0) & (sizes > 1), 1, take)
+    take = np.minimum(take, np.maximum(sizes - 1, 1)) if count < len(labels) else sizes
+    for index in np.argsort(take - exact, kind="stable"):  # largest remainders first
+        if take.sum() >= count:
+            break
+        take[index] += take[index] < sizes[index]
+    for index in np.argsort(exact - take, kind="stable"):
+        if take.sum() <= count:
+            break
+        take[index] -= take[index] > 0
+    chosen = [
+        random.permutation(np.flatnonzero(labels == name))[:n]
+        for name, n in zip(classes, take, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen)).astype(np.int64)

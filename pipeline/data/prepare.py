@@ -1,0 +1,216 @@
+"""Stage `prepare`: packed splits, the manifest and the one calibration set."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.contracts import (
+    CALIBRATION,
+    PACKED,
+    RAW,
+    SPLITS,
+    Manifest,
+    Rejected,
+    Split,
+)
+from pipeline.data.decoding import Decoded, Decoder, Samples, open_samples
+from pipeline.data.packing import ArrayWriter, draw
+from pipeline.errors import PipelineError
+from pipeline.files import sha256, whole_folder
+from pipeline.params import Data
+
+SMALL, LARGE = 64, 128
+"""`image_size: auto` keeps images of one square size up to SMALL, else resizes to LARGE."""
+
+NAMED = 20
+"""So many files are named in a warning; the others are counted."""
+
+
+def prepare(
+    data: Data,
+    seed: int,
+    raw: Path = RAW,
+    packed: Path = PACKED,
+    calibration: Path = CALIBRATION,
+) -> Manifest:
+    """Decode `raw` into uint8 [N, H, W, C] arrays per split, on all cores, in bounded memory.
+
+    Splits that the source lacks are cut stratified and seeded: test from everything, val
+    from train. Raises `PipelineError` if too many files are broken, or a class has no image
+    in a split.
+    """
+    samples = open_samples(data, raw)
+    random = np.random.default_rng(seed)
+    splits = _split(samples, data, random)
+    with (
+        Decoder(samples) as decoder,
+        whole_folder(packed) as scratch,
+        whole_folder(calibration) as calibration_scratch,
+    ):
+        size, channels = _shape(decoder, data)
+        tally = _Tally(limit=data.max_rejected * sum(map(len, splits.values())))
+        for split in SPLITS:
+            parts = decoder.decode(splits[split], (size, size, channels), f"prepare {split}")
+            _pack(samples, split, parts, (size, size, channels), scratch, tally)
+        warnings = [*samples.warnings, *tally.suspicious(samples)]
+        chosen = _calibration_set(data, scratch, random, warnings)
+        np.save(calibration_scratch / "images.npy", chosen)
+        mean, std = tally.statistics()
+        manifest = Manifest(
+            source=samples.source,
+            licence=samples.licence,
+            classes=samples.classes,
+            image_size=size,
+            channels=channels,
+            counts={split: _counts(samples, scratch, split) for split in SPLITS},
+            digests={file.name: sha256(file) for file in sorted(scratch.iterdir())},
+            calibration_digest=sha256(calibration_scratch / "images.npy"),
+            mean=mean,
+            std=std,
+            rejected=tuple(tally.rejected),
+            warnings=tuple(warnings),
+        )
+        manifest.write(scratch / "manifest.json")
+    return manifest
+
+
+def _split(
+    samples: Samples, data: Data, random: np.random.Generator
+) -> dict[Split, NDArray[np.int64]]:
+    """Indices into `samples` per split: the source's own, the missing ones cut from train."""
+    splits = {split: np.flatnonzero(samples.splits == split).astype(np.int64) for split in SPLITS}
+    cuts: tuple[tuple[Split, float], ...] = (
+        ("test", data.test_fraction),
+        ("val", data.val_fraction),
+    )
+    for missing, fraction in cuts:
+        if len(splits[missing]) == 0:
+            train = splits["train"]
+            cut = draw(samples.labels[train], round(fraction * len(train)), random)
+            splits[missing] = train[cut]
+            splits["train"] = np.delete(train, cut)
+    if data.limit is not None:
+        for split, indices in splits.items():
+            if len(indices) > data.limit:
+                splits[split] = indices[draw(samples.labels[indices], data.limit, random)]
+    return splits
+
+
+def _shape(decoder: Decoder, data: Data) -> tuple[int, int]:
+    """Image size and channels, `auto` decided by the headers of the images."""
+    if data.image_size != "auto" and data.channels != "auto":
+        return data.image_size, data.channels
+    sizes, grey = decoder.probe()
+    ((width, height),) = sizes if len(sizes) == 1 else ((0, 1),)
+    small = width == height and 8 <= width <= SMALL
+    size = data.image_size if data.image_size != "auto" else (width if small else LARGE)
+    return size, data.channels if data.channels != "auto" else (1 if grey else 3)
+
+
+@dataclass
+class _Tally:
+    """What is noticed while the images stream by."""
+
+    limit: float
+    rejected: list[Rejected] = field(default_factory=list)
+    seen: dict[bytes, list[tuple[Split, int]]] = field(default_factory=lambda: defaultdict(list))
+    histogram: NDArray[np.int64] | None = None
+    """Of the train pixels, int64 [C, 256]."""
+
+    def add(self, split: Split, part: Decoded) -> None:
+        self.rejected += part.rejected
+        if len(self.rejected) > self.limit:
+            shown = "\n    ".join(f"{r.file}: {r.reason}" for r in self.rejected[:NAMED])
+            raise PipelineError(
+                f"{len(self.rejected)} broken files are more than `data.max_rejected` allows:"
+                f"\n    {shown}",
+                fix="mend or remove them, or raise `data.max_rejected`",
+            )
+        for index, digest in zip(part.indices, part.digests, strict=True):
+            self.seen[digest].append((split, int(index)))
+        if split == "train" and len(part.images):
+            channels = part.images.shape[-1]
+            flat = part.images.reshape(-1, channels)
+            counts = np.stack([np.bincount(flat[:, c], minlength=256) for c in range(channels)])
+            self.histogram = counts if self.histogram is None else self.histogram + counts
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel of the train pixels, exact counts."""
+        assert self.histogram is not None
+        values = np.arange(256)
+        total = self.histogram.sum(axis=1)
+        mean = self.histogram @ values / total
+        std = np.sqrt(np.maximum(self.histogram @ values**2 / total - mean**2, 1e-12))
+        return tuple(mean.tolist()), tuple(std.tolist())
+
+    def suspicious(self, samples: Samples) -> list[str]:
+        """The same pixels in train and test (or val), and the same pixels with two labels."""
+        leaks: dict[str, list[str]] = defaultdict(list)
+        torn: list[str] = []
+        for places in self.seen.values():
+            names = [f"{split}: {samples.name(index)}" for split, index in places]
+            found = {split for split, _ in places}
+            for other in ("test", "val"):
+                if "train" in found and other in found:
+                    leaks[other].append(" = ".join(names))
+            if len({int(samples.labels[index]) for _, index in places}) > 1:
+                torn.append(" = ".join(names))
+        said = [_warning(f"images are in train and in {k}", v) for k, v in leaks.items()]
+        return said + ([_warning("images have two labels", torn)] if torn else [])
+
+
+def _warning(what: str, groups: list[str]) -> str:
+    more = f" and {len(groups) - NAMED} more" if len(groups) > NAMED else ""
+    return f"{len(groups)} {what}: {'; '.join(groups[:NAMED])}{more}"
+
+
+def _pack(
+    samples: Samples,
+    split: Split,
+    parts: Iterator[Decoded],
+    shape: tuple[int, int, int],
+    folder: Path,
+    tally: _Tally,
+) -> None:
+    with (
+        ArrayWriter(folder / f"{split}_images.npy", shape, np.uint8) as images,
+        ArrayWriter(folder / f"{split}_labels.npy", (), np.int64) as labels,
+    ):
+        for part in parts:
+            images.append(part.images)
+            labels.append(samples.labels[part.indices])
+            tally.add(split, part)
+
+
+def _counts(samples: Samples, folder: Path, split: Split) -> dict[str, int]:
+    labels = np.load(folder / f"{split}_labels.npy")
+    counts = np.bincount(labels, minlength=len(samples.classes))
+    for name, count in zip(samples.classes, counts, strict=True):
+        if count == 0:
+            raise PipelineError(
+                f"the class `{name}` has no image in the {split} split",
+                where=samples.source,
+                fix="add images of it, raise `data.limit` or the split's fraction, or remove it",
+            )
+    return dict(zip(samples.classes, counts.tolist(), strict=True))
+
+
+def _calibration_set(
+    data: Data, packed: Path, random: np.random.Generator, warnings: list[str]
+) -> NDArray[np.uint8]:
+    """A stratified, seeded choice from train, uint8 [N, H, W, C]."""
+    images = np.load(packed / "train_images.npy", mmap_mode="r")
+    labels = np.load(packed / "train_labels.npy")
+    count = min(data.calibration_images, len(labels))
+    if count < data.calibration_images:
+        warnings.append(
+            f"train has {count} images, so calibration has no {data.calibration_images}"
+        )
+    chosen: NDArray[np.uint8] = images[draw(labels, count, random)]
+    return chosen

@@ -1,0 +1,239 @@
+"""Classification sets of torchvision.datasets by name, downloaded and verified."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import gzip
+import hashlib
+import inspect
+import io
+import socket
+import subprocess
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.contracts import Split
+from pipeline.errors import PipelineError
+from pipeline.params import Data
+from pipeline.torchvision_shim import import_torchvision
+
+DEBIAN_PACKAGES = {"FashionMNIST": "dataset-fashion-mnist"}
+LICENCES = {"FashionMNIST": "MIT, Zalando SE"}
+UNPACKED = {
+    "t10k-images-idx3-ubyte.gz": (
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
+    ),
+    "t10k-labels-idx1-ubyte.gz": (
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
+    ),
+    "train-images-idx3-ubyte.gz": (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
+    ),
+    "train-labels-idx1-ubyte.gz": (
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
+    ),
+}
+"""SHA-256 of the content of archives. Debian has compressed the published files anew, so that
+the MD5s which torchvision knows fit its content but not its archives."""
+_TIMEOUT_SECONDS = 15
+_SPLITS: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "trainval"),
+    "val": ("val", "valid"),
+    "test": ("test",),
+}
+
+
+def fetch_set(data: Data, root: Path) -> None:
+    """Bring the files of the set `data.name` into `root`; torchvision checks their digests.
+
+    Archives come from `data.folder` if they lie there, else from the set's own mirrors, else
+    from Debian's package of the set. Raises `PipelineError` with all that was tried.
+    """
+    kind = _dataset_class(data.name)
+    at_hand = _copy_archives(kind, data.folder, root)
+    tried: list[str] = [f"{data.folder}: {at_hand} files"] if at_hand else []
+    try:
+        return _download(data, root)
+    except _UnavailableError as error:
+        tried.append(f"torchvision's mirrors: {error}")
+    if package := DEBIAN_PACKAGES.get(data.name):
+        try:
+            _from_debian(package, kind, root)
+            return _download(data, root)
+        except _UnavailableError as error:
+            tried.append(f"Debian's package {package}: {error}")
+    raise PipelineError(
+        "the set could not be fetched:\n    " + "\n    ".join(tried),
+        where=f"data.name: {data.name}",
+        fix="put the set's archives into a folder and name it in `data.folder`",
+    )
+
+
+def open_set(data: Data, root: Path) -> dict[Split, Any]:
+    """The set's own splits, read from `root`, nothing downloaded; `train` is always there."""
+    return {split: make() for split, make in _makers(data, root, download=False).items()}
+
+
+class _UnavailableError(Exception):
+    """One way to the files failed; the next may not."""
+
+
+def _dataset_class(name: str) -> Any:
+    import_torchvision()
+    from torchvision import datasets
+
+    kind = getattr(datasets, name, None)
+    if not inspect.isclass(kind) or not issubclass(kind, datasets.VisionDataset):
+        close = difflib.get_close_matches(name, datasets.__all__, n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise PipelineError(f"torchvision has no set `{name}`{hint}", where="data.name")
+    return kind
+
+
+def _makers(data: Data, root: Path, *, download: bool) -> dict[Split, Any]:
+    """What opens each split. Sets say `train=...`, `split=...` or bring no split at all."""
+    kind = _dataset_class(data.name)
+    known = inspect.signature(kind).parameters
+    common: dict[str, Any] = {"root": str(root), **data.options}
+    if "download" in known:
+        common["download"] = download
+    unknown = sorted(data.options.keys() - known.keys())
+    if unknown:
+        raise PipelineError(
+            f"{data.name} takes no {', '.join(unknown)}; it knows {', '.join(known)}",
+            where="data.options",
+        )
+
+    def maker(**arguments: Any) -> Any:
+        accepted = {key: value for key, value in common.items() if key in known}
+        return lambda: kind(**accepted, **arguments)
+
+    if "train" in known and "train" not in data.options:
+        return {"train": maker(train=True), "test": maker(train=False)}
+    if "split" in known and "split" not in data.options:
+        offered = _split_values(kind)
+        chosen = {
+            split: next((name for name in names if name in offered), None)
+            for split, names in _SPLITS.items()
+        }
+        if chosen["train"] is None:
+            raise PipelineError(
+                f"its splits are {', '.join(offered)}, none is train",
+                where=f"data.name: {data.name}",
+                fix="choose one of them: `data.options: {split: ...}`",
+            )
+        return {split: maker(split=name) for split, name in chosen.items() if name}
+    return {"train": maker()}
+
+
+def _split_values(kind: Any) -> list[str]:
+    """Names of splits that a set accepts: all string literals of its constructor's source.
+
+    torchvision does not list them anywhere else in the same way for all sets.
+    """
+    source = inspect.getsource(kind)
+    names = [name for names in _SPLITS.values() for name in names]
+    return [name for name in names if f'"{name}"' in source]
+
+
+def _download(data: Data, root: Path) -> None:
+    said = io.StringIO()
+    try:
+        with _timeout(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            for make in _makers(data, root, download=True).values():
+                make()
+    except (OSError, RuntimeError) as error:  # URLError is an OSError
+        raise _UnavailableError(" ".join(str(error).split())) from None
+
+
+@contextlib.contextmanager
+def _timeout() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _archive_folder(kind: Any, root: Path) -> Path:
+    """Where torchvision looks for archives before it downloads them."""
+    from torchvision import datasets
+
+    return root / kind.__name__ / "raw" if issubclass(kind, datasets.MNIST) else root
+
+
+def _copy_archives(kind: Any, folder: Path, root: Path) -> int:
+    """Copy what the user has, laid out as torchvision does or flat; check known digests."""
+    if not folder.is_dir():
+        return 0
+    files = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != "README.md" and not file.name.startswith(".")
+    ]
+    for file in files:
+        inner = file.relative_to(folder)
+        target = root / inner if len(inner.parts) > 1 else _archive_folder(kind, root) / inner
+        _copy_verified(kind, file, target)
+    return len(files)
+
+
+def _copy_verified(kind: Any, file: Path, target: Path) -> None:
+    """Copy an archive, or its content where only the compression is not the published one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    published = dict(getattr(kind, "resources", [])).get(file.name)
+    content = file.read_bytes()
+    if published is None or hashlib.md5(content).hexdigest() == published:
+        target.write_bytes(content)
+        return
+    try:
+        unpacked = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error):
+        unpacked = b""
+    if hashlib.sha256(unpacked).hexdigest() != UNPACKED.get(file.name):
+        raise PipelineError(
+            f"not the archive that {kind.__name__} was published with: its digest differs",
+            where=str(file),
+            fix="remove it, or replace it with the original",
+        )
+    target.with_suffix("").write_bytes(unpacked)
+
+
+def _from_debian(package: str, kind: Any, root: Path) -> None:
+    """Unpack a Debian package's archives; apt checks its signature, we the content.
+
+    No root is needed. Where the system's package lists are empty, apt gets lists of its own.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # apt's download user, if there is one, must get in
+        lists = folder / "lists"
+        private = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={folder / 'cache'}"]
+        (lists / "partial").mkdir(parents=True)
+        (folder / "cache" / "archives" / "partial").mkdir(parents=True)
+        try:
+            _command(["apt-get", "-q", "download", package], folder)
+        except _UnavailableError:
+            _command(["apt-get", "-q", *private, "update"], folder)
+            _command(["apt-get", "-q", *private, "download", package], folder)
+        (archive,) = folder.glob("*.deb")
+        _command(["dpkg-deb", "-x", archive.name, "content"], folder)
+        for file in (folder / "content" / "usr" / "share" / "datasets").rglob("*.gz"):
+            _copy_verified(kind, file, _archive_folder(kind, root) / file.name)
+
+
+def _command(words: list[str], folder: Path) -> None:
+    try:
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
+    except FileNotFoundError:
+        raise _UnavailableError(f"there is no {words[0]} here") from None
+    except subprocess.TimeoutExpired:
+        raise _UnavailableError(f"{words[0]} took more than 300 s") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise _UnavailableError(f"{words[0]}: {lines[-1]}")
