@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from pipeline.backends.base import versions
@@ -30,13 +32,13 @@ def check(params: Params) -> None:
         )
     size = _SIZE if params.data.image_size == "auto" else params.data.image_size
     channels = _CHANNELS if params.data.channels == "auto" else params.data.channels
-    shape = {"classes": _CLASSES, "channels": channels, "image_size": size}
+    build = partial(build_network, classes=_CLASSES, channels=channels, image_size=size)
     pixels = torch.zeros(1, size, size, channels, dtype=torch.uint8)
     normalisation = student_normalisation(channels)
     for student in params.students.enabled:
         network = params.students.zoo[student]
-        teacher = PixelsToLogits(build_network(params.teacher.network, **shape), normalisation)
-        model = PixelsToLogits(build_network(network, **shape), normalisation)
+        teacher = PixelsToLogits(build(params.teacher.network), normalisation)
+        model = PixelsToLogits(build(network), normalisation)
         Distillation(
             model,
             teacher,

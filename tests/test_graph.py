@@ -37,6 +37,16 @@ def imported_names(file: Path) -> set[str]:
     return names | parents
 
 
+def templates(file: Path) -> set[Path]:
+    """Files beside a module that it names and reads: its code as much as its Python is."""
+    names = [
+        node.value
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    return {file.parent / name for name in names if name.endswith(".j2") and "/" not in name}
+
+
 def closure(script: Path) -> set[Path]:
     """All files of this repository that a stage script imports, itself included."""
     found: set[Path] = set()
@@ -45,7 +55,7 @@ def closure(script: Path) -> set[Path]:
         file = waiting.pop()
         if file in found:
             continue
-        found.add(file)
+        found |= {file} | {path for path in templates(file) if path.exists()}
         waiting += filter(None, map(module_file, imported_names(file)))
     return found
 

@@ -55,6 +55,9 @@ class Backend(Protocol):
     def evaluator(self) -> str | None:
         """Name and version of the runtime that `load` uses here; null if it cannot run here."""
 
+    def unmeasurable(self) -> str | None:
+        """Why latencies cannot be taken here (no package, no GPU); null where they can."""
+
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
     """Installed versions by distribution name; `PipelineError` names what is missing."""

@@ -58,18 +58,14 @@ def draw(labels: NDArray[np.int64], count: int, random: np.random.Generator) -> 
     far as `count` allows.
     """
     classes, sizes = np.unique(labels, return_counts=True)
+    most = sizes - 1 if count <= (sizes - 1).sum() else sizes
     exact = sizes * (count / len(labels))
-    take = np.floor(exact).astype(int)
-    take = np.where((take == 0) & (sizes > 1), 1, take)
-    take = np.minimum(take, np.maximum(sizes - 1, 1)) if count < len(labels) else sizes
-    for index in np.argsort(take - exact, kind="stable"):  # largest remainders first
-        if take.sum() >= count:
-            break
-        take[index] += take[index] < sizes[index]
-    for index in np.argsort(exact - take, kind="stable"):
-        if take.sum() <= count:
-            break
-        take[index] -= take[index] > 0
+    take = np.minimum(np.maximum(np.floor(exact).astype(int), sizes > 1), most)
+    while take.sum() != count:
+        step = 1 if take.sum() < count else -1
+        free = take < most if step > 0 else take > 0
+        due = np.where(free, step * (exact - take), -np.inf)
+        take[np.argmax(due)] += step
     chosen = [
         random.permutation(np.flatnonzero(labels == name))[:n]
         for name, n in zip(classes, take, strict=True)

@@ -97,11 +97,11 @@ def _dataset_class(name: str) -> Any:
 def _makers(data: Data, root: Path, *, download: bool) -> dict[Split, Any]:
     """What opens each split. Sets say `train=...`, `split=...` or bring no split at all."""
     kind = _dataset_class(data.name)
-    known = inspect.signature(kind).parameters
+    known = _parameters(kind)
     common: dict[str, Any] = {"root": str(root), **data.options}
     if "download" in known:
         common["download"] = download
-    unknown = sorted(data.options.keys() - known.keys())
+    unknown = sorted(data.options.keys() - set(known))
     if unknown:
         raise PipelineError(
             f"{data.name} takes no {', '.join(unknown)}; it knows {', '.join(known)}",
@@ -128,6 +128,17 @@ def _makers(data: Data, root: Path, *, download: bool) -> dict[Split, Any]:
             )
         return {split: maker(split=name) for split, name in chosen.items() if name}
     return {"train": maker()}
+
+
+def _parameters(kind: Any) -> list[str]:
+    """Arguments of a set's constructor, those of its bases included where it hands them on."""
+    names: list[str] = []
+    for base in kind.__mro__:
+        parameters = inspect.signature(base.__init__).parameters.values()
+        names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "self"]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return names
 
 
 def _split_values(kind: Any) -> list[str]:

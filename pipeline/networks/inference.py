@@ -41,7 +41,7 @@ def predict(model: PixelsToLogits, images: NDArray[np.uint8], batch: int = 500) 
     was_training = model.training
     model.eval()
     parts = [
-        model(torch.from_numpy(np.ascontiguousarray(images[i : i + batch])).to(device)).cpu()
+        model(torch.tensor(images[i : i + batch], device=device)).cpu()
         for i in range(0, len(images), batch)
     ]
     model.train(was_training)

@@ -1,0 +1,197 @@
+"""OpenVINO on Intel CPUs: IR from ONNX, int8 from NNCF."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import sys
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backends.base import Compiled, Job, Runner, versions
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    import openvino
+
+# OpenVINO and NNCF report every use to their makers, unless this package cannot be imported.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+MODEL_FILE = "model.xml"
+PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+INT8 = ("i8", "u8")
+PRECISION_NOTE = (
+    "layers that are not int8 run in float32: `load` sets INFERENCE_PRECISION_HINT=f32, "
+    "without it OpenVINO takes bf16 where the CPU has it"
+)
+# (x - 128) / 64 of a pixel x in [0, 255]: over this range 256 levels have the step 1/64, so
+# that quantized input and pixel are the same number.
+INPUT_RANGE = (-2.0, 127 / 64)
+
+
+class OpenVino:
+    name: ClassVar[str] = "openvino"
+    packages: ClassVar[tuple[str, ...]] = ("openvino", "nncf")
+
+    def compile(self, job: Job, folder: Path) -> Compiled:
+        """Write `model.xml` and `model.bin`: the ONNX in float32, or quantized by NNCF.
+
+        The same job gives the same bytes. Raises `PipelineError` for an unknown precision, a
+        package or an ONNX file that is missing.
+        """
+        if job.precision not in ("fp32", "int8"):
+            raise PipelineError(
+                f"openvino does not know the precision `{job.precision}`", fix="use fp32 or int8"
+            )
+        versions(self.packages)
+        model = _convert(job.onnx)
+        quantizer = None
+        notes = [PRECISION_NOTE]
+        if job.precision == "int8":
+            model = _quantize(model, job.calibration)
+            quantizer = "NNCF: min-max, preset mixed, per-channel weights, full bias correction"
+            notes.append(_pin_input_range(model))
+        _save(model, folder / MODEL_FILE)
+        operators, share = _inspect(folder / MODEL_FILE)
+        return Compiled(MODEL_FILE, quantizer, operators, share, tuple(notes))
+
+    def load(self, model: Path, threads: int) -> Runner:
+        """A runner for one image at a time or many: one stream, one synchronous request.
+
+        A single image has a network of fixed shape, which answers sooner; all other batch
+        sizes share one of dynamic shape, compiled when the first of them comes.
+        """
+        single = _compile(_read(model), threads, batch=1).create_infer_request()
+
+        @cache
+        def many() -> openvino.InferRequest:
+            return _compile(_read(model), threads, batch=-1).create_infer_request()
+
+        def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+            request = single if len(images) == 1 else many()
+            logits: NDArray[np.float32] = request.infer([images])[0].copy()
+            return logits
+
+        return run
+
+    def evaluator(self) -> str | None:
+        try:
+            return f"openvino {importlib.metadata.version('openvino')}"
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    def unmeasurable(self) -> str | None:
+        return None if self.evaluator() else "the package openvino is not installed"
+
+
+def _convert(onnx: Path) -> openvino.Model:
+    import openvino
+
+    # `read_model` takes ONNX, too, but leaves the weights of depthwise convolutions behind a
+    # reshape, where NNCF does not find them: they would stay float.
+    return openvino.convert_model(_existing(onnx))
+
+
+def _read(path: Path) -> openvino.Model:
+    import openvino
+
+    return openvino.Core().read_model(_existing(path))
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise PipelineError("there is no such model", where=str(path), fix="run `dvc repro`")
+    return path
+
+
+def _compile(model: openvino.Model, threads: int, batch: int) -> openvino.CompiledModel:
+    """`model` on the CPU for a fixed batch size, or for any with -1."""
+    import openvino
+
+    model.reshape([batch, *list(model.input().partial_shape)[1:]])
+    properties = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    return openvino.Core().compile_model(model, "CPU", properties)
+
+
+def _quantize(model: openvino.Model, images: NDArray[np.uint8]) -> openvino.Model:
+    import nncf
+
+    samples = [images[i : i + 1] for i in range(len(images))]
+    return nncf.quantize(
+        model,
+        nncf.Dataset(samples),
+        preset=nncf.QuantizationPreset.MIXED,
+        target_device=nncf.TargetDevice.CPU,
+        subset_size=len(samples),
+        fast_bias_correction=False,
+    )
+
+
+def _pin_input_range(model: openvino.Model) -> str:
+    """Quantize the input at scale 1/64, whatever pixels the calibration images lack.
+
+    Returns a note that says whether the graph has a quantizer at its input at all.
+    """
+    from openvino import opset13
+
+    nodes = _readers(model.input())
+    while len(nodes) == 1:
+        node = nodes[0]
+        if node.get_type_name() == "FakeQuantize":
+            for port, value in enumerate(INPUT_RANGE * 2, start=1):
+                bound = opset13.constant(np.full(node.input(port).get_shape(), value, np.float32))
+                node.input(port).replace_source_output(bound.output(0))
+            return "input quantized exactly: scale 1/64, zero point 128, from the raw pixels"
+        nodes = _readers(node.output(0))
+    return "input quantization is not exact: the graph has no single quantizer at its input"
+
+
+def _readers(output: openvino.Output) -> list[openvino.Node]:
+    """Nodes that read the values of `output`, not its shape alone."""
+    nodes = [target.get_node() for target in output.get_target_inputs()]
+    return [node for node in nodes if node.get_type_name() != "ShapeOf"]
+
+
+def _save(model: openvino.Model, path: Path) -> None:
+    import openvino
+
+    openvino.save_model(model, path, compress_to_fp16=False)
+    # OpenVINO names nameless layers by a counter of the process: `Constant_1234`. Layer ids
+    # are theirs in the file's own order, so that equal networks give equal files.
+    text = re.sub(
+        r'<layer id="(\d+)" name="([A-Z][A-Za-z]*)_\d+"',
+        r'<layer id="\1" name="\2_id\1"',
+        path.read_text(),
+    )
+    path.write_text(text)
+
+
+def _inspect(path: Path) -> tuple[dict[str, int], float]:
+    """Layers that the CPU executes for one image, by type and precision; int8's share of
+    convolutions and products among them."""
+    operators: Counter[str] = Counter()
+    products: Counter[bool] = Counter()
+    for node in _compile(_read(path), threads=1, batch=1).get_runtime_model().get_ordered_ops():
+        info: dict[str, Any] = {key: value.astype(str) for key, value in _execution(node)}
+        if info["primitiveType"].startswith("unknown"):
+            continue  # no kernel: inputs, constants, reshapes in place
+        operators[f"{info['layerType']} {info['runtimePrecision']}"] += 1
+        if info["layerType"] in PRODUCTS:
+            products[info["runtimePrecision"] in INT8] += 1
+    share = products[True] / products.total() if products else 0.0
+    return dict(sorted(operators.items())), share
+
+
+def _execution(node: openvino.Node) -> list[tuple[str, Any]]:
+    info = node.get_rt_info()
+    return [(key, info[key]) for key in ("layerType", "runtimePrecision", "primitiveType")]

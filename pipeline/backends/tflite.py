@@ -1,0 +1,290 @@
+"""LiteRT (TensorFlow Lite) for phones and boards: converted from torch, quantized by
+ai-edge-quantizer, run by LiteRT with XNNPACK."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import logging
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backends.base import Compiled, Job, Runner, versions
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    import torch
+
+MODEL_FILE = "model.tflite"
+SIGNATURE = "serving_default"
+PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL")
+SAMPLES = 16
+"""Calibration images that check the conversion."""
+MAX_ERROR = 1e-3
+"""Largest error of a converted logit, as a share of the largest logit."""
+
+
+class TFLite:
+    name: ClassVar[str] = "tflite"
+    packages: ClassVar[tuple[str, ...]] = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer")
+
+    def compile(self, job: Job, folder: Path) -> Compiled:
+        """Write `model.tflite`: input `image` uint8 [1, H, W, C], output `logits` float32.
+
+        The batch is fixed at 1, the shape that delegates of phones want. The same job gives
+        the same bytes. Raises `PipelineError` for an unknown precision, a package or a
+        student that is missing.
+        """
+        builders = {"fp32": _float32, "fp16": _float16, "int8": _int8}
+        if job.precision not in builders:
+            raise PipelineError(
+                f"tflite does not know the precision `{job.precision}`",
+                fix=f"use {', '.join(builders)}",
+            )
+        versions(self.packages)
+        with _quiet():
+            content, quantizer = builders[job.precision](job)
+        path = folder / MODEL_FILE
+        path.write_bytes(content)
+        operators, share, notes = _inspect(path)
+        return Compiled(MODEL_FILE, quantizer, operators, share, notes)
+
+    def load(self, model: Path, threads: int) -> Runner:
+        """A runner that gives the interpreter one image after the other.
+
+        That is the shape that ships, so accuracy and latency are those of the shipped graph.
+        """
+        return _runner(_interpreter(model, threads))
+
+    def evaluator(self) -> str | None:
+        try:
+            return f"ai-edge-litert {importlib.metadata.version('ai-edge-litert')}"
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    def unmeasurable(self) -> str | None:
+        return None if self.evaluator() else "the package ai-edge-litert is not installed"
+
+
+def _float32(job: Job) -> tuple[bytes, str | None]:
+    import torch
+
+    from pipeline.networks.build import load_pixels_to_logits
+
+    model, _ = load_pixels_to_logits(job.student_folder)
+    return _convert(model, torch.from_numpy(job.calibration[:SAMPLES])), None
+
+
+def _float16(job: Job) -> tuple[bytes, str | None]:
+    from ai_edge_quantizer.quantizer import Quantizer
+    from ai_edge_quantizer.recipe_manager import RecipeManager
+
+    recipe = RecipeManager()
+    recipe.add_weight_only_config(".*", "*", num_bits=16, algorithm_key="float_casting")
+    quantizer = Quantizer(bytearray(_float32(job)[0]), recipe.get_quantization_recipe())
+    return _quantized(quantizer, None), "ai-edge-quantizer: weights cast to float16"
+
+
+def _int8(job: Job) -> tuple[bytes, str | None]:
+    """Static int8: the network on normalised input is quantized, then fed with pixels.
+
+    The pixel x of (x - 128) / 64 is the quantized input at scale 1/64, zero point 128. One
+    QUANTIZE operator moves the zero point to int8's; no float arithmetic precedes it.
+    """
+    import torch
+    from ai_edge_quantizer.quantizer import Quantizer
+    from ai_edge_quantizer.recipe_manager import RecipeManager
+    from litert_torch import to_channel_last_io
+
+    from pipeline.networks.build import load_model, student_normalisation
+
+    network, card = load_model(job.student_folder)
+    if card.normalisation != student_normalisation(card.channels):
+        raise PipelineError(
+            f"normalised by mean {card.normalisation.mean}, std {card.normalisation.std}: pixels "
+            "are int8 input only for mean 128, std 64",
+            where=str(job.student_folder),
+            fix="train the student with (x - 128) / 64",
+        )
+    images = (job.calibration.astype(np.float32) - np.float32(128)) / np.float32(64)
+    model = to_channel_last_io(network, args=[0])
+    recipe = RecipeManager()
+    recipe.add_static_config(".*", "*", activation_num_bits=8, weight_num_bits=8)
+    for boundary in ("INPUT", "OUTPUT"):  # stay float in the signature
+        recipe.add_quantization_config(".*", boundary, algorithm_key="no_quantize")
+    content = _convert(model, torch.from_numpy(images[:SAMPLES]))
+    quantizer = Quantizer(bytearray(content), recipe.get_quantization_recipe())
+    content = _with_pixel_input(_quantized(quantizer, _calibrate(quantizer, images)))
+    return content, "ai-edge-quantizer: static, moving-average min-max, per-channel weights"
+
+
+def _convert(model: torch.nn.Module, samples: torch.Tensor) -> bytes:
+    """A .tflite of `model` with input `image`, one of `samples`, and output `logits`.
+
+    Raises `PipelineError` unless LiteRT's answers to `samples` are torch's.
+    """
+    import litert_torch
+    import torch
+    from ai_edge_litert.interpreter import Interpreter
+
+    class Named(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": self.model(image)}
+
+    # litert-torch 0.10 knows constants by the address of their contiguous copy. A weight in
+    # channels-last layout has a copy of a moment, and the next one at its address gets lost.
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.contiguous()
+    converted = litert_torch.convert(Named().eval(), sample_kwargs={"image": samples[:1]})
+    content = bytes(converted.model_content())
+    with torch.no_grad():
+        expected = model(samples).numpy()
+    error = np.abs(_runner(Interpreter(model_content=content))(samples.numpy()) - expected).max()
+    if not error <= MAX_ERROR * np.abs(expected).max():
+        raise PipelineError(
+            f"litert-torch changed the network: logits of LiteRT and torch differ by {error:.2g}",
+            fix="try another version of litert-torch, and report the architecture",
+        )
+    return content
+
+
+def _calibrate(quantizer: Any, images: NDArray[np.float32]) -> dict[str, Any]:
+    """Ranges of all tensors over normalised `images`; the input's is set, not measured.
+
+    Over [-2, 127/64], all that pixels can give, int8 has the step 1/64 and zero point 0.
+    """
+    samples = [{"image": images[i : i + 1]} for i in range(len(images))]
+    with _bar_needs_terminal():
+        ranges: dict[str, Any] = quantizer.calibrate({SIGNATURE: samples}, num_threads=1)
+    entry = ranges[f"{SIGNATURE}_image"]
+    entry["min"], entry["max"] = np.full((2, 1, 1, 1, 1), -2.0, np.float32)
+    entry["max"][...] = 127 / 64
+    return ranges
+
+
+def _quantized(quantizer: Any, ranges: dict[str, Any] | None) -> bytes:
+    with _bar_needs_terminal():
+        result = quantizer.quantize(ranges, enable_progress_report=False)
+    return bytes(result.quantized_model)
+
+
+def _with_pixel_input(content: bytes) -> bytes:
+    """The float input of a quantized model becomes uint8 with scale 1/64, zero point 128.
+
+    The QUANTIZE operator behind it then maps uint8 to int8.
+    """
+    from ai_edge_litert.schema_py_generated import QuantizationParametersT, TensorType
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    graph = model.subgraphs[0]
+    pixels = graph.tensors[graph.inputs[0]]
+    pixels.type = TensorType.UINT8
+    pixels.quantization = QuantizationParametersT()
+    pixels.quantization.scale, pixels.quantization.zeroPoint = [1 / 64], [128]
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _interpreter(model: Path, threads: int) -> Any:
+    from ai_edge_litert.interpreter import Interpreter
+
+    if not model.is_file():
+        raise PipelineError("there is no such model", where=str(model), fix="run `dvc repro`")
+    return Interpreter(str(model), num_threads=threads)
+
+
+def _runner(interpreter: Any) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    interpreter.allocate_tensors()
+    image = interpreter.get_input_details()[0]["index"]
+    output = interpreter.get_output_details()[0]
+
+    def run(images: NDArray[Any]) -> NDArray[np.float32]:
+        logits = np.empty((len(images), output["shape"][-1]), np.float32)
+        for i in range(len(images)):
+            interpreter.set_tensor(image, images[i : i + 1])
+            interpreter.invoke()
+            logits[i] = interpreter.get_tensor(output["index"])[0]
+        return logits
+
+    return run
+
+
+def _inspect(path: Path) -> tuple[dict[str, int], float, tuple[str, ...]]:
+    """Operators by kind and input type, int8's share of convolutions and products, and a note
+    on what XNNPACK takes and what is left to the built-in kernels."""
+    # LiteRT has no public list of operators; this one holds the graph's own ones first, then
+    # one DELEGATE for each partition that XNNPACK has taken.
+    interpreter = _interpreter(path, threads=1)
+    interpreter.allocate_tensors()
+    nodes = interpreter._get_ops_details()
+    graph = [node for node in nodes if node["op_name"] != "DELEGATE"]
+    partitions = [node for node in nodes if node["op_name"] == "DELEGATE"]
+    delegated = set[int]()
+    for partition in partitions:
+        delegated |= _inside(partition, graph)
+    products = [node for node in graph if node["op_name"] in PRODUCTS]
+    int8 = [node for node in products if node["operand_types"][:2] == [np.int8, np.int8]]
+    builtin = Counter(_kind(node) for i, node in enumerate(graph) if i not in delegated)
+    rest = ", ".join(f"{count} {kind}" for kind, count in sorted(builtin.items())) or "none"
+    return (
+        dict(sorted(Counter(map(_kind, graph)).items())),
+        len(int8) / len(products) if products else 0.0,
+        (
+            f"XNNPACK runs {len(delegated)} operators in {len(partitions)} "
+            f"{'partition' if len(partitions) == 1 else 'partitions'}; "
+            f"built-in kernels: {rest}",
+        ),
+    )
+
+
+def _kind(node: dict[str, Any]) -> str:
+    return f"{node['op_name']} {np.dtype(node['operand_types'][0])}"
+
+
+def _inside(partition: dict[str, Any], graph: list[dict[str, Any]]) -> set[int]:
+    """Operators of `graph` that a delegate has taken: those between its inputs and outputs."""
+    producer = {tensor: i for i, node in enumerate(graph) for tensor in node["outputs"]}
+    given = set(partition["inputs"])
+    found = set[int]()
+    tensors = list(partition["outputs"])
+    while tensors:
+        tensor = tensors.pop()
+        if tensor in given or tensor not in producer or producer[tensor] in found:
+            continue
+        found.add(producer[tensor])
+        tensors += list(graph[producer[tensor]]["inputs"])
+    return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the converters say about themselves; errors and other warnings pass."""
+    os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    for chatty in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*preserve_all_tensors.*")
+        yield
+
+
+def _bar_needs_terminal() -> contextlib.AbstractContextManager[object]:
+    """ai-edge-quantizer draws its progress bars on any stderr; keep them out of logs."""
+    if sys.stderr.isatty():
+        return contextlib.nullcontext()
+    return contextlib.redirect_stderr(io.StringIO())

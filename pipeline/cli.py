@@ -1,0 +1,109 @@
+"""The commands that people type; each loads what it needs when it is called."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; `PipelineError` for what the user can mend."""
+    parsed = _parser().parse_args(arguments)
+    code: int = parsed.command(parsed) or 0
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description="Small, quantized, measured image classifiers. `dvc repro` makes them.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: object, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=command)
+        return added
+
+    add("doctor", _doctor, "list every runtime and what this machine can do with it")
+    add("check", _check, "find what is wrong with params.yaml before anything is computed")
+    add("fingerprint", _fingerprint, "record this machine, so that latencies are taken on it")
+    add("results", _results, "show what was measured and say where the report lies")
+    predict = add("predict", _predict, "classify images with a compiled artifact")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    predict.add_argument("--student", required=True, metavar="S")
+    predict.add_argument("--backend", required=True, metavar="B")
+    predict.add_argument("--precision", required=True, metavar="P")
+    predict.add_argument("--top", type=_count, default=3, metavar="K", help="classes to show")
+    predict.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
+def _doctor(_: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from pipeline.measure.doctor import examine
+
+    console = Console()
+    for part in examine():
+        console.print(part)
+
+
+def _check(_: argparse.Namespace) -> None:
+    from pipeline.params import load_params
+    from pipeline.preflight import check
+
+    check(load_params())
+    print("params.yaml: nothing wrong was found")
+
+
+def _fingerprint(_: argparse.Namespace) -> None:
+    from pipeline.contracts import FINGERPRINT
+    from pipeline.measure.fingerprint import update_fingerprint
+
+    machine, written = update_fingerprint()
+    state = "written" if written else "already tells of this machine"
+    print(f"{machine.cpu}, {machine.cores} core(s), {machine.memory_gib} GiB")
+    print(f"{FINGERPRINT}: {state}")
+
+
+def _results(_: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from pipeline.contracts import REPORTS
+    from pipeline.deliver.results import gather, table
+    from pipeline.params import load_params
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a log wraps lines by itself
+    console.print(table(gather(load_params())))
+    report = REPORTS / "report.html"
+    if report.exists():
+        print(f"The report: {report.resolve().as_uri()}")
+    else:
+        print("There is no report yet: run `dvc repro`")
+
+
+def _predict(parsed: argparse.Namespace) -> None:
+    import json
+    import sys
+
+    from pipeline.deliver.predict import predict, predictions_table
+
+    answer = predict(parsed.images, parsed.student, parsed.backend, parsed.precision, parsed.top)
+    if parsed.json:
+        print(json.dumps(answer, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    Console().print(predictions_table(answer))
+    print(f"by {answer['runtime']}", file=sys.stderr)

@@ -1,0 +1,189 @@
+"""What was recorded about every artifact that params.yaml asks for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.contracts import (
+    BENCHMARK,
+    BenchmarkRecord,
+    BenchmarkRow,
+    CompiledMetrics,
+    compiled_metrics_file,
+)
+from pipeline.params import Gate, Params
+
+Status = Literal["measured", "not_measured", "failed", "missing"]
+
+RUNTIME_NAMES = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "tflite": "LiteRT",
+    "tensorrt": "TensorRT",
+}
+_OWN = {
+    "onnxruntime": "onnxruntime ",
+    "openvino": "openvino ",
+    "tflite": "ai-edge-litert ",
+    "tensorrt": "tensorrt",
+}
+"""How `evaluated_with` begins where the accuracy comes from the artifact's own runtime."""
+
+UNKNOWN = "–"  # noqa: RUF001 - a dash in a table, no minus
+
+
+@dataclass(frozen=True)
+class Row:
+    """One artifact. `metrics` or `latency` is None where nothing is recorded about it.
+
+    `excess` says which limits of `gate` it breaks; None where that is not known.
+    """
+
+    student: str
+    backend: str
+    precision: str
+    status: Status
+    reason: str | None
+    metrics: CompiledMetrics | None
+    latency: BenchmarkRow | None
+    excess: tuple[str, ...] | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.student} {RUNTIME_NAMES[self.backend]} {self.precision}"
+
+    @property
+    def within_limits(self) -> bool:
+        return self.excess == ()
+
+    @property
+    def p50(self) -> float | None:
+        times = self.latency.latency_ms if self.latency else None
+        return times.p50 if times else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know beside the numbers."""
+        found = []
+        if self.status != "measured":
+            found.append(f"latency {self.status.replace('_', ' ')}: {self.reason}")
+        if self.metrics and not self.metrics.evaluated_with.startswith(_OWN[self.backend]):
+            found.append(f"accuracy taken with {self.metrics.evaluated_with}")
+        return (*found, *(f"outside its limits: {excess}" for excess in self.excess or ()))
+
+    def cells(self) -> dict[str, str]:
+        """Every figure as text by its heading; a dash where nothing is known."""
+        metrics, bench = self.metrics, self.latency
+        times = bench.latency_ms if bench else None
+        share = bench.ratio_to_reference if bench else None
+        limits = {None: UNKNOWN, True: "within", False: "outside"}
+        return {
+            "Runtime": RUNTIME_NAMES[self.backend],
+            "Precision": self.precision,
+            "Status": self.status.replace("_", " "),
+            "Top-1": f"{metrics.top1:.4f}" if metrics else UNKNOWN,
+            "Drop": f"{metrics.top1_drop:+.4f}" if metrics else UNKNOWN,
+            "p50 ms": f"{times.p50:.3f}" if times else UNKNOWN,
+            "p90 ms": f"{times.p90:.3f}" if times else UNKNOWN,
+            "kB": f"{metrics.size_bytes / 1000:,.0f}" if metrics else UNKNOWN,
+            "× ref": f"{share:.2f}" if share is not None else UNKNOWN,  # noqa: RUF001
+            "Agreement": f"{metrics.agreement:.4f}" if metrics else UNKNOWN,
+            "int8 ops": f"{metrics.int8_op_share:.0%}" if metrics else UNKNOWN,
+            "Limits": limits[None if self.excess is None else self.within_limits],
+        }
+
+
+LEFT_ALIGNED = ("Runtime", "Precision", "Status", "Limits")
+TERMINAL = ("Runtime", "Precision", "Status", "Top-1", "Drop", "p50 ms", "p90 ms", "kB")
+"""What fits into 80 characters."""
+
+
+def gather(params: Params) -> list[Row]:
+    """One row per enabled student, backend and precision, in the order of params.yaml.
+
+    What is not recorded yet gives a row that says so; a file that is no such record raises
+    `PipelineError`. Files of students and precisions that are not asked for are ignored.
+    """
+    record = BenchmarkRecord.read(BENCHMARK) if BENCHMARK.exists() else None
+    return [
+        _row(student, backend, precision, record, params.gate)
+        for student in params.students.enabled
+        for backend, precision in params.backends.pairs()
+    ]
+
+
+def best_per_backend(rows: list[Row]) -> dict[str, Row | None]:
+    """By backend: the fastest artifact among those measured and within the limits."""
+    best: dict[str, Row | None] = {row.backend: None for row in rows}
+    for row in rows:
+        known = best[row.backend]
+        fastest = math.inf if known is None or known.p50 is None else known.p50
+        if row.within_limits and row.p50 is not None and row.p50 < fastest:
+            best[row.backend] = row
+    return best
+
+
+def numbered_notes(rows: list[Row]) -> dict[str, int]:
+    """Every note of the rows once, numbered from 1 in order of appearance."""
+    notes = dict.fromkeys(note for row in rows for note in row.notes)
+    return {note: number for number, note in enumerate(notes, 1)}
+
+
+def shown_cells(row: Row, numbers: dict[str, int]) -> dict[str, str]:
+    """`row.cells()` with the numbers of its notes behind the status."""
+    cells = row.cells()
+    if row.notes:
+        cells["Status"] += f" [{', '.join(str(numbers[note]) for note in row.notes)}]"
+    return cells
+
+
+def table(rows: list[Row]) -> Table:
+    """The main figures for the terminal; notes are numbered in the status."""
+    notes = numbered_notes(rows)
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
+    for heading in TERMINAL:
+        words = heading in LEFT_ALIGNED
+        shown.add_column(heading, justify="left" if words else "right", no_wrap=heading != "Status")
+    for i, row in enumerate(rows):
+        if i == 0 or rows[i - 1].student != row.student:
+            shown.add_section()
+            shown.add_row(Text(row.student, style="bold"))
+        style = {"measured": "", "failed": "red"}.get(row.status, "dim")
+        cells = shown_cells(row, notes)
+        texts = [Text(cells[heading]) for heading in TERMINAL]
+        shown.add_row(*texts, style="yellow" if row.excess else style)
+    shown.caption = Text("\n".join(f"[{number}] {note}" for note, number in notes.items()))
+    shown.caption_justify = "left"
+    return shown
+
+
+def _row(
+    student: str, backend: str, precision: str, record: BenchmarkRecord | None, gate: Gate
+) -> Row:
+    file = compiled_metrics_file(student, backend, precision)
+    metrics = CompiledMetrics.read(file) if file.exists() else None
+    latency = record.rows.get(f"{student}/{backend}/{precision}") if record else None
+    status: Status = "missing"
+    if metrics is None:
+        latency, reason = None, "not compiled yet, run `dvc repro`"  # a latency would be stale
+    elif latency is None:
+        reason = "not benchmarked yet, run `dvc repro`"
+    else:
+        status, reason = latency.status, latency.reason or ""
+    excess = None if metrics is None else _excess(metrics, gate)
+    return Row(student, backend, precision, status, reason or None, metrics, latency, excess)
+
+
+def _excess(metrics: CompiledMetrics, gate: Gate) -> tuple[str, ...]:
+    found = []
+    if metrics.top1_drop > gate.max_top1_drop:
+        found.append(f"its top-1 drops by more than {gate.max_top1_drop:g}")
+    if metrics.agreement < gate.min_agreement:
+        found.append(f"it agrees with its float student on less than {gate.min_agreement:.0%}")
+    return tuple(found)

@@ -1,0 +1,34 @@
+"""Accuracy of a runtime on a split: pure functions of logits, and how to get the logits."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backends.base import Runner
+from pipeline.progress import track
+
+
+def top1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Share in [0, 1] of rows of `logits` [N, C] whose largest entry is at `labels` [N]."""
+    return float((logits.argmax(axis=1) == labels).mean())
+
+
+def agreement(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Share in [0, 1] of rows of two logits [N, C] with the same argmax."""
+    return float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
+
+
+def logits_of(
+    runner: Runner, images: NDArray[np.uint8], batch: int = 250, label: str = "evaluating"
+) -> NDArray[np.float32]:
+    """Logits float32 [N, C] of `images` uint8 [N, H, W, C], read and run `batch` at a time.
+
+    Only one batch of a memory-mapped split is in memory; the last one may be smaller.
+    """
+    starts = range(0, len(images), batch)
+    parts = [
+        runner(np.ascontiguousarray(images[start : start + batch]))
+        for start in track(starts, label, total=len(images), step=batch)
+    ]
+    return np.concatenate(parts)

@@ -1,0 +1,15 @@
+"""Stage `compile_tflite@S-P`: a student for LiteRT, evaluated on the test split."""
+
+from __future__ import annotations
+
+from pipeline.backends.tflite import TFLite
+from pipeline.errors import run
+from pipeline.measure.compile import compile_from_command_line
+
+
+def main() -> None:
+    compile_from_command_line(TFLite())
+
+
+if __name__ == "__main__":
+    run(main)

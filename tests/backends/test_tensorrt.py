@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from pipeline.backends import tensorrt
+from pipeline.backends.base import Compiled, Job
+from pipeline.backends.qdq import quantize
+from pipeline.backends.tensorrt import Network, TensorRT
+from pipeline.errors import PipelineError
+from pipeline.measure.accuracy import agreement, top1
+
+Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
+Jobs = Callable[[str], Job]
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+@pytest.fixture(scope="module", params=["fp16", "int8"])
+def compiled(
+    request: pytest.FixtureRequest, job: Jobs, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Compiled, Path]:
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, TensorRT().compile(job(request.param), folder), folder
+
+
+def test_nvidias_parser_reads_the_precision_that_was_asked(
+    compiled: tuple[str, Compiled, Path],
+) -> None:
+    precision, result, _ = compiled
+    kind = {"fp16": "half", "int8": "int8"}[precision]
+    assert result.operators[f"convolution {kind}"] > 5
+    assert result.operators[f"matrix_multiply {kind}"] == 1
+    assert not {"convolution float", "matrix_multiply float"} & set(result.operators)
+    assert result.int8_op_share == (precision == "int8")
+
+
+def test_nvidias_builder_makes_an_engine_of_it(compiled: tuple[str, Compiled, Path]) -> None:
+    assert len(Network(compiled[2] / "model.onnx").build()) > 10_000
+
+
+def test_the_portable_model_keeps_the_answers(
+    compiled: tuple[str, Compiled, Path], test_images: Split, torch_logits: NDArray[np.float32]
+) -> None:
+    precision, result, folder = compiled
+    images, labels = test_images
+    logits = TensorRT().load(folder / result.model_file, 1)(images)
+    assert logits.dtype == np.float32
+    assert agreement(logits, torch_logits) > {"fp16": 0.99, "int8": 0.95}[precision]
+    assert top1(logits, labels) > top1(torch_logits, labels) - 0.02
+
+
+def test_the_portable_model_is_valid_onnx_with_the_contract(
+    compiled: tuple[str, Compiled, Path],
+) -> None:
+    model = onnx.load(compiled[2] / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    (image,), (logits,) = model.graph.input, model.graph.output
+    assert (image.name, image.type.tensor_type.elem_type) == ("image", onnx.TensorProto.UINT8)
+    assert (logits.name, logits.type.tensor_type.elem_type) == ("logits", onnx.TensorProto.FLOAT)
+    assert {entry.key for entry in model.metadata_props} == {"classes", "input", "output"}
+
+
+def test_the_same_job_gives_the_same_portable_bytes(
+    compiled: tuple[str, Compiled, Path], job: Jobs, tmp_path: Path
+) -> None:
+    TensorRT().compile(job(compiled[0]), tmp_path)
+    again = (tmp_path / "model.onnx").read_bytes()
+    assert again == (compiled[2] / "model.onnx").read_bytes()
+
+
+def test_int8_weights_are_stored_in_8_bits(compiled: tuple[str, Compiled, Path]) -> None:
+    precision, _, folder = compiled
+    floats = 4 * sum(
+        int(np.prod(tensor.dims))
+        for tensor in onnx.load(folder / "model.onnx").graph.initializer
+        if len(tensor.dims) > 1
+    )
+    share = (folder / "model.onnx").stat().st_size / floats
+    assert share < {"fp16": 0.8, "int8": 0.8}[precision]
+
+
+def test_a_zero_point_other_than_zero_is_refused(job: Jobs, tmp_path: Path) -> None:
+    """The check by NVIDIA's parser can fail, and its words reach the user."""
+    model, front = quantize(job("int8").onnx, job("int8").calibration, "int8 symmetric")
+    (node,) = (node for node in model.graph.node if front.tensor in node.input)
+    (zero,) = (tensor for tensor in model.graph.initializer if tensor.name == node.input[2])
+    zero.CopyFrom(numpy_helper.from_array(np.array(1, np.int8), zero.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(PipelineError, match=r"refuses QuantizeLinear .*zero point"):
+        Network(tmp_path / "model.onnx")
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"nonsense")
+    with pytest.raises(PipelineError, match="refuses"):
+        Network(tmp_path / "model.onnx")
+
+
+@without_gpu
+def test_without_a_gpu_the_record_says_so(compiled: tuple[str, Compiled, Path]) -> None:
+    _, result, folder = compiled
+    assert [file.name for file in folder.iterdir()] == ["model.onnx"]
+    assert any("no engine was built" in note for note in result.notes)
+    assert TensorRT().unmeasurable() == "no NVIDIA GPU here"
+    assert TensorRT().evaluator().startswith("onnxruntime ")
+    assert TensorRT().evaluator().endswith("on the same graph (no NVIDIA GPU here)")
+
+
+def test_without_its_package_the_error_names_it(
+    monkeypatch: pytest.MonkeyPatch, job: Jobs, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tensorrt, "_MODULES", {"tensorrt": "module_that_is_not_there"})
+    with pytest.raises(PipelineError, match="neither tensorrt nor tensorrt-rtx is installed"):
+        TensorRT().compile(job("fp16"), tmp_path)

@@ -1,0 +1,142 @@
+"""TFLite artifacts against torch, through LiteRT itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from pipeline.backends.base import Compiled, Job
+from pipeline.backends.tflite import MODEL_FILE, TFLite, _convert
+from pipeline.errors import PipelineError
+
+Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
+Made = dict[str, tuple[Path, Compiled]]
+
+
+@pytest.fixture(scope="module")
+def made(job: Callable[[str], Job], tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Folder and record by precision."""
+    folders = {p: tmp_path_factory.mktemp(p) for p in ("fp32", "fp16", "int8")}
+    return {p: (folder, TFLite().compile(job(p), folder)) for p, folder in folders.items()}
+
+
+def logits(made: Made, precision: str, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return TFLite().load(made[precision][0] / MODEL_FILE, threads=1)(images)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 0.1)])
+def test_float_answers_as_torch_does(
+    made: Made,
+    test_images: Images,
+    torch_logits: NDArray[np.float32],
+    precision: str,
+    tolerance: float,
+) -> None:
+    found = logits(made, precision, test_images[0])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, torch_logits, atol=tolerance)
+
+
+def test_int8_keeps_the_answers(
+    made: Made, test_images: Images, torch_logits: NDArray[np.float32]
+) -> None:
+    found = logits(made, "int8", test_images[0])
+    assert (found.argmax(1) == torch_logits.argmax(1)).mean() >= 0.98
+    assert np.abs(found - torch_logits).max() > 0, "nothing was quantized"
+
+
+def test_the_share_of_int8_is_what_the_file_computes(made: Made) -> None:
+    assert made["fp32"][1].int8_op_share == 0
+    assert made["fp16"][1].int8_op_share == 0
+    assert made["int8"][1].int8_op_share == 1
+    floats = [kind for kind in made["int8"][1].operators if kind.endswith(" float32")]
+    assert not floats
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_what_the_accelerated_kernels_leave_is_noted(made: Made, precision: str) -> None:
+    record = made[precision][1]
+    (note,) = record.notes
+    taken, partitions, *left = (int(number) for number in re.findall(r"\b\d+\b", note))
+    assert taken + sum(left) == sum(record.operators.values())
+    assert 1 <= partitions <= taken
+    assert ("1 QUANTIZE uint8" if precision == "int8" else "1 CAST uint8") in note
+    swishes = record.operators.get("HARD_SWISH int8", 0)
+    assert (f"{swishes} HARD_SWISH int8" in note) == (swishes > 0)
+
+
+def test_smaller_precisions_give_smaller_files(made: Made) -> None:
+    sizes = {p: (folder / MODEL_FILE).stat().st_size for p, (folder, _) in made.items()}
+    assert 0.45 * sizes["fp32"] < sizes["fp16"] < 0.75 * sizes["fp32"]
+    assert sizes["int8"] < sizes["fp16"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_raw_pixels_in_logits_out(made: Made, precision: str) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(made[precision][0] / MODEL_FILE))
+    (signature,) = interpreter.get_signature_list().values()
+    (image,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
+    assert signature == {"inputs": ["image"], "outputs": ["logits"]}
+    assert (image["dtype"], list(image["shape"])) == (np.uint8, [1, 28, 28, 3])
+    assert (output["dtype"], list(output["shape"])) == (np.float32, [1, 10])
+
+
+def test_pixels_are_quantized_exactly_though_calibration_lacks_the_darkest(made: Made) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(made["int8"][0] / MODEL_FILE))
+    first = interpreter._get_op_details(0)
+    pixels, quantized = (
+        interpreter._get_tensor_details(first[side][0], 0) for side in ("inputs", "outputs")
+    )
+    assert first["op_name"] == "QUANTIZE"
+    assert (pixels["dtype"], pixels["quantization"]) == (np.uint8, (1 / 64, 128))
+    assert (quantized["dtype"], quantized["quantization"]) == (np.int8, (1 / 64, 0))
+
+
+def test_any_batch_gives_the_same_logits(made: Made, test_images: Images) -> None:
+    images = test_images[0][:5]
+    images.setflags(write=False)  # as memory-mapped arrays are
+    run = TFLite().load(made["int8"][0] / MODEL_FILE, threads=2)
+    parts = np.concatenate([run(images[:1]), run(images[1:])])
+    np.testing.assert_array_equal(run(images), parts)
+
+
+def test_the_same_job_gives_the_same_bytes(
+    made: Made, job: Callable[[str], Job], tmp_path: Path
+) -> None:
+    TFLite().compile(job("int8"), tmp_path)
+    assert (tmp_path / MODEL_FILE).read_bytes() == (made["int8"][0] / MODEL_FILE).read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")
+def test_a_conversion_that_changes_the_network_is_refused() -> None:
+    class Fickle(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image.flatten(1) * (1.01 if torch.compiler.is_exporting() else 1.0)
+
+    with pytest.raises(PipelineError, match="changed the network"):
+        _convert(Fickle(), torch.rand(2, 4, 4, 1))
+
+
+def test_an_unknown_precision_is_refused(job: Callable[[str], Job], tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="bf16"):
+        TFLite().compile(job("bf16"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"nowhere\.tflite"):
+        TFLite().load(tmp_path / "nowhere.tflite", threads=1)
+
+
+def test_the_evaluator_is_the_runtime() -> None:
+    assert (TFLite().evaluator() or "").startswith("ai-edge-litert ")

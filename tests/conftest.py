@@ -1,0 +1,145 @@
+"""A project folder with one tiny, real, compiled student in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from onnx import TensorProto, helper, numpy_helper
+
+from pipeline.contracts import (
+    CURVES,
+    METRICS,
+    PACKED,
+    Artifact,
+    CompiledMetrics,
+    Epoch,
+    Manifest,
+    ModelMetrics,
+    artifact_folder,
+    compiled_metrics_file,
+)
+from pipeline.files import sha256
+from pipeline.params import Params, load_params
+
+PARAMS = Path(__file__).parents[1] / "params.yaml"
+COLOURS = ("red", "green", "blue")
+SIZE = 8
+STUDENT = "mnv4_small_050"
+RUNTIMES = {"onnxruntime": "onnxruntime 1.32.0", "tensorrt": "onnxruntime 1.32.0 on the same graph"}
+
+
+def brightest_channel() -> onnx.ModelProto:
+    """A classifier of colours: each logit is the mean of one channel, (x - 128) / 64."""
+    values = {
+        "centre": np.float32(128),
+        "scale": np.float32(1 / 64),
+        "axes": np.array([1, 2], np.int64),
+    }
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["float", "centre"], ["centred"]),
+        helper.make_node("Mul", ["centred", "scale"], ["normalised"]),
+        helper.make_node("ReduceMean", ["normalised", "axes"], ["logits"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "brightest_channel",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", SIZE, SIZE, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """The current folder holds what `benchmark`, `report` and `predict` read.
+
+    One student, at fp32 for ONNX Runtime and at fp16 for TensorRT.
+    """
+    monkeypatch.chdir(tmp_path)
+    tree = yaml.safe_load(PARAMS.read_text())
+    precisions = {"onnxruntime": ["fp32"], "openvino": [], "tflite": [], "tensorrt": ["fp16"]}
+    tree["students"]["enabled"] = [STUDENT]
+    tree["backends"] = {name: {"precisions": asked} for name, asked in precisions.items()}
+    tree["benchmark"] = {"threads": 1, "rounds": 3, "min_runs": 5, "min_seconds": 0.005}
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    params = load_params()
+    _write_data()
+    for backend, precision in params.backends.pairs():
+        _write_artifact(backend, precision)
+    for name in ("teacher", STUDENT):
+        _write_training(name)
+    return params
+
+
+def _write_data() -> None:
+    PACKED.mkdir(parents=True)
+    labels = np.arange(30) % 3
+    images = np.random.default_rng(0).integers(0, 100, (30, SIZE, SIZE, 3)).astype(np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[..., label] += 100
+    np.save(PACKED / "test_images.npy", images)
+    np.save(PACKED / "test_labels.npy", labels)
+    counts = dict.fromkeys(COLOURS, 10)
+    Manifest(
+        source="three colours",
+        licence="none",
+        classes=COLOURS,
+        image_size=SIZE,
+        channels=3,
+        counts={"train": counts, "val": counts, "test": counts},
+        digests={"test_images.npy": sha256(PACKED / "test_images.npy")},
+        calibration_digest="c" * 64,
+        mean=(128.0,) * 3,
+        std=(64.0,) * 3,
+        rejected=(),
+    ).write(PACKED / "manifest.json")
+
+
+def _write_artifact(backend: str, precision: str) -> None:
+    folder = artifact_folder(STUDENT, backend, precision)
+    folder.mkdir(parents=True)
+    onnx.save(brightest_channel(), folder / "model.onnx")
+    Artifact(
+        student=STUDENT,
+        backend=backend,
+        precision=precision,
+        model_file="model.onnx",
+        quantizer=None,
+        calibration_digest=None,
+        image_size=SIZE,
+        channels=3,
+        classes=COLOURS,
+        operators={"ReduceMean": 1},
+        int8_op_share=0.0,
+        versions={"onnx": onnx.__version__},
+        digests={"model.onnx": sha256(folder / "model.onnx")},
+    ).write(folder / "artifact.json")
+    CompiledMetrics(
+        top1=1.0,
+        top1_drop=0.0,
+        agreement=1.0,
+        max_logit_error=0.0,
+        images=30,
+        size_bytes=(folder / "model.onnx").stat().st_size,
+        int8_op_share=0.0,
+        evaluated_with=RUNTIMES[backend],
+        ships_with=backend,
+    ).write(compiled_metrics_file(STUDENT, backend, precision))
+
+
+def _write_training(name: str) -> None:
+    file = "teacher.json" if name == "teacher" else f"students/{name}.json"
+    ModelMetrics(val_top1=0.9, test_top1=0.8, parameters=1234).write(METRICS / file)
+    plots = CURVES / name / "plots" / "metrics"
+    plots.mkdir(parents=True)
+    for field in Epoch.model_fields:
+        lines = ["step\t" + field, *(f"{step}\t{0.5 / (step + 1)}" for step in range(3))]
+        (plots / f"{field}.tsv").write_text("\n".join(lines) + "\n")

@@ -1,0 +1,122 @@
+"""Every kind of image file becomes the pixels that a person would expect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data.images import is_grey, load_image, upright_size
+from pipeline.errors import PipelineError
+
+GRADIENT = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+
+
+def saved(folder: Path, image: Image.Image, name: str = "image.png", **options: object) -> Path:
+    image.save(folder / name, **options)
+    return folder / name
+
+
+def colour(*rgba: int, mode: str = "RGBA") -> Image.Image:
+    return Image.new(mode, (8, 8), rgba if len(rgba) > 1 else rgba[0])
+
+
+def test_an_image_of_the_right_size_keeps_its_pixels(tmp_path: Path) -> None:
+    found = load_image(saved(tmp_path, Image.fromarray(GRADIENT)), 8, 1)
+    assert found.dtype == np.uint8 and found.shape == (8, 8, 1)
+    assert np.array_equal(found[..., 0], GRADIENT)
+
+
+def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
+    found = load_image(saved(tmp_path, Image.fromarray(GRADIENT)), 8, 3)
+    assert all(np.array_equal(found[..., channel], GRADIENT) for channel in range(3))
+
+
+def test_colour_becomes_grey_by_luma(tmp_path: Path) -> None:
+    """ITU-R 601: 0.299 R + 0.587 G + 0.114 B."""
+    found = load_image(saved(tmp_path, colour(200, 100, 50, mode="RGB")), 8, 1)
+    assert abs(int(found[0, 0, 0]) - (0.299 * 200 + 0.587 * 100 + 0.114 * 50)) <= 1
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(0, (255, 255, 255)), (255, (10, 20, 30))])
+def test_transparency_shows_white(
+    tmp_path: Path, alpha: int, expected: tuple[int, int, int]
+) -> None:
+    found = load_image(saved(tmp_path, colour(10, 20, 30, alpha)), 8, 3)
+    assert tuple(found[4, 4]) == expected
+
+
+def test_grey_with_alpha_shows_white(tmp_path: Path) -> None:
+    assert load_image(saved(tmp_path, colour(0, 0, mode="LA")), 8, 1)[0, 0, 0] == 255
+
+
+def test_a_palette_gives_its_colours_and_its_transparency(tmp_path: Path) -> None:
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 9, 99, 199])
+    assert tuple(load_image(saved(tmp_path, image), 8, 3)[0, 0]) == (9, 99, 199)
+    clear = saved(tmp_path, image, "clear.png", transparency=1)
+    assert tuple(load_image(clear, 8, 3)[0, 0]) == (255, 255, 255)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    values = (GRADIENT.astype(np.uint16)) * 257
+    found = load_image(saved(tmp_path, Image.fromarray(values)), 8, 1)
+    assert np.array_equal(found[..., 0], GRADIENT)
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    file = saved(tmp_path, Image.new("CMYK", (8, 8), (0, 0, 0, 255)), "image.jpg")
+    assert load_image(file, 8, 3).max() < 10
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+    image = Image.fromarray(GRADIENT)
+    file = saved(tmp_path, image, exif=exif)
+    assert np.array_equal(load_image(file, 8, 1)[..., 0], np.rot90(GRADIENT, -1))
+    wide = saved(tmp_path, image.resize((8, 4)), "wide.png", exif=exif)
+    with Image.open(wide) as opened:
+        assert upright_size(opened) == (4, 8)
+
+
+def test_the_shorter_side_is_resized_and_the_centre_kept(tmp_path: Path) -> None:
+    pixels = np.zeros((32, 64, 3), np.uint8)
+    pixels[:, 16:48] = 200  # the centre square
+    found = load_image(saved(tmp_path, Image.fromarray(pixels)), 16, 3)
+    assert found.shape == (16, 16, 3) and (found[:, 1:-1] == 200).all()
+
+
+@pytest.mark.parametrize("name", ["broken.png", "broken.jpg"])
+def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    file = saved(tmp_path, Image.fromarray(noise), name)
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(PipelineError, match="broken image") as error:
+        load_image(file, 8, 3)
+    assert str(file) in str(error.value)
+
+
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("hello")
+    with pytest.raises(PipelineError, match="not an image"):
+        load_image(tmp_path / "a.png", 8, 3)
+    with pytest.raises(PipelineError, match="no such image"):
+        load_image(tmp_path / "b.png", 8, 3)
+
+
+def test_float_pixels_are_refused_as_their_white_is_not_known(tmp_path: Path) -> None:
+    file = saved(tmp_path, Image.fromarray(np.ones((8, 8), np.float32)), "a.tiff")
+    with pytest.raises(PipelineError, match="what is white is not known"):
+        load_image(file, 8, 1)
+
+
+def test_a_palette_is_grey_if_its_colours_are() -> None:
+    image = Image.new("P", (8, 8))
+    image.putpalette([0, 0, 0, 7, 7, 7])
+    assert is_grey(image)
+    image.putpalette([0, 0, 0, 7, 8, 7])
+    assert not is_grey(image)
+    assert is_grey(Image.new("L", (8, 8))) and not is_grey(Image.new("RGB", (8, 8)))

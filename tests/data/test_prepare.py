@@ -1,0 +1,320 @@
+"""From a folder or a torchvision set to packed splits: whole, seeded, and suspicious."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from pipeline.contracts import Manifest, load_calibration, load_split
+from pipeline.data.prepare import prepare
+from pipeline.data.sources import fetch
+from pipeline.data.torchvision_sets import _makers
+from pipeline.errors import PipelineError
+from pipeline.params import Data
+
+ROOT = Path(__file__).parents[2]
+
+
+def data(folder: Path, **changes: Any) -> Data:
+    fields = {
+        "source": "folder", "name": "FashionMNIST", "folder": folder, "val_fraction": 0.2,
+        "test_fraction": 0.25, "max_rejected": 0.05, "calibration_images": 8,
+    }  # fmt: skip
+    return Data.model_validate(fields | changes)
+
+
+def noise(seed: int, size: tuple[int, int] = (12, 12)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def fill(folder: Path, count: int, seed: int, size: tuple[int, int] = (12, 12)) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        noise(seed * 1000 + i, size).save(folder / f"{i:03}.png")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two classes of 20 images of 12 px."""
+    for seed, name in enumerate(("cat", "dog")):
+        fill(tmp_path / "images" / name, 20, seed)
+    return tmp_path / "images"
+
+
+def packed(settings: Data, folder: Path, seed: int = 1) -> Manifest:
+    raw = folder / "raw"
+    fetch(settings, raw)
+    return prepare(settings, seed, raw, folder / "packed", folder / "calibration")
+
+
+def test_a_folder_is_split_in_proportion_and_nothing_is_lost(images: Path, tmp_path: Path) -> None:
+    manifest = packed(data(images), tmp_path)
+    assert manifest.classes == ("cat", "dog")
+    assert manifest.counts == {
+        "train": {"cat": 12, "dog": 12},
+        "val": {"cat": 3, "dog": 3},
+        "test": {"cat": 5, "dog": 5},
+    }
+    assert (manifest.image_size, manifest.channels) == (12, 3)
+    found = set()
+    for split in manifest.counts:
+        pixels, labels = load_split(split, tmp_path / "packed")
+        assert pixels.dtype == np.uint8 and labels.dtype == np.int64
+        found |= {
+            (image.tobytes(), int(label)) for image, label in zip(pixels, labels, strict=True)
+        }
+    expected = {
+        (np.asarray(noise(label * 1000 + i)).tobytes(), label)
+        for label in (0, 1)
+        for i in range(20)
+    }
+    assert found == expected
+    assert not manifest.rejected and not manifest.warnings
+
+
+def test_the_statistics_are_those_of_the_train_pixels(images: Path, tmp_path: Path) -> None:
+    manifest = packed(data(images), tmp_path)
+    pixels = load_split("train", tmp_path / "packed")[0].astype(np.float64)
+    np.testing.assert_allclose(manifest.mean, pixels.mean((0, 1, 2)))
+    np.testing.assert_allclose(manifest.std, pixels.std((0, 1, 2)))
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
+    images: Path, tmp_path: Path
+) -> None:
+    one, two, three = (packed(data(images), tmp_path / str(n), n // 2) for n in (0, 1, 2))
+    assert one == two
+    assert three.digests["train_images.npy"] != one.digests["train_images.npy"]
+
+
+def test_calibration_comes_from_train_and_is_stratified(images: Path, tmp_path: Path) -> None:
+    packed(data(images), tmp_path)
+    train, labels = load_split("train", tmp_path / "packed")
+    places = {image.tobytes(): int(label) for image, label in zip(train, labels, strict=True)}
+    chosen = [places[image.tobytes()] for image in load_calibration(tmp_path / "calibration")]
+    assert sorted(chosen) == [0] * 4 + [1] * 4
+
+
+def test_own_splits_are_kept(tmp_path: Path) -> None:
+    for seed, split in enumerate(("train", "valid", "test")):
+        for label, name in enumerate(("cat", "dog")):
+            fill(tmp_path / "own" / split / name, 6 - seed, 10 * seed + label)
+    manifest = packed(data(tmp_path / "own"), tmp_path)
+    assert [manifest.size(split) for split in ("train", "val", "test")] == [12, 10, 8]
+
+
+def test_mixed_sizes_get_one_size(images: Path, tmp_path: Path) -> None:
+    noise(5, (40, 30)).save(images / "cat" / "large.jpg")
+    assert packed(data(images), tmp_path).image_size == 128
+    assert packed(data(images, image_size=24), tmp_path).image_size == 24
+
+
+def test_grey_images_stay_grey_and_one_coloured_makes_all_rgb(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        fill(tmp_path / "grey" / name, 6, 1)
+        for i, file in enumerate(sorted((tmp_path / "grey" / name).iterdir())):
+            noise(i + len(name) * (name == "cat")).convert("L").save(file)
+    assert packed(data(tmp_path / "grey"), tmp_path).channels == 1
+    noise(99).save(tmp_path / "grey" / "cat" / "colour.png")
+    assert packed(data(tmp_path / "grey"), tmp_path).channels == 3
+
+
+def test_broken_files_are_listed(images: Path, tmp_path: Path) -> None:
+    file = images / "cat" / "007.png"
+    file.write_bytes(file.read_bytes()[:100])
+    manifest = packed(data(images), tmp_path)
+    assert [rejected.file for rejected in manifest.rejected] == [str(file)]
+    assert sum(manifest.size(split) for split in manifest.counts) == 39
+
+
+def test_too_many_broken_files_stop_the_run_and_leave_nothing(images: Path, tmp_path: Path) -> None:
+    for i in range(5):
+        (images / "dog" / f"{i:03}.png").write_text("no image")
+    with pytest.raises(PipelineError, match="broken files are more than") as error:
+        packed(data(images), tmp_path)
+    assert str(images / "dog") in str(error.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "raw"]
+
+
+def test_a_limit_holds_for_every_split(images: Path, tmp_path: Path) -> None:
+    manifest = packed(data(images, limit=6), tmp_path)
+    assert all(manifest.counts[split] == {"cat": 3, "dog": 3} for split in manifest.counts)
+
+
+def test_the_same_picture_in_train_and_test_is_named(tmp_path: Path) -> None:
+    for seed, split in enumerate(("train", "val", "test")):
+        for label, name in enumerate(("cat", "dog")):
+            fill(tmp_path / "own" / split / name, 5, 10 * seed + label)
+    shutil.copy(tmp_path / "own/train/cat/002.png", tmp_path / "own/test/cat/copied.png")
+    shutil.copy(tmp_path / "own/train/cat/003.png", tmp_path / "own/train/dog/torn.png")
+    leak, torn = packed(data(tmp_path / "own"), tmp_path).warnings
+    assert "1 images are in train and in test" in leak
+    assert "train: train/cat/002.png = test: test/cat/copied.png" in leak
+    assert "1 images have two labels" in torn and "torn.png" in torn
+
+
+def test_other_files_are_counted(images: Path, tmp_path: Path) -> None:
+    (images / "cat" / "notes.txt").write_text("mine")
+    (images / "cat" / ".hidden.png").write_text("not mine")
+    (warning,) = packed(data(images), tmp_path).warnings
+    assert warning == "1 files are no images: cat/notes.txt"
+
+
+def test_a_small_train_split_is_all_calibration_and_says_so(images: Path, tmp_path: Path) -> None:
+    manifest = packed(data(images, calibration_images=512), tmp_path)
+    assert len(load_calibration(tmp_path / "calibration")) == 24
+    assert "train has 24 images" in manifest.warnings[0]
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="there is no such folder"):
+        fetch(data(tmp_path / "nowhere"), tmp_path / "raw")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_class_is_named(images: Path, tmp_path: Path) -> None:
+    (images / "eel").mkdir()
+    with pytest.raises(PipelineError, match="the class `eel` has no image"):
+        fetch(data(images), tmp_path / "raw")
+
+
+def test_one_class_is_too_few(images: Path, tmp_path: Path) -> None:
+    shutil.rmtree(images / "dog")
+    with pytest.raises(PipelineError, match="at least two"):
+        fetch(data(images), tmp_path / "raw")
+
+
+def test_splits_of_other_classes_are_refused(tmp_path: Path) -> None:
+    for split, names in (("train", "ab"), ("test", "ac")):
+        for label, name in enumerate(names):
+            fill(tmp_path / "own" / split / name, 2, label)
+    with pytest.raises(PipelineError, match="the difference is b, c"):
+        fetch(data(tmp_path / "own"), tmp_path / "raw")
+
+
+def test_an_unknown_set_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="did you mean FashionMNIST"):
+        fetch(data(tmp_path, source="torchvision", name="FashonMNIST"), tmp_path / "raw")
+
+
+def test_a_wrong_archive_is_named(tmp_path: Path) -> None:
+    (tmp_path / "at_hand").mkdir()
+    file = tmp_path / "at_hand" / "train-images-idx3-ubyte.gz"
+    file.write_bytes(b"something else")
+    with pytest.raises(PipelineError, match="its digest differs") as error:
+        fetch(data(tmp_path / "at_hand", source="torchvision"), tmp_path / "raw")
+    assert str(file) in str(error.value)
+    assert not (tmp_path / "raw").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "splits"),
+    [
+        ("CIFAR10", {}, {"train", "test"}),
+        ("EMNIST", {"split": "letters"}, {"train", "test"}),
+        ("SVHN", {}, {"train", "test"}),
+        ("Flowers102", {}, {"train", "val", "test"}),
+        ("OxfordIIITPet", {}, {"train", "test"}),
+        ("EuroSAT", {}, {"train"}),
+    ],
+)
+def test_every_way_that_sets_name_their_splits_is_known(
+    tmp_path: Path, name: str, options: dict[str, str], splits: set[str]
+) -> None:
+    settings = data(tmp_path, source="torchvision", name=name, options=options)
+    assert set(_makers(settings, tmp_path, download=False)) == splits
+
+
+def test_a_set_without_splits_is_cut(tmp_path: Path) -> None:
+    """torchvision's FakeData brings neither files nor splits."""
+    options = {"size": 40, "image_size": [3, 16, 16], "num_classes": 2}
+    settings = data(tmp_path, source="torchvision", name="FakeData", options=options)
+    manifest = packed(settings, tmp_path)
+    assert manifest.size("test") == 10 and manifest.size("val") == 6
+    assert (manifest.image_size, manifest.channels, len(manifest.classes)) == (16, 3, 2)
+
+
+def test_memory_is_bounded_while_images_stream(tmp_path: Path) -> None:
+    """1,500 images of 224 px are 226 MB as pixels; the process must not hold them."""
+    for label, name in enumerate(("cat", "dog")):
+        fill(tmp_path / "large" / name, 3, label, (224, 224))
+        for i in range(3, 750):  # other content, the cheap way
+            source = tmp_path / "large" / name / f"{i % 3:03}.png"
+            (tmp_path / "large" / name / f"{i:03}.png").hardlink_to(source)
+    script = f"""
+import resource, sys
+from pathlib import Path
+from tests.data.test_prepare import data, packed
+if __name__ == "__main__":
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    packed(data(Path({str(tmp_path / "large")!r}), image_size=224), Path({str(tmp_path)!r}))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    (tmp_path / "run.py").write_text(script)
+    said = subprocess.run(
+        [sys.executable, tmp_path / "run.py"], env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert int(said.stdout) * 1024 < 226e6 / 3
+
+
+def test_an_interrupt_leaves_nothing_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    for label, name in enumerate(("cat", "dog")):
+        fill(tmp_path / "data" / "source" / name, 200, label, (224, 224))
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tree["data"] |= {"source": "folder", "image_size": 224}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
+    here = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    command = [sys.executable, "-m", "stages.prepare"]
+    subprocess.run([sys.executable, "-m", "stages.fetch"], check=True, **here)
+    stage = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **here)
+    scratch = tmp_path / "data" / ".packed.partial" / "train_images.npy"
+    end = time.monotonic() + 60
+    while not scratch.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    stage.send_signal(signal.SIGINT)
+    _, said = stage.communicate(timeout=60)
+    assert stage.returncode == 130, said
+    assert "run the same command again" in said and "Traceback" not in said
+    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["raw", "source"]
+    subprocess.run(command, check=True, capture_output=True, **here)
+    assert (tmp_path / "data/packed/manifest.json").exists()
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Any:
+    """A file system of 1 MB, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_is_one_message_and_nothing_half_written(images: Path, tiny_disk: Path) -> None:
+    fill(images / "cat", 400, 7, (64, 64))
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tree["data"] |= {"source": "folder", "folder": str(images), "image_size": 64}
+    (tiny_disk / "params.yaml").write_text(yaml.safe_dump(tree))
+    here = {"cwd": tiny_disk, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    subprocess.run([sys.executable, "-m", "stages.fetch"], check=True, **here)
+    stage = subprocess.run(
+        [sys.executable, "-m", "stages.prepare"], capture_output=True, text=True, **here
+    )
+    assert stage.returncode == 1, stage.stderr
+    assert "the disk is full" in stage.stderr and "Traceback" not in stage.stderr
+    assert [p.name for p in (tiny_disk / "data").iterdir()] == ["raw"]

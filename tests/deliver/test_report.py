@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from pipeline.contracts import BENCHMARK, Manifest, read_curve
+from pipeline.deliver import plots
+from pipeline.deliver.report import HTML, MARKDOWN, PARETO, TRAINING, report
+from pipeline.deliver.results import Row, gather
+from pipeline.errors import PipelineError
+from pipeline.measure.benchmark import benchmark
+from pipeline.measure.fingerprint import update_fingerprint
+from pipeline.params import Params
+
+
+@pytest.fixture(scope="module")
+def recorded() -> list[bytes]:
+    """What the one real benchmark of these tests wrote, once it has run."""
+    return []
+
+
+@pytest.fixture
+def measured(workspace: Params, recorded: list[bytes]) -> Params:
+    if not recorded:
+        update_fingerprint()
+        benchmark(workspace)
+        recorded.append(BENCHMARK.read_bytes())
+    BENCHMARK.write_bytes(recorded[0])
+    return workspace
+
+
+def test_the_report_tells_everything_that_was_recorded(measured: Params) -> None:
+    report(measured)
+    for page in (MARKDOWN.read_text(), HTML.read_text()):
+        for row in gather(measured):
+            cells = row.cells()
+            assert all(cells[heading] in page for heading in ("Runtime", "Precision", "kB"))
+            assert all(note in page for note in row.notes)
+        for fact in ("three colours", "c" * 16, "0.9000", "0.8000", "1,234", measured.profile):
+            assert fact in page
+
+
+def test_the_page_needs_no_network(measured: Params) -> None:
+    report(measured)
+    page = HTML.read_text()
+    assert "<script" not in page and "@import" not in page
+    assert not re.search(r"""(src|href)=["'](?!#)""", page)
+    assert not re.search(r"url\((?!#)", page)
+    assert page.count("<svg") == 2
+
+
+def test_names_from_outside_are_escaped(measured: Params) -> None:
+    file = Path("data/packed/manifest.json")
+    manifest = Manifest.read(file)
+    manifest.model_copy(update={"source": "<b>me</b> | you"}).write(file)
+    report(measured)
+    assert "&lt;b&gt;me&lt;/b&gt; | you" in HTML.read_text()
+    assert r"<b>me</b> \| you" in MARKDOWN.read_text()
+
+
+def test_equal_records_give_equal_files(measured: Params) -> None:
+    files = (MARKDOWN, HTML, PARETO, TRAINING)
+    report(measured)
+    first = [file.read_bytes() for file in files]
+    report(measured)
+    assert [file.read_bytes() for file in files] == first
+
+
+def test_a_missing_record_leaves_no_half_report(measured: Params) -> None:
+    Path("metrics/teacher.json").unlink()
+    with pytest.raises(PipelineError, match=r"teacher\.json"):
+        report(measured)
+    assert not MARKDOWN.exists() and not PARETO.exists()
+
+
+def test_the_plot_holds_what_was_measured_and_names_the_rest(measured: Params) -> None:
+    report(measured)
+    rows = gather(measured)
+    plotted = [row for row in rows if row.p50 is not None]
+    assert len(plots.points(rows)) == len(plotted) >= 1
+    caption = re.search(r"Not plotted, as not measured: (.*)\.", MARKDOWN.read_text())
+    missing = [row.name for row in rows if row.p50 is None]
+    assert (caption.group(1).split(", ") if caption else []) == missing
+
+
+def test_plots_are_well_formed_and_follow_the_pages_colours(measured: Params) -> None:
+    rows = gather(measured)
+    curves = {"teacher": read_curve("teacher")}
+    for svg in (plots.pareto(rows), plots.training(curves), plots.pareto([])):
+        ElementTree.fromstring(svg)
+        assert "currentColor" in svg and "prefers-color-scheme:dark" in svg
+        assert "<dc:date>" not in svg
+
+
+def crowd(row: Row, n: int) -> list[Row]:
+    """`n` artifacts within a few percent of one another."""
+    assert row.metrics and row.latency and row.latency.latency_ms
+    rows = []
+    for i in range(n):
+        metrics = row.metrics.model_copy(update={"top1": 0.90 - 0.001 * (i % 5)})
+        times = row.latency.latency_ms.model_copy(update={"p50": 0.2 + 0.003 * i})
+        latency = row.latency.model_copy(update={"latency_ms": times})
+        rows.append(replace(row, metrics=metrics, latency=latency))
+    return rows
+
+
+def test_labels_of_crowded_points_do_not_cover_one_another(measured: Params, monkeypatch) -> None:
+    placed = []
+    lead = plots._lead
+
+    def remember(axes, point, radius, box) -> None:
+        placed.append(box)
+        lead(axes, point, radius, box)
+
+    monkeypatch.setattr(plots, "_lead", remember)
+    plots.pareto(crowd(gather(measured)[0], 14))
+    assert len(placed) == 14
+    for i, box in enumerate(placed):
+        for other in placed[:i]:
+            assert plots._overlap(box, other) < 0.1 * box.area
+
+
+def test_networks_that_were_not_trained_here_have_no_curve(measured: Params) -> None:
+    for training in (measured.teacher.training, measured.distill.training):
+        training.__dict__["epochs"] = 0
+    shutil.rmtree("metrics/curves")
+    report(measured)
+    ElementTree.parse(TRAINING)
+
+
+def test_the_frontier_is_what_no_other_artifact_beats() -> None:
+    def point(p50: float, top1: float) -> plots.Point:
+        return plots.Point("", "openvino", "int8", p50, top1, 1)
+
+    good = [point(1, 80), point(2, 90), point(4, 91)]
+    assert plots.frontier([point(3, 85), *good[::-1], point(5, 91), point(2, 89)]) == good
+
+
+def test_without_a_benchmark_there_is_no_report(measured: Params) -> None:
+    BENCHMARK.unlink()
+    with pytest.raises(PipelineError, match="BenchmarkRecord"):
+        report(measured)

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from pipeline.contracts import (
+    BENCHMARK,
+    BenchmarkRecord,
+    BenchmarkRow,
+    CompiledMetrics,
+    Latency,
+    compiled_metrics_file,
+)
+from pipeline.deliver.results import best_per_backend, gather, numbered_notes, table
+from pipeline.errors import PipelineError
+from pipeline.measure.fingerprint import read_fingerprint
+from pipeline.params import Params
+
+STUDENT = "mnv4_small_050"
+
+
+def record(**rows: BenchmarkRow) -> None:
+    """metrics/benchmark.json with rows by backend, at the precision of the workspace."""
+    precisions = {"onnxruntime": "fp32", "tensorrt": "fp16"}
+    BenchmarkRecord(
+        fingerprint=read_fingerprint(),
+        reference=measured(1.0),
+        reference_digest="d" * 64,
+        rows={f"{STUDENT}/{name}/{precisions[name]}": row for name, row in rows.items()},
+    ).write(BENCHMARK)
+
+
+def measured(p50: float) -> BenchmarkRow:
+    return BenchmarkRow(
+        status="measured",
+        latency_ms=Latency(p50=p50, p90=2 * p50, p99=3 * p50),
+        ratio_to_reference=p50,
+        threads=1,
+        n=10,
+    )
+
+
+NO_GPU = BenchmarkRow(status="not_measured", reason="no NVIDIA GPU here", threads=1)
+
+
+def change(backend: str, precision: str, **values: float) -> None:
+    file = compiled_metrics_file(STUDENT, backend, precision)
+    CompiledMetrics.read(file).model_copy(update=values).write(file)
+
+
+def text(rows: list) -> str:
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(table(rows))
+    return capture.get()
+
+
+def test_rows_are_what_params_ask_for_whatever_lies_on_disk(workspace: Params) -> None:
+    stale = compiled_metrics_file("another", "onnxruntime", "fp32")
+    CompiledMetrics.read(compiled_metrics_file(STUDENT, "onnxruntime", "fp32")).write(stale)
+    rows = gather(workspace)
+    assert [(row.student, row.backend, row.precision) for row in rows] == [
+        (STUDENT, "onnxruntime", "fp32"),
+        (STUDENT, "tensorrt", "fp16"),
+    ]
+
+
+def test_a_measured_row_has_its_numbers(workspace: Params) -> None:
+    record(onnxruntime=measured(0.25), tensorrt=NO_GPU)
+    row = gather(workspace)[0]
+    assert (row.status, row.p50, row.within_limits, row.notes) == ("measured", 0.25, True, ())
+    shown = text([row])
+    assert all(figure in shown for figure in ("0.250", "0.500", "1.0000", "+0.0000"))
+
+
+def test_a_row_that_was_not_measured_has_a_reason_and_no_latency(workspace: Params) -> None:
+    record(onnxruntime=measured(0.25), tensorrt=NO_GPU)
+    row = gather(workspace)[1]
+    assert (row.status, row.p50) == ("not_measured", None)
+    assert row.notes == (
+        "latency not measured: no NVIDIA GPU here",
+        "accuracy taken with onnxruntime 1.32.0 on the same graph",
+    )
+    assert "not measured [1, 2]" in text([row]) and "[1] latency not measured" in text([row])
+
+
+def test_a_failed_row_is_shown(workspace: Params) -> None:
+    record(onnxruntime=BenchmarkRow(status="failed", reason="boom [x]", threads=1), tensorrt=NO_GPU)
+    shown = text(gather(workspace))
+    assert "failed [1]" in shown and "boom [x]" in shown
+
+
+def test_what_is_not_there_yet_says_so(workspace: Params) -> None:
+    assert [row.reason for row in gather(workspace)] == ["not benchmarked yet, run `dvc repro`"] * 2
+    record(onnxruntime=measured(0.25), tensorrt=NO_GPU)
+    compiled_metrics_file(STUDENT, "onnxruntime", "fp32").unlink()
+    row = gather(workspace)[0]
+    assert (row.status, row.reason) == ("missing", "not compiled yet, run `dvc repro`")
+    assert row.p50 is None and row.excess is None and not row.within_limits
+
+
+def test_a_file_that_is_no_record_is_an_error(workspace: Params) -> None:
+    compiled_metrics_file(STUDENT, "onnxruntime", "fp32").write_text('{"top1": 2')
+    with pytest.raises(PipelineError, match="CompiledMetrics"):
+        gather(workspace)
+
+
+def test_the_gate_limits_are_those_of_params(workspace: Params) -> None:
+    record(onnxruntime=measured(0.25), tensorrt=NO_GPU)
+    gate = workspace.gate
+    change("onnxruntime", "fp32", top1_drop=gate.max_top1_drop, agreement=gate.min_agreement)
+    assert gather(workspace)[0].within_limits
+    change("onnxruntime", "fp32", top1_drop=gate.max_top1_drop + 0.001)
+    row = gather(workspace)[0]
+    assert row.excess == ("its top-1 drops by more than 0.01",)
+    assert row.cells()["Limits"] == "outside"
+    change("onnxruntime", "fp32", agreement=gate.min_agreement - 0.001)
+    assert len(gather(workspace)[0].notes) == 2
+
+
+def test_the_best_is_the_fastest_within_the_limits(workspace: Params) -> None:
+    record(onnxruntime=measured(0.25), tensorrt=NO_GPU)
+    row, unmeasured = gather(workspace)
+    slower = row.__class__(**{**vars(row), "precision": "int8", "latency": measured(0.5)})
+    faster = row.__class__(**{**vars(row), "precision": "fp16", "latency": measured(0.1)})
+    outside = row.__class__(**{**vars(faster), "excess": ("too far off",)})
+    best = best_per_backend([slower, row, outside, unmeasured])
+    assert best == {"onnxruntime": row, "tensorrt": None}
+    assert best_per_backend([row, faster])["onnxruntime"] is faster
+
+
+def test_equal_notes_share_a_number(workspace: Params) -> None:
+    rows = gather(workspace)
+    notes = numbered_notes([*rows, *rows])
+    assert list(notes.values()) == [1, 2]
