@@ -33,7 +33,9 @@ def run(main: Callable[[], int | None]) -> None:
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)  # the clean-up of Ctrl-C for a polite kill, too
+    # The same clean end for Ctrl-C, also where a shell made its children deaf to it, and kill.
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     try:
         code = main() or 0
     except PipelineError as error:

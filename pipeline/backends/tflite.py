@@ -8,6 +8,7 @@ import importlib.metadata
 import io
 import logging
 import os
+import re
 import sys
 import warnings
 from collections import Counter
@@ -81,7 +82,7 @@ def _float32(job: Job) -> tuple[bytes, str | None]:
     from pipeline.networks.build import load_pixels_to_logits
 
     model, _ = load_pixels_to_logits(job.student_folder)
-    return _convert(model, torch.from_numpy(job.calibration[:SAMPLES])), None
+    return _convert(model, torch.tensor(job.calibration[:SAMPLES])), None
 
 
 def _float16(job: Job) -> tuple[bytes, str | None]:
@@ -91,7 +92,9 @@ def _float16(job: Job) -> tuple[bytes, str | None]:
     recipe = RecipeManager()
     recipe.add_weight_only_config(".*", "*", num_bits=16, algorithm_key="float_casting")
     quantizer = Quantizer(bytearray(_float32(job)[0]), recipe.get_quantization_recipe())
-    return _quantized(quantizer, None), "ai-edge-quantizer: weights cast to float16"
+    return _quantized(quantizer, None), (
+        "ai-edge-quantizer: weights stored in float16, from which XNNPACK computes in float32"
+    )
 
 
 def _int8(job: Job) -> tuple[bytes, str | None]:
@@ -121,7 +124,7 @@ def _int8(job: Job) -> tuple[bytes, str | None]:
     recipe.add_static_config(".*", "*", activation_num_bits=8, weight_num_bits=8)
     for boundary in ("INPUT", "OUTPUT"):  # stay float in the signature
         recipe.add_quantization_config(".*", boundary, algorithm_key="no_quantize")
-    content = _convert(model, torch.from_numpy(images[:SAMPLES]))
+    content = _convert(model, torch.tensor(images[:SAMPLES]))
     quantizer = Quantizer(bytearray(content), recipe.get_quantization_recipe())
     content = _with_pixel_input(_quantized(quantizer, _calibrate(quantizer, images)))
     return content, "ai-edge-quantizer: static, moving-average min-max, per-channel weights"
@@ -167,16 +170,15 @@ def _calibrate(quantizer: Any, images: NDArray[np.float32]) -> dict[str, Any]:
     Over [-2, 127/64], all that pixels can give, int8 has the step 1/64 and zero point 0.
     """
     samples = [{"image": images[i : i + 1]} for i in range(len(images))]
-    with _bar_needs_terminal():
+    with _without_bars():
         ranges: dict[str, Any] = quantizer.calibrate({SIGNATURE: samples}, num_threads=1)
-    entry = ranges[f"{SIGNATURE}_image"]
-    entry["min"], entry["max"] = np.full((2, 1, 1, 1, 1), -2.0, np.float32)
-    entry["max"][...] = 127 / 64
+    for bound, value in (("min", -2.0), ("max", 127 / 64)):
+        ranges[f"{SIGNATURE}_image"][bound][...] = value
     return ranges
 
 
 def _quantized(quantizer: Any, ranges: dict[str, Any] | None) -> bytes:
-    with _bar_needs_terminal():
+    with _without_bars():
         result = quantizer.quantize(ranges, enable_progress_report=False)
     return bytes(result.quantized_model)
 
@@ -283,8 +285,17 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _bar_needs_terminal() -> contextlib.AbstractContextManager[object]:
-    """ai-edge-quantizer draws its progress bars on any stderr; keep them out of logs."""
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep ai-edge-quantizer's progress bars, which it draws on any stderr, out of logs."""
     if sys.stderr.isatty():
-        return contextlib.nullcontext()
-    return contextlib.redirect_stderr(io.StringIO())
+        yield
+        return
+    written = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(written):
+            yield
+    finally:
+        for line in re.split(r"[\r\n]+", written.getvalue()):
+            if line.strip() and not re.search(r"\d%\|", line):
+                print(line, file=sys.stderr)
