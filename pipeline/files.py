@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_FULL = 1 << 16
+"""A disk with fewer bytes left is full."""
 
 
 @contextmanager
@@ -28,6 +32,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(path)
         scratch.replace(path)
         _sync(path.parent)
+    except Exception as error:
+        # Libraries report a full disk each in its own way; here it can still be told.
+        told = os.strerror(errno.ENOSPC) in str(error)
+        if told or shutil.disk_usage(path.parent).free < _FULL:
+            raise OSError(errno.ENOSPC, "no space left", str(path)) from error
+        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -1,7 +1,11 @@
-"""A project folder with one tiny, real, compiled student in it."""
+"""What several rooms' tests share: a project folder with one tiny, real, compiled student in
+it, and a disk that is soon full."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +147,15 @@ def _write_training(name: str) -> None:
     for field in Epoch.model_fields:
         lines = ["step\t" + field, *(f"{step}\t{0.5 / (step + 1)}" for step in range(3))]
         (plots / f"{field}.tsv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)

@@ -60,6 +60,19 @@ def test_a_folder_is_as_it_was_after_a_failure(tmp_path: Path, error: type[BaseE
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_full_disk_is_told_whatever_the_library_says(tiny_disk: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    with (
+        pytest.raises(OSError, match="no space left") as error,
+        whole_folder(tiny_disk / "out") as scratch,
+    ):
+        save_file({"weights": torch.zeros(1 << 20)}, scratch / "model.safetensors")
+    assert error.value.errno == errno.ENOSPC
+    assert not list(tiny_disk.iterdir())
+
+
 def test_a_file_is_written_whole(tmp_path: Path) -> None:
     write_whole(tmp_path / "deep" / "a", "text")
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a"]

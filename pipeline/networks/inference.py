@@ -30,7 +30,7 @@ def evaluate(
     """Mean cross entropy and top-1 (a fraction) over a split."""
     logits = predict(model, images, batch)
     target = torch.from_numpy(labels)
-    top1 = (logits.argmax(1) == target).float().mean()
+    top1 = (logits.argmax(1) == target).double().mean()
     return F.cross_entropy(logits, target).item(), top1.item()
 
 

@@ -293,18 +293,6 @@ def test_an_interrupt_leaves_nothing_and_the_next_run_goes_on(tmp_path: Path) ->
     assert (tmp_path / "data/packed/manifest.json").exists()
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Any:
-    """A file system of 1 MB, where this user may mount one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a file system needs root")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
 def test_a_full_disk_is_one_message_and_nothing_half_written(images: Path, tiny_disk: Path) -> None:
     fill(images / "cat", 400, 7, (64, 64))
     tree = yaml.safe_load((ROOT / "params.yaml").read_text())
