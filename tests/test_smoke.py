@@ -261,7 +261,7 @@ def test_predict_gives_classes_with_probabilities(project: Project, student: str
             "predict", "boot.png", "--student", student, "--backend", backend,
             "--precision", precision, "--json",
         )  # fmt: skip
-        answer = json.loads(said[said.index("[") :])[0]
+        answer = json.loads(said[said.index("{") :])["images"][0]
         probabilities = [row["probability"] for row in answer["classes"]]
         assert answer["image"] == "boot.png"
         assert probabilities == sorted(probabilities, reverse=True)
