@@ -19,6 +19,8 @@ SPLIT_NAMES: dict[str, Split] = {
     "validation": "val",
     "test": "test",
 }
+_PART = 64
+"""Files per task of a thread."""
 
 
 class IndexedFile(Record):
@@ -41,29 +43,31 @@ class FolderIndex(Record):
 def index_folder(folder: Path) -> FolderIndex:
     """List every image of an ImageFolder with its class and split.
 
-    `train`, `val` (or `valid`, `validation`) and `test` at the top are splits if nothing
-    else lies there; otherwise every folder at the top is a class and all files are `train`.
-    Raises `PipelineError` for a missing folder, a single class, a class without images and
-    splits of different classes.
+    `train`, `val` (or `valid`, `validation`) and `test` at the top, in any case, are splits;
+    otherwise every folder at the top is a class and all files are `train`.
+    Raises `PipelineError` for a missing folder, splits beside other folders or without
+    `train`, a single class, a class without images, splits of different classes and a file
+    that cannot be read or named.
     """
     if not folder.is_dir():
         raise PipelineError(
             "there is no such folder", where=str(folder), fix="set `data.folder` in params.yaml"
         )
-    tops = _folders(folder)
-    has_splits = "train" in tops and all(name in SPLIT_NAMES for name in tops)
-    roots: dict[Path, Split] = {folder: "train"}
-    if has_splits:
-        roots = {tops[name]: SPLIT_NAMES[name] for name in tops}
+    roots = _roots(folder)
     classes = _classes(roots, folder)
-    suffixes = set(Image.registered_extensions())
+    suffixes = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found: list[tuple[Path, Split, int]] = []
     ignored: list[str] = []
+    for loose in sorted({folder, *roots}):
+        strays = [file for file in sorted(loose.iterdir()) if _visible(file, folder)]
+        ignored += [_relative(file, folder) for file in strays if file.suffix.lower() in suffixes]
     for root, split in roots.items():
         for label, name in enumerate(classes):
             files = [file for file in sorted((root / name).rglob("*")) if _visible(file, root)]
-            images = [file for file in files if file.suffix.lower() in suffixes]
-            ignored += [_relative(file, folder) for file in files if file not in set(images)]
+            # A link that leads nowhere is visible and no file.
+            images = [file for file in files if file.suffix.lower() in suffixes and file.is_file()]
+            used = set(images)
+            ignored += [_relative(file, folder) for file in files if file not in used]
             if not images:
                 raise PipelineError(
                     f"the class `{name}` has no image",
@@ -71,14 +75,28 @@ def index_folder(folder: Path) -> FolderIndex:
                     fix="add images, or remove the folder",
                 )
             found += [(file, split, label) for file in images]
-    with ThreadPoolExecutor() as pool:
-        pending = pool.map(sha256, [file for file, _, _ in found])
-        digests = list(track(pending, "reading", total=len(found)))
+    digests = _digests([file for file, _, _ in found])
     entries = tuple(
         IndexedFile(path=_relative(file, folder), split=split, label=label, sha256=digest)
         for (file, split, label), digest in zip(found, digests, strict=True)
     )
     return FolderIndex(folder=str(folder), classes=classes, files=entries, ignored=tuple(ignored))
+
+
+def _roots(folder: Path) -> dict[Path, Split]:
+    """The folders that hold class folders, each with its split."""
+    tops = _folders(folder)
+    splits = {path: SPLIT_NAMES.get(name.lower()) for name, path in tops.items()}
+    known: dict[Path, Split] = {path: split for path, split in splits.items() if split}
+    if "train" in known.values() and len(known) == len(tops):
+        return known
+    if len(set(known.values())) > 1:
+        raise PipelineError(
+            f"found {', '.join(tops)}: splits or classes?",
+            where=str(folder),
+            fix="leave `train`, `val` and `test` alone there (`train` is needed), or class folders",
+        )
+    return {folder: "train"}
 
 
 def _classes(roots: dict[Path, Split], folder: Path) -> tuple[str, ...]:
@@ -108,8 +126,35 @@ def _folders(folder: Path) -> dict[str, Path]:
 
 def _visible(file: Path, root: Path) -> bool:
     parts = file.relative_to(root).parts
-    return file.is_file() and not any(part.startswith(".") for part in parts)
+    return not file.is_dir() and not any(part.startswith(".") for part in parts)
+
+
+def _digests(files: list[Path]) -> list[str]:
+    """SHA-256 of each file, read on all cores; an interrupt does not wait for the rest."""
+    parts = [files[start : start + _PART] for start in range(0, len(files), _PART)]
+    pool = ThreadPoolExecutor()
+    try:
+        done = pool.map(lambda part: [_digest(file) for file in part], parts)
+        return [d for part in track(done, "reading", len(files), step=_PART) for d in part]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _digest(file: Path) -> str:
+    try:
+        return sha256(file)
+    except OSError as error:
+        raise PipelineError(
+            f"cannot be read: {error.strerror}", where=str(file), fix="mend or remove it"
+        ) from None
 
 
 def _relative(file: Path, folder: Path) -> str:
-    return file.relative_to(folder).as_posix()
+    name = file.relative_to(folder).as_posix()
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise PipelineError(
+            f"a file's name is not valid UTF-8: {name!a}", where=str(folder), fix="rename it"
+        ) from None
+    return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,19 @@ from pipeline.errors import PipelineError
 
 GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+
+BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow's decoders raise for a broken file; each format has its own way."""
 
 Pixels = NDArray[np.uint8]
 
@@ -33,7 +47,7 @@ def load_image(source: Path | Image.Image, size: int, channels: int) -> Pixels:
         raise PipelineError("there is no such image", where=str(source)) from None
     except UnidentifiedImageError:
         raise PipelineError("not an image that Pillow can read", where=str(source)) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise PipelineError(f"broken image: {error}", where=str(source)) from None
 
 

@@ -50,8 +50,9 @@ def prepare(
     splits = _split(samples, data, random)
     with (
         Decoder(samples) as decoder,
-        whole_folder(packed) as scratch,
+        # The large folder lands first: an interrupt finds next to no time between the two.
         whole_folder(calibration) as calibration_scratch,
+        whole_folder(packed) as scratch,
     ):
         size, channels = _shape(decoder, data)
         tally = _Tally(limit=data.max_rejected * sum(map(len, splits.values())))

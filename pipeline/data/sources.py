@@ -6,7 +6,6 @@ from pathlib import Path
 
 from pipeline.contracts import RAW
 from pipeline.data.folder import index_folder
-from pipeline.data.torchvision_sets import fetch_set
 from pipeline.files import whole_folder
 from pipeline.params import Data
 
@@ -20,4 +19,7 @@ def fetch(data: Data, out: Path = RAW) -> None:
         if data.source == "folder":
             index_folder(data.folder).write(scratch / "index.json")
         else:
+            # Here, as it brings torch, which a folder of images has no need of.
+            from pipeline.data.torchvision_sets import fetch_set
+
             fetch_set(data, scratch)

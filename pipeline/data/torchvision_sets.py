@@ -8,8 +8,11 @@ import gzip
 import hashlib
 import inspect
 import io
+import re
+import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -56,6 +59,10 @@ def fetch_set(data: Data, root: Path) -> None:
     kind = _dataset_class(data.name)
     at_hand = _copy_archives(kind, data.folder, root)
     tried: list[str] = [f"{data.folder}: {at_hand} files"] if at_hand else []
+    if at_hand:  # some sets refuse to be asked for a download at all, as they have none any more
+        with contextlib.suppress(PipelineError):
+            open_set(data, root)
+            return
     try:
         return _download(data, root)
     except _UnavailableError as error:
@@ -74,8 +81,18 @@ def fetch_set(data: Data, root: Path) -> None:
 
 
 def open_set(data: Data, root: Path) -> dict[Split, Any]:
-    """The set's own splits, read from `root`, nothing downloaded; `train` is always there."""
-    return {split: make() for split, make in _makers(data, root, download=False).items()}
+    """The set's own splits, read from `root`, nothing downloaded; `train` is always there.
+
+    Raises `PipelineError` if `fetch_set` has not brought this very set there.
+    """
+    try:
+        return {split: make() for split, make in _makers(data, root, download=False).items()}
+    except (OSError, RuntimeError) as error:
+        raise PipelineError(
+            f"{data.name} is not there, or not whole: {error}",
+            where=str(root),
+            fix="run `dvc repro`, or `python -m stages.fetch` by hand",
+        ) from None
 
 
 class _UnavailableError(Exception):
@@ -110,7 +127,7 @@ def _makers(data: Data, root: Path, *, download: bool) -> dict[Split, Any]:
 
     def maker(**arguments: Any) -> Any:
         accepted = {key: value for key, value in common.items() if key in known}
-        return lambda: kind(**accepted, **arguments)
+        return lambda: _construct(kind, accepted | arguments)
 
     if "train" in known and "train" not in data.options:
         return {"train": maker(train=True), "test": maker(train=False)}
@@ -130,6 +147,23 @@ def _makers(data: Data, root: Path, *, download: bool) -> dict[Split, Any]:
     return {"train": maker()}
 
 
+def _construct(kind: Any, arguments: dict[str, Any]) -> Any:
+    try:
+        return kind(**arguments)
+    except ModuleNotFoundError as error:
+        raise PipelineError(
+            f"{kind.__name__} needs the package {error.name}",
+            where="data.name",
+            fix=f"pip install {error.name}",
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise PipelineError(
+            f"{kind.__name__} refuses its arguments: {error}",
+            where=f"data.name: {kind.__name__}, data.options",
+            fix="give it there what its documentation asks for",
+        ) from None
+
+
 def _parameters(kind: Any) -> list[str]:
     """Arguments of a set's constructor, those of its bases included where it hands them on."""
     names: list[str] = []
@@ -142,11 +176,11 @@ def _parameters(kind: Any) -> list[str]:
 
 
 def _split_values(kind: Any) -> list[str]:
-    """Names of splits that a set accepts: all string literals of its constructor's source.
+    """Names of splits that a set accepts: string literals in its source, its bases' included.
 
     torchvision does not list them anywhere else in the same way for all sets.
     """
-    source = inspect.getsource(kind)
+    source = "".join(inspect.getsource(base) for base in kind.__mro__ if base is not object)
     names = [name for names in _SPLITS.values() for name in names]
     return [name for name in names if f'"{name}"' in source]
 
@@ -197,15 +231,16 @@ def _copy_archives(kind: Any, folder: Path, root: Path) -> int:
 def _copy_verified(kind: Any, file: Path, target: Path) -> None:
     """Copy an archive, or its content where only the compression is not the published one."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    published = dict(getattr(kind, "resources", [])).get(file.name)
-    content = file.read_bytes()
-    if published is None or hashlib.md5(content).hexdigest() == published:
-        target.write_bytes(content)
+    published = _published_digests(kind, file.name)
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "md5").hexdigest()
+    if not published or found in published:
+        shutil.copyfile(file, target)
         return
-    try:
-        unpacked = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error):
-        unpacked = b""
+    unpacked = b""
+    if file.name in UNPACKED:
+        with contextlib.suppress(OSError, EOFError, zlib.error):
+            unpacked = gzip.decompress(file.read_bytes())
     if hashlib.sha256(unpacked).hexdigest() != UNPACKED.get(file.name):
         raise PipelineError(
             f"not the archive that {kind.__name__} was published with: its digest differs",
@@ -213,6 +248,19 @@ def _copy_verified(kind: Any, file: Path, target: Path) -> None:
             fix="remove it, or replace it with the original",
         )
     target.with_suffix("").write_bytes(unpacked)
+
+
+def _published_digests(kind: Any, name: str) -> set[str]:
+    """MD5s that an archive of this name may have; empty where torchvision gives none.
+
+    torchvision keeps them in another way for each set, but always as literals of its module.
+    """
+    if resources := dict(getattr(kind, "resources", [])):
+        return {resources[name]} if name in resources else set()
+    source = inspect.getsource(sys.modules[kind.__module__])
+    if Path(name).suffix not in (".gz", ".tgz", ".tar", ".zip", ".bz2", ".mat"):
+        return set()
+    return set(re.findall(r"\b[0-9a-f]{32}\b", source)) if name in source else set()
 
 
 def _from_debian(package: str, kind: Any, root: Path) -> None:

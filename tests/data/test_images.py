@@ -66,6 +66,18 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     assert np.array_equal(found[..., 0], GRADIENT)
 
 
+def test_sixteen_bits_are_turned_too(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = saved(tmp_path, Image.fromarray(GRADIENT.astype(np.uint16) * 257), exif=exif)
+    assert np.array_equal(load_image(file, 8, 1)[..., 0], np.rot90(GRADIENT, -1))
+
+
+def test_half_transparent_grey_is_mixed_with_white(tmp_path: Path) -> None:
+    found = load_image(saved(tmp_path, colour(100, 128, mode="LA")), 8, 1)[0, 0, 0]
+    assert abs(int(found) - (100 * 128 + 255 * 127) / 255) <= 1
+
+
 def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
     file = saved(tmp_path, Image.new("CMYK", (8, 8), (0, 0, 0, 255)), "image.jpg")
     assert load_image(file, 8, 3).max() < 10
@@ -89,14 +101,23 @@ def test_the_shorter_side_is_resized_and_the_centre_kept(tmp_path: Path) -> None
     assert found.shape == (16, 16, 3) and (found[:, 1:-1] == 200).all()
 
 
-@pytest.mark.parametrize("name", ["broken.png", "broken.jpg"])
-def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("kind", ["png", "jpg", "gif", "tif", "webp", "bmp", "jp2", "avif"])
+def test_a_truncated_file_is_named(tmp_path: Path, kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    file = saved(tmp_path, Image.fromarray(noise), name)
-    file.write_bytes(file.read_bytes()[:-1000])
+    file = saved(tmp_path, Image.fromarray(noise), f"broken.{kind}")
+    content = file.read_bytes()
+    file.write_bytes(content[:-100])
     with pytest.raises(PipelineError, match="broken image") as error:
         load_image(file, 8, 3)
     assert str(file) in str(error.value)
+
+
+def test_an_avif_without_its_item_is_named(tmp_path: Path) -> None:
+    """Pillow reports this format's faults as RuntimeError."""
+    file = saved(tmp_path, Image.fromarray(GRADIENT), "broken.avif")
+    file.write_bytes(file.read_bytes().replace(b"iloc", b"free"))
+    with pytest.raises(PipelineError, match="broken image"):
+        load_image(file, 8, 3)
 
 
 def test_what_is_no_image_is_named(tmp_path: Path) -> None:

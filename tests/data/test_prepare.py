@@ -169,7 +169,7 @@ def test_other_files_are_counted(images: Path, tmp_path: Path) -> None:
     (images / "cat" / "notes.txt").write_text("mine")
     (images / "cat" / ".hidden.png").write_text("not mine")
     (warning,) = packed(data(images), tmp_path).warnings
-    assert warning == "1 files are no images: cat/notes.txt"
+    assert warning == "1 files are not used: cat/notes.txt"
 
 
 def test_a_small_train_split_is_all_calibration_and_says_so(images: Path, tmp_path: Path) -> None:
@@ -246,11 +246,12 @@ def test_a_set_without_splits_is_cut(tmp_path: Path) -> None:
     assert (manifest.image_size, manifest.channels, len(manifest.classes)) == (16, 3, 2)
 
 
-def test_memory_is_bounded_while_images_stream(tmp_path: Path) -> None:
-    """1,500 images of 224 px are 226 MB as pixels; the process must not hold them."""
+@pytest.mark.parametrize(("count", "size"), [(1500, 224), (100, 1024)])
+def test_memory_is_bounded_while_images_stream(tmp_path: Path, count: int, size: int) -> None:
+    """Over 220 MB as pixels, few large images or many small ones: no process holds them."""
     for label, name in enumerate(("cat", "dog")):
         fill(tmp_path / "large" / name, 3, label, (224, 224))
-        for i in range(3, 750):  # other content, the cheap way
+        for i in range(3, count // 2):  # other content, the cheap way
             source = tmp_path / "large" / name / f"{i % 3:03}.png"
             (tmp_path / "large" / name / f"{i:03}.png").hardlink_to(source)
     script = f"""
@@ -259,7 +260,7 @@ from pathlib import Path
 from tests.data.test_prepare import data, packed
 if __name__ == "__main__":
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    packed(data(Path({str(tmp_path / "large")!r}), image_size=224), Path({str(tmp_path)!r}))
+    packed(data(Path({str(tmp_path / "large")!r}), image_size={size}), Path({str(tmp_path)!r}))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     (tmp_path / "run.py").write_text(script)
@@ -267,7 +268,7 @@ if __name__ == "__main__":
         [sys.executable, tmp_path / "run.py"], env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert int(said.stdout) * 1024 < 226e6 / 3
+    assert int(said.stdout) * 1024 < count * size**2
 
 
 def test_an_interrupt_leaves_nothing_and_the_next_run_goes_on(tmp_path: Path) -> None:

@@ -1,0 +1,127 @@
+"""torchvision's sets: verified wherever they come from, and one clear error where they don't."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import struct
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.data.prepare import prepare
+from pipeline.data.sources import fetch
+from pipeline.data.torchvision_sets import open_set
+from pipeline.errors import PipelineError
+from pipeline.params import Data
+from tests.data.test_prepare import data
+
+
+def settings(folder: Path, name: str = "FashionMNIST", **options: Any) -> Data:
+    return data(folder, source="torchvision", name=name, options=options)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No mirror can be reached from this process; apt runs in one of its own."""
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise OSError("the network is closed")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def write_idx(file: Path, values: NDArray[np.uint8]) -> None:
+    shape = struct.pack(f">{values.ndim}I", *values.shape)
+    file.write_bytes(struct.pack(">HBB", 0, 8, values.ndim) + shape + values.tobytes())
+
+
+@pytest.mark.usefixtures("no_network")
+def test_fashion_mnist_comes_from_debian_and_then_from_a_folder(tmp_path: Path) -> None:
+    try:
+        fetch(settings(tmp_path / "none"), tmp_path / "raw")
+    except PipelineError as error:
+        assert "torchvision's mirrors" in error.what and "dataset-fashion-mnist" in error.what
+        pytest.skip("neither the mirrors nor Debian's package can be reached")
+    files = sorted((tmp_path / "raw" / "FashionMNIST" / "raw").iterdir())
+    (tmp_path / "at_hand").mkdir()
+    for file in files:  # compressed anew, as Debian does: another archive, the same content
+        archive = tmp_path / "at_hand" / f"{file.name}.gz"
+        archive.write_bytes(gzip.compress(file.read_bytes(), compresslevel=1))
+    fetch(settings(tmp_path / "at_hand"), tmp_path / "again")
+    for split, size in (("train", 60_000), ("test", 10_000)):
+        part = open_set(settings(tmp_path), tmp_path / "again")[split]
+        assert np.bincount(part.targets).tolist() == [size // 10] * 10
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_set_that_cannot_be_had_says_what_was_tried(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="could not be fetched") as error:
+        fetch(settings(tmp_path / "none", "CIFAR10"), tmp_path / "raw")
+    assert "torchvision's mirrors" in error.value.what
+    assert error.value.fix is not None and "data.folder" in error.value.fix
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("CIFAR10", "cifar-10-python.tar.gz"),
+        ("SVHN", "train_32x32.mat"),
+        ("EuroSAT", "EuroSAT.zip"),
+        ("MNIST", "train-labels-idx1-ubyte.gz"),
+    ],
+)
+def test_a_wrong_archive_of_any_set_is_named(tmp_path: Path, name: str, file: str) -> None:
+    (tmp_path / "at_hand").mkdir()
+    (tmp_path / "at_hand" / file).write_bytes(b"something else")
+    with pytest.raises(PipelineError, match="its digest differs") as error:
+        fetch(settings(tmp_path / "at_hand", name), tmp_path / "raw")
+    assert str(tmp_path / "at_hand" / file) in str(error.value)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("EMNIST", {}, "'split'"),
+        ("EMNIST", {"split": "foo"}, "Unknown value 'foo'"),
+        ("SVHN", {"split": "foo"}, "Unknown value 'foo'"),
+        ("Places365", {}, "train-standard"),
+        ("FashionMNIST", {"splitt": 1}, "takes no splitt"),
+    ],
+)
+def test_wrong_options_are_one_clear_error(
+    tmp_path: Path, name: str, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(PipelineError, match=said) as error:
+        fetch(settings(tmp_path / "none", name, **options), tmp_path / "raw")
+    assert error.value.where is not None and "data.options" in error.value.where
+
+
+def test_preparing_before_fetching_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="not there") as error:
+        prepare(settings(tmp_path), 1, tmp_path / "raw", tmp_path / "p", tmp_path / "c")
+    assert error.value.fix is not None and "stages.fetch" in error.value.fix
+
+
+def test_classes_that_no_image_has_are_left_out(tmp_path: Path) -> None:
+    """EMNIST's letters have the labels 1 to 26; class 0 is called `N/A`."""
+    raw = tmp_path / "raw" / "EMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split, count in (("train", 260), ("test", 78)):
+        pixels = np.random.default_rng(count).integers(0, 256, (count, 28, 28), np.uint8)
+        write_idx(raw / f"emnist-letters-{split}-images-idx3-ubyte", pixels)
+        labels = (np.arange(count) % 26 + 1).astype(np.uint8)
+        write_idx(raw / f"emnist-letters-{split}-labels-idx1-ubyte", labels)
+    letters = settings(tmp_path, "EMNIST", split="letters")
+    manifest = prepare(letters, 1, tmp_path / "raw", tmp_path / "p", tmp_path / "c")
+    assert "".join(manifest.classes) == "abcdefghijklmnopqrstuvwxyz"
+    assert set(manifest.counts["test"].values()) == {3}
+    assert "N/A" in manifest.warnings[0]
+    assert set(np.load(tmp_path / "p" / "test_labels.npy")) == set(range(26))
