@@ -18,7 +18,7 @@ from pipeline.errors import PipelineError
 PARAMS_FILE = Path("params.yaml")
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
 """Names become parts of paths and of `S-P` keys: letters, digits, `_` and `.`, no `-`."""
@@ -43,22 +43,43 @@ class Data(Group):
 
 
 class Augment(Group):
-    flip: bool = True
+    """What a view of an image may differ in. Every part is drawn per sample."""
+
+    flip: bool = Field(True, description="mirror left-right with probability 1/2")
     shift: Annotated[int, Field(ge=0)] = Field(1, description="largest shift in pixels")
+    crop: Positive | None = Field(
+        None, le=1, description="smallest share of the area that a random resized crop keeps"
+    )
+    trivial: bool = Field(False, description="TrivialAugment: one random operation an image")
     erase: Fraction = Field(0.0, description="probability of erasing a rectangle")
+    mixup: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of MixUp; 0: none")
+    cutmix: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of CutMix; 0: none")
+
+
+class Views(Group):
+    """The views of the train images that a network sees: so many epochs, so augmented."""
+
+    epochs: Annotated[int, Field(ge=0)] = Field(description="0: the network stays as it came")
+    augment: Augment = Augment()
 
 
 class Training(Group):
-    epochs: Annotated[int, Field(ge=0)] = Field(description="0: the network stays as it came")
-    batch_size: Annotated[int, Field(ge=2)]
+    """How a network learns from its views."""
+
+    batch_size: Annotated[int, Field(ge=2)] = Field(description="over all devices together")
+    accumulate: Count = Field(1, description="parts that a batch is computed in, to save memory")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     optimizer: str = Field("sgd", description="a name that timm's optimizer factory knows")
     lr: Positive
     momentum: Fraction = 0.9
     weight_decay: Annotated[float, Field(ge=0)]
+    schedule: str = Field("cosine", description="a name that timm's scheduler factory knows")
+    schedule_options: dict[str, Any] = Field({}, description="further arguments of that factory")
     warmup: Fraction = Field(0.1, description="share of all steps in linear warm-up")
     label_smoothing: Fraction = 0.0
     clip_norm: Positive | None = None
-    augment: Augment = Augment()
+    ema: Fraction | None = Field(None, description="decay of averaged weights, which then ship")
+    tensorboard: bool = Field(False, description="curves for TensorBoard, too, in .work/")
 
 
 class Network(Group):
@@ -76,18 +97,60 @@ class Statistics(Group):
 
 class Teacher(Group):
     source: Literal["train", "checkpoint", "pretrained"]
-    checkpoint: Path | None = Field(None, description="a safetensors file")
+    checkpoint: Path | None = Field(None, description="a safetensors file in `teachers.folder`")
     normalisation: Statistics | None = Field(
         None, description="of a checkpoint that has no card.json beside it"
     )
+    input_size: Literal["auto"] | Annotated[int, Field(ge=8, le=1024)] = Field(
+        "auto", description="pixels that images are resized to for it; auto: as the data has them"
+    )
     network: Network
+    views: Views
     training: Training
 
     @model_validator(mode="after")
     def _checkpoint_is_named(self) -> Teacher:
         if (self.source == "checkpoint") != (self.checkpoint is not None):
             raise ValueError("`checkpoint` is set exactly when `source` is `checkpoint`")
+        outside = self.checkpoint and (
+            self.checkpoint.is_absolute() or ".." in self.checkpoint.parts
+        )
+        if outside:
+            raise ValueError("`checkpoint` is a path inside `teachers.folder`")
         return self
+
+
+class Teachers(Group):
+    """Who teaches; several teachers are one, whose logits are combined from theirs."""
+
+    enabled: tuple[Name, ...] = Field(min_length=1)
+    folder: Path = Field(description="checkpoints of your own; a change in it is noticed")
+    combine: Literal["mean", "best"] = Field(
+        "mean", description="of logits: weighted mean, or for each image the teacher that knows it"
+    )
+    weights: dict[Name, Positive] = Field({}, description="in the mean, by teacher; 1 by default")
+    zoo: dict[Name, Teacher]
+
+    @model_validator(mode="after")
+    def _enabled_exist(self) -> Teachers:
+        for name in self.enabled:
+            if name not in self.zoo:
+                raise ValueError(f"`enabled` names `{name}`{_nearest(name, self.zoo)}")
+        for name in self.weights:
+            if name not in self.enabled:
+                raise ValueError(f"`weights` names `{name}`{_nearest(name, self.enabled)}")
+        if self.weights and self.combine == "best":
+            raise ValueError("`weights` belong to `combine: mean`")
+        return self
+
+    def checkpoint_file(self, name: str) -> Path | None:
+        checkpoint = self.zoo[name].checkpoint
+        return None if checkpoint is None else self.folder / checkpoint
+
+
+class Signals(Group):
+    record: bool = Field(True, description="teachers answer once for all; false: in every step")
+    top_k: Count | None = Field(None, description="logits kept per image; null: all of them")
 
 
 class Students(Group):
@@ -103,10 +166,19 @@ class Students(Group):
 
 
 class LossTerm(Group):
+    """One summand of what a student minimises."""
+
     name: str
-    weight: Annotated[float, Field(ge=0)]
-    tap: Name | None = Field(None, description="which tap a feature loss compares")
-    options: dict[str, float] = {}
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    schedule: Literal["constant", "warmup", "decay"] = Field(
+        "constant", description="of the weight: rises from 0 first, or falls to 0 last"
+    )
+    span: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.2, description="share of all steps in which the weight rises or falls"
+    )
+    taps: tuple[Name, ...] = Field((), description="which taps a feature loss compares")
+    teacher: Name | None = Field(None, description="whose taps; the first teacher by default")
+    options: dict[str, bool | float] = {}
 
 
 class Distill(Group):
@@ -161,19 +233,41 @@ class Params(Group):
     profile: str
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     data: Data
-    teacher: Teacher
+    teachers: Teachers
     students: Students
+    views: Views
+    signals: Signals
     distill: Distill
     export: Export
     backends: Backends
     benchmark: Benchmark
     gate: Gate
 
+    @model_validator(mode="after")
+    def _names_differ(self) -> Params:
+        for name in self.students.enabled:
+            if name in self.teachers.enabled:
+                raise ValueError(f"`{name}` is both a teacher and a student; rename one")
+        labelled = any(term.name == "cross_entropy" for term in self.distill.losses)
+        if self.distill.training.label_smoothing and not labelled:
+            raise ValueError(
+                "distill.training.label_smoothing smooths `cross_entropy`, which distill.losses "
+                "does not have"
+            )
+        for term in self.distill.losses:
+            if term.teacher is not None and term.teacher not in self.teachers.enabled:
+                raise ValueError(
+                    f"distill.losses names the teacher `{term.teacher}`"
+                    f"{_nearest(term.teacher, self.teachers.enabled)}"
+                )
+        return self
 
-OVERRIDABLE = ("data", "teacher", "distill", "benchmark")
+
+OVERRIDABLE = ("data", "teachers", "views", "distill", "benchmark")
 """What a profile may override. dvc.yaml tracks `profiles.<profile>.<group>` of these, so a
-profile names each of them (`{}` where it changes nothing). `data.folder`, the students and
-the backends shape the graph itself and are the same in every profile."""
+profile names each of them (`{}` where it changes nothing). `data.folder`, the enabled
+teachers and students and the backends shape the graph itself and are the same in every
+profile."""
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
@@ -204,7 +298,7 @@ def _apply_profile(tree: dict[str, Any], path: Path) -> dict[str, Any]:
     tree = dict(tree)
     profiles = tree.pop("profiles", None)
     name = tree.get("profile")
-    if not isinstance(profiles, dict) or name not in profiles:
+    if not isinstance(profiles, dict) or not isinstance(name, str) or name not in profiles:
         raise PipelineError(
             f"profile: `{name}` is not in `profiles`{_nearest(str(name), profiles or {})}",
             where=str(path),
@@ -229,6 +323,13 @@ def _apply_profile(tree: dict[str, Any], path: Path) -> dict[str, Any]:
             where=str(path),
             fix="set data.folder instead",
         )
+    for key in ("enabled", "folder"):
+        if key in (overrides["teachers"] or {}):
+            raise PipelineError(
+                f"profiles.{name}.teachers.{key}: it shapes the graph in dvc.yaml",
+                where=str(path),
+                fix=f"set teachers.{key} instead",
+            )
     return _merge(tree, overrides)
 
 

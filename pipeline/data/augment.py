@@ -1,52 +1,174 @@
-"""Batched augmentation, a different draw for every sample, on whatever device the batch is."""
+"""What views are made of: batched, on whatever device the batch is, decided by given draws.
+
+Pixels are uint8 [B, H, W, C], a box is (top, left, bottom, right) in whole pixels, the last
+two exclusive, and may be empty. No function changes its input or draws anything. Pixels are
+computed in whole numbers, so a sample's view depends neither on the rest of its batch nor on
+the device.
+"""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from pipeline.params import Augment
+Boxes = NDArray[np.int64]
+"""[B, 4]: top, left, bottom, right."""
+
+Uniform = NDArray[np.floating]
+"""Draws from [0, 1), [B] or [B, what one sample needs], and what is made of them."""
+
+WHOLE = 65536
+"""A MixUp weight of 1: weights are whole numbers of 1/65536."""
 
 
-def augment(pixels: torch.Tensor, options: Augment, generator: torch.Generator) -> torch.Tensor:
-    """Flip, shift and erase each sample of uint8 [N, H, W, C] by its own draw.
+def flip_and_shift(pixels: torch.Tensor, flip: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Mirror left-right where `flip` (bool [B]), then move by `shift` pixels, border repeated.
 
-    Flips left-right with probability 1/2. Shifts by whole pixels, uniform in
-    [-shift, shift] for both axes, repeating the border. Erases, with probability `erase`, a
-    rectangle of random noise that covers 2 to 25% of the image (random erasing,
-    arXiv 1708.04896, in the bounds that keep small garments visible). Returns the same shape
-    and dtype; the input is not changed. `generator` alone decides the result.
+    `shift` is int [B, 2]: rows up, columns to the left.
+    """
+    _, height, width, _ = pixels.shape
+    rows = torch.arange(height, device=pixels.device) + shift[:, :1]
+    columns = torch.arange(width, device=pixels.device)
+    columns = torch.where(flip[:, None], columns.flip(0), columns) + shift[:, 1:]
+    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    return pick(pixels, rows[:, :, None], columns[:, None, :])
+
+
+def pick(pixels: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """`pixels[b, rows[b, y, x], columns[b, y, x]]` at [b, y, x], indices broadcast to [B, H, W]."""
+    n, height, width, channels = pixels.shape
+    samples = torch.arange(n, device=pixels.device)[:, None, None]
+    index = (samples * height + rows) * width + columns
+    if channels == 1:  # the faster one for single bytes; the other for pixels of several
+        return pixels.take(index)[..., None]
+    return pixels.reshape(-1, channels).index_select(0, index.flatten()).view(*index.shape, -1)
+
+
+def crop_boxes(draws: Uniform, smallest: float, height: int, width: int) -> Boxes:
+    """Boxes of a random resized crop (Inception's: arXiv 1409.4842), from draws [B, 4].
+
+    The share of the image's area is uniform in [`smallest`, 1]; the aspect ratio, relative to
+    the image's, log-uniform in [3/4, 4/3] as far as a box of that area fits the image; the
+    place uniform among those that fit. Sides are rounded to whole pixels.
+    """
+    draws = draws.astype(np.float64)
+    area = smallest + (1 - smallest) * draws[:, 0]
+    spread = np.minimum(math.log(4 / 3), -np.log(area))
+    return _placed(area, np.exp((2 * draws[:, 1] - 1) * spread), draws[:, 2:], height, width)
+
+
+def resized_crop(pixels: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Enlarge each sample's box (int64 [B, 4], not empty) to the whole image, bilinearly.
+
+    Pixel centres as in every current library (`align_corners=False`), the box's border
+    repeated, weights in whole numbers of 1/256.
     """
     n, height, width, _ = pixels.shape
-    device = pixels.device
-    rows = torch.arange(height, device=device).expand(n, height)
-    columns = torch.arange(width, device=device).expand(n, width)
-    if options.flip:
-        flip = torch.rand(n, 1, generator=generator, device=device) < 0.5
-        columns = torch.where(flip, columns.flip(1), columns)
-    if options.shift:
-        span = 2 * options.shift + 1
-        offset = torch.randint(span, (2, n, 1), generator=generator, device=device) - options.shift
-        rows = (rows + offset[0]).clamp(0, height - 1)
-        columns = (columns + offset[1]).clamp(0, width - 1)
-    samples = torch.arange(n, device=device)[:, None, None]
-    pixels = pixels[samples, rows[:, :, None], columns[:, None, :]]
-    if options.erase:
-        pixels = _erase(pixels, options.erase, generator)
-    return pixels
+    top, left, bottom, right = boxes.T
+    near, far, across = _neighbours(left, right, width)
+    every = torch.arange(height, device=pixels.device)[:, None]
+    one, other = (pick(pixels, every, place[:, None, :]).int() for place in (near, far))
+    lines = _between(one, other, across[:, None, :, None]).flatten(0, 1)
+    upper, lower, down = _neighbours(top, bottom, height)
+    first = torch.arange(n, device=pixels.device)[:, None] * height
+    one, other = (
+        lines.index_select(0, (first + place).flatten()).view(pixels.shape)
+        for place in (upper, lower)
+    )
+    mixed = _between(one, other, down[:, :, None, None])
+    return ((mixed + 2**15) >> 16).to(torch.uint8)
 
 
-def _erase(pixels: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
-    n, height, width, _ = pixels.shape
-    device = pixels.device
-    chosen, area, aspect, top, left = torch.rand(5, n, 1, generator=generator, device=device)
-    area = 0.02 + 0.23 * area
-    aspect = torch.exp((2 * aspect - 1) * 1.2)  # log-uniform in about [0.3, 3.3]
-    box_height = (area * aspect).sqrt().clamp(max=1.0) * height
-    box_width = (area / aspect).sqrt().clamp(max=1.0) * width
-    top, left = top * (height - box_height), left * (width - box_width)
-    row, column = torch.arange(height, device=device), torch.arange(width, device=device)
-    in_rows = (row >= top) & (row < top + box_height)
-    in_columns = (column >= left) & (column < left + box_width)
-    inside = in_rows[:, :, None] & in_columns[:, None, :] & (chosen < probability)[:, :, None]
-    noise = torch.randint(256, pixels.shape, generator=generator, device=device, dtype=torch.uint8)
-    return torch.where(inside[..., None], noise, pixels)
+def _between(one: torch.Tensor, other: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """256 times the value at `weight` 256ths of the way, in whole numbers."""
+    return (other - one).mul_(weight).add_(one, alpha=256)
+
+
+def _neighbours(
+    start: torch.Tensor, end: torch.Tensor, size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For each of `size` places [B, size]: pixel before, pixel after, 1/256ths of the latter."""
+    length = (end - start)[:, None]
+    centres = 2 * torch.arange(size, device=start.device) + 1
+    place = (256 * (centres * length - size) + size).div(2 * size, rounding_mode="floor")
+    place = torch.minimum(place.clamp(min=0), 256 * (length - 1))
+    before = place >> 8
+    after = torch.minimum(before + 1, length - 1)
+    return start[:, None] + before, start[:, None] + after, (place & 255).int()
+
+
+def erase_boxes(draws: Uniform, probability: float, height: int, width: int) -> Boxes:
+    """Boxes of random erasing (arXiv 1708.04896) from draws [B, 5], empty where none is.
+
+    With `probability`, 2 to 25% of the image's area (the paper's bound is 40%; small objects
+    stay visible), aspect log-uniform in [0.3, 1/0.3], placed uniformly where it fits.
+    """
+    draws = draws.astype(np.float64)
+    area = 0.02 + 0.23 * draws[:, 1]
+    aspect = np.exp((1 - 2 * draws[:, 2]) * math.log(0.3))
+    boxes = _placed(area, aspect, draws[:, 3:], height, width)
+    return np.where(draws[:, :1] < probability, boxes, 0)
+
+
+def _placed(area: Uniform, aspect: Uniform, place: Uniform, height: int, width: int) -> Boxes:
+    """Boxes of a share of the area and a relative aspect (width by height) inside the image."""
+    sizes = np.array([height, width])
+    sides = np.sqrt(np.stack([area / aspect, area * aspect], axis=1)) * sizes
+    sides = np.clip(np.rint(sides), 1, sizes)
+    start = np.floor(place * (sizes - sides + 1))
+    return np.concatenate([start, start + sides], axis=1).astype(np.int64)
+
+
+def erase(pixels: torch.Tensor, boxes: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
+    """Fill each sample's box (int64 [B, 4]) with its colour (uint8 [B, C])."""
+    return torch.where(_inside(pixels, boxes), colours[:, None, None, :], pixels)
+
+
+def mixup(pixels: torch.Tensor, partners: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """MixUp (arXiv 1710.09412): weight·own + (1 - weight)·partner, rounded.
+
+    `weights` are whole numbers of 1/65536, int [B] in [0, 65536].
+    """
+    weights = weights.int()[:, None, None, None]
+    mixed = pixels.int() * weights + partners.int() * (WHOLE - weights)
+    return ((mixed + WHOLE // 2) >> 16).to(torch.uint8)
+
+
+def cutmix_boxes(share: NDArray[np.float32], centre: Uniform, height: int, width: int) -> Boxes:
+    """Boxes of CutMix (arXiv 1905.04899): sides √(1 - share) of the image's, clipped to it.
+
+    `share` [B] is what the own image is meant to keep, `centre` [B, 2] is relative. Clipping
+    and whole pixels change the share: see `kept`.
+    """
+    sizes = np.array([height, width])
+    half = np.sqrt(1 - share.astype(np.float64))[:, None] * sizes / 2
+    middle = centre * sizes
+    edges = np.concatenate([middle - half, middle + half], axis=1)
+    clipped: NDArray[np.float64] = np.clip(np.rint(edges), 0, np.tile(sizes, 2))
+    return clipped.astype(np.int64)
+
+
+def kept(boxes: Boxes, height: int, width: int) -> NDArray[np.float64]:
+    """Exact share of an image's pixels that are outside its box, [B]."""
+    top, left, bottom, right = boxes.T
+    area = (bottom - top) * (right - left)
+    return np.asarray(1 - area / (height * width))
+
+
+def cutmix(pixels: torch.Tensor, partners: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """The partner's pixels inside each sample's box (int64 [B, 4]), its own outside."""
+    return torch.where(_inside(pixels, boxes), partners, pixels)
+
+
+def _inside(pixels: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Bool [B, H, W, 1]."""
+    _, height, width, _ = pixels.shape
+    top, left, bottom, right = boxes.T[..., None]
+    rows = torch.arange(height, device=pixels.device)
+    columns = torch.arange(width, device=pixels.device)
+    in_rows, in_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+    inside: torch.Tensor = in_rows[:, :, None] & in_columns[:, None, :]
+    return inside[..., None]
