@@ -30,6 +30,10 @@ def _parser() -> argparse.ArgumentParser:
     add("check", _check, "find what is wrong with params.yaml before anything is computed")
     add("fingerprint", _fingerprint, "record this machine, so that latencies are taken on it")
     add("results", _results, "show what was measured and say where the report lies")
+    taps = add("taps", _taps, "list the modules of a network that feature losses can tap")
+    taps.add_argument("network", metavar="ARCH", help="a timm name, a student or a teacher")
+    taps.add_argument("--size", type=_count, metavar="PIXELS", help="of the images")
+    taps.add_argument("--all", action="store_true", help="every module, not the blocks alone")
     predict = add("predict", _predict, "classify images with a compiled artifact")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     predict.add_argument("--student", required=True, metavar="S")
@@ -73,6 +77,14 @@ def _fingerprint(_: argparse.Namespace) -> None:
     state = "written" if written else "already tells of this machine"
     print(f"{machine.cpu}, {machine.cores} core(s), {machine.memory_gib} GiB")
     print(f"{FINGERPRINT}: {state}")
+
+
+def _taps(parsed: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from pipeline.deliver.taps import taps_table
+
+    Console().print(taps_table(parsed.network, parsed.size, every=parsed.all))
 
 
 def _results(_: argparse.Namespace) -> None:

@@ -19,7 +19,8 @@ from pipeline.files import write_whole
 RAW = Path("data/raw")
 PACKED = Path("data/packed")
 CALIBRATION = Path("data/calibration")
-TEACHER = Path("models/teacher")
+TEACHERS = Path("models/teachers")
+SIGNALS = Path("models/teacher_signals")
 STUDENTS = Path("models/students")
 ONNX = Path("models/onnx")
 COMPILED = Path("models/compiled")
@@ -90,13 +91,14 @@ class Normalisation(Record):
 
 
 class ModelCard(Record):
-    """models/teacher/card.json and models/students/S/card.json."""
+    """models/teachers/T/card.json and models/students/S/card.json."""
 
     arch: str
     args: dict[str, Any]
     stem_stride: Literal["auto", 1, 2]
     stem_pool: Literal["auto"] | bool
-    image_size: int
+    image_size: int = Field(description="of the data, in pixels")
+    input_size: int = Field(description="that the network sees; other images are resized to it")
     channels: int
     classes: tuple[str, ...]
     normalisation: Normalisation
@@ -110,11 +112,24 @@ class ModelCard(Record):
 
 
 class ModelMetrics(Record):
-    """metrics/teacher.json and metrics/students/S.json: the float network in torch."""
+    """metrics/teachers/T.json and metrics/students/S.json: the float network in torch."""
 
     val_top1: float
     test_top1: float
     parameters: int
+
+
+class SignalsRecord(Record):
+    """models/teacher_signals/signals.json: whose logits lie beside it, and for which views."""
+
+    teachers: dict[str, str] = Field(
+        description="by teacher, in order: SHA-256 of its weights and card"
+    )
+    views: str = Field(description="digest of the images, the augmentation, its seed and code")
+    epochs: int
+    samples: int
+    classes: int
+    top_k: int | None
 
 
 class Epoch(Record):
@@ -241,7 +256,7 @@ def load_calibration(folder: Path = CALIBRATION) -> NDArray[np.uint8]:
 
 
 def read_curve(name: str, folder: Path = CURVES) -> tuple[Epoch, ...]:
-    """The training curve of `teacher` or a student, from DVCLive's tab-separated files."""
+    """The training curve of a teacher or a student, from DVCLive's tab-separated files."""
     plots = folder / name / "plots" / "metrics"
     columns: dict[str, list[str]] = {}
     for field in Epoch.model_fields:

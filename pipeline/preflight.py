@@ -9,6 +9,7 @@ import torch
 from pipeline.backends.base import versions
 from pipeline.backends.registry import backend
 from pipeline.distill.objective import Distillation
+from pipeline.distill.training import check_training
 from pipeline.errors import PipelineError
 from pipeline.networks.build import PixelsToLogits, build_network, student_normalisation
 from pipeline.params import Params
@@ -19,8 +20,8 @@ _CLASSES, _SIZE, _CHANNELS = 10, 64, 3  # where the data decides and is not yet 
 def check(params: Params) -> None:
     """Raise `PipelineError` for what params.yaml asks and this machine cannot do.
 
-    Builds every enabled network, its taps and losses, and looks for the source folder and
-    the packages of every backend with a precision.
+    Builds every enabled network, its optimizer, schedule, taps and losses, and looks for the
+    source folder, checkpoints and the packages of every backend with a precision.
     """
     for name, _precision in params.backends.pairs():
         versions(backend(name).packages)
@@ -32,18 +33,22 @@ def check(params: Params) -> None:
         )
     size = _SIZE if params.data.image_size == "auto" else params.data.image_size
     channels = _CHANNELS if params.data.channels == "auto" else params.data.channels
-    build = partial(build_network, classes=_CLASSES, channels=channels, image_size=size)
+    build = partial(build_network, classes=_CLASSES, channels=channels)
     pixels = torch.zeros(1, size, size, channels, dtype=torch.uint8)
     normalisation = student_normalisation(channels)
-    for student in params.students.enabled:
-        network = params.students.zoo[student]
-        teacher = PixelsToLogits(build(params.teacher.network), normalisation)
-        model = PixelsToLogits(build(network), normalisation)
-        Distillation(
-            model,
-            teacher,
-            params.distill.losses,
-            network.taps,
-            params.teacher.network.taps,
-            pixels,
-        )
+    check_training(params.distill.training, "distill")
+    teachers = {}
+    for name in params.teachers.enabled:
+        teacher = params.teachers.zoo[name]
+        check_training(teacher.training, f"teachers.zoo.{name}")
+        checkpoint = params.teachers.checkpoint_file(name)
+        if checkpoint is not None and not checkpoint.is_file():
+            raise PipelineError("there is no such checkpoint", where=str(checkpoint))
+        own = size if teacher.input_size == "auto" else teacher.input_size
+        network = build(teacher.network, image_size=own)
+        teachers[name] = PixelsToLogits(network, normalisation, own)
+    for name in params.students.enabled:
+        student = params.students.zoo[name]
+        model = PixelsToLogits(build(student, image_size=size), normalisation)
+        losses = params.distill.losses
+        Distillation(model, teachers, losses, student.taps, params.teachers, pixels)

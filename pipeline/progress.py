@@ -28,9 +28,19 @@ class _Rate(ProgressColumn):
 
 
 def track(
-    items: Iterable[T], label: str, total: int, unit: str = "images", step: int = 1
+    items: Iterable[T],
+    label: str,
+    total: int,
+    unit: str = "images",
+    step: int = 1,
+    *,
+    done: int = 0,
+    quiet: bool = False,
 ) -> Iterator[T]:
-    """Yield `items` under a progress bar on stderr; each item counts as `step` units."""
+    """Yield `items` under a progress bar on stderr; each item counts as `step` units.
+
+    `done` of the `total` units are behind us already; `quiet` shows nothing.
+    """
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -39,8 +49,8 @@ def track(
         _Rate(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(label, total=total, unit=unit)
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task(label, total=total, completed=done, unit=unit)
         for item in items:
             yield item
             progress.advance(task, step)

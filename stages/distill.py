@@ -1,6 +1,6 @@
-"""Stage distill@S: one student, trained with the teacher's signal."""
+"""Stage distill@S: one student, trained with the teachers' signals."""
 
-from pipeline.distill.run import distill_student
+from pipeline.distill.student import distill_student
 from pipeline.errors import run
 from pipeline.params import load_params
 from pipeline.stage import student_argument

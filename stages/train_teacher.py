@@ -1,12 +1,14 @@
-"""Stage train_teacher: the network whose knowledge the students get."""
+"""Stage train_teacher@T: a network whose knowledge the students get."""
 
-from pipeline.distill.run import train_teacher
+from pipeline.distill.teacher import train_teacher
 from pipeline.errors import run
 from pipeline.params import load_params
+from pipeline.stage import teacher_argument
 
 
 def main() -> None:
-    train_teacher(load_params())
+    params = load_params()
+    train_teacher(params, teacher_argument(params))
 
 
 if __name__ == "__main__":

@@ -78,8 +78,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     _write_data()
     for backend, precision in params.backends.pairs():
         _write_artifact(backend, precision)
-    for name in ("teacher", STUDENT):
-        _write_training(name)
+    _write_training("teachers", params.teachers.enabled[0])
+    _write_training("students", STUDENT)
     return params
 
 
@@ -139,9 +139,9 @@ def _write_artifact(backend: str, precision: str) -> None:
     ).write(compiled_metrics_file(STUDENT, backend, precision))
 
 
-def _write_training(name: str) -> None:
-    file = "teacher.json" if name == "teacher" else f"students/{name}.json"
-    ModelMetrics(val_top1=0.9, test_top1=0.8, parameters=1234).write(METRICS / file)
+def _write_training(kind: str, name: str) -> None:
+    file = METRICS / kind / f"{name}.json"
+    ModelMetrics(val_top1=0.9, test_top1=0.8, parameters=1234).write(file)
     plots = CURVES / name / "plots" / "metrics"
     plots.mkdir(parents=True)
     for field in Epoch.model_fields:

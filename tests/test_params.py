@@ -34,12 +34,13 @@ def test_every_shipped_profile_is_valid(tmp_path: Path, profile: str) -> None:
 
 
 def test_a_profile_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> None:
-    over = {"teacher": {"training": {"epochs": 7}}, "data": {}, "distill": {}, "benchmark": {}}
+    teachers = {"zoo": {"resnet": {"views": {"epochs": 7}}}}
+    over = {"teachers": teachers, "data": {}, "views": {}, "distill": {}, "benchmark": {}}
     plain = load_params(SHIPPED)
     params = load_params(write(tmp_path, {"profiles.cpu": over}))
-    assert params.teacher.training.epochs == 7
-    assert params.teacher.training.lr == plain.teacher.training.lr
-    assert params.model_copy(update={"teacher": plain.teacher}) == plain
+    assert params.teachers.zoo["resnet"].views.epochs == 7
+    assert params.teachers.zoo["resnet"].training == plain.teachers.zoo["resnet"].training
+    assert params.model_copy(update={"teachers": plain.teachers}) == plain
 
 
 @pytest.mark.parametrize(
@@ -48,8 +49,8 @@ def test_a_profile_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> N
         ({"data.val_fracton": 0.1}, "data.val_fracton: unknown key; did you mean `val_fraction`?"),
         ({"datta": {}}, "datta: unknown key; did you mean `data`?"),
         (
-            {"teacher.training.epoch": 3},
-            "teacher.training.epoch: unknown key; did you mean `epochs`?",
+            {"teachers.zoo.resnet.views.epoch": 3},
+            "teachers.zoo.resnet.views.epoch: unknown key; did you mean `epochs`?",
         ),
         (
             {"students.zoo.mnv3_small_050.arhc": "x"},
@@ -57,15 +58,27 @@ def test_a_profile_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> N
         ),
         ({"data.val_fraction": 1.5}, "data.val_fraction: input should be less than or equal to"),
         ({"benchmark.rounds": "many"}, "benchmark.rounds: input should be a valid integer"),
-        ({"teacher.source": "guess"}, "teacher.source: input should be 'train', 'checkpoint'"),
+        ({"teachers.zoo.resnet.source": "guess"}, "source: input should be 'train', 'checkpoint'"),
         ({"backends.openvino.precisions": ["int4"]}, "input should be 'fp32' or 'int8'"),
         ({"students.enabled": ["mnv3_smal_050"]}, "did you mean `mnv3_small_050`?"),
         ({"students.enabled": []}, "students.enabled"),
         ({"profile": "cpuu"}, "`cpuu` is not in `profiles`; did you mean `cpu`?"),
         ({"profiles.cpu.students": {}}, "a profile cannot override this"),
-        ({"profiles.cpu": {"data": {}}}, "profiles.cpu.teacher is missing"),
+        ({"profiles.cpu": {"data": {}}}, "profiles.cpu.teachers is missing"),
         ({"profiles.cpu.data": {"folder": "x"}}, "set data.folder instead"),
-        ({"teacher.source": "checkpoint"}, "`checkpoint` is set exactly when"),
+        ({"profiles.cpu.teachers": {"enabled": []}}, "set teachers.enabled instead"),
+        ({"teachers.zoo.resnet.source": "checkpoint"}, "`checkpoint` is set exactly when"),
+        ({"teachers.zoo.resnet.checkpoint": "/tmp/x"}, "`checkpoint` is set exactly when"),
+        ({"teachers.weights": {"resnet": 2}, "teachers.combine": "best"}, "to `combine: mean`"),
+        ({"profile": ["cpu"]}, "is not in `profiles`"),
+        ({"teachers.enabled": ["resnett"]}, "did you mean `resnet`?"),
+        ({"teachers.enabled": []}, "teachers.enabled"),
+        ({"teachers.weights": {"other": 1.0}}, "`weights` names `other`"),
+        (
+            {"distill.losses": [{"name": "hint", "weight": 1, "taps": ["a"], "teacher": "x"}]},
+            "distill.losses names the teacher `x`",
+        ),
+        ({"students.zoo.resnet": {"arch": "a"}, "students.enabled": ["resnet"]}, "rename one"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(

@@ -16,6 +16,13 @@ from pipeline.preflight import check
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 
 
+TREE = yaml.safe_load(SHIPPED.read_text())
+TRAINING = TREE["distill"]["training"]
+MISSING = TREE["teachers"]["zoo"]["resnet"] | {"source": "checkpoint", "checkpoint": "none"}
+EARLY = {"name": "hint", "weight": 1, "taps": ["early"]}
+HEADLESS = {"features_only": True}
+
+
 def params(folder: Path, **groups: dict[str, Any]) -> Params:
     tree = yaml.safe_load(SHIPPED.read_text())
     for group, changes in groups.items():
@@ -24,7 +31,7 @@ def params(folder: Path, **groups: dict[str, Any]) -> Params:
     return load_params(folder / "params.yaml")
 
 
-@pytest.mark.parametrize("profile", ["cpu", "smoke"])
+@pytest.mark.parametrize("profile", ["cpu", "gpu", "smoke"])
 def test_what_is_shipped_is_right(tmp_path: Path, profile: str) -> None:
     tree = yaml.safe_load(SHIPPED.read_text()) | {"profile": profile}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
@@ -37,9 +44,23 @@ def test_what_is_shipped_is_right(tmp_path: Path, profile: str) -> None:
         ({"data": {"source": "folder", "folder": "/nowhere"}}, "there is no such folder"),
         ({"distill": {"losses": [{"name": "kll", "weight": 1}]}}, "did you mean `kl`"),
         (
-            {"distill": {"losses": [{"name": "hint", "weight": 1, "tap": "early"}]}},
+            {"distill": {"losses": [{"name": "cross_entropy", "weight": 1}, EARLY]}},
             "the student has no tap `early`",
         ),
+        (
+            {"students": {"enabled": ["a"], "zoo": {"a": {"arch": "vit_tiny_patch16_224"}}}},
+            "a vision transformer needs `img_size`",
+        ),
+        (
+            {"students": {"enabled": ["a"], "zoo": {"a": {"arch": "resnet10t", "args": HEADLESS}}}},
+            "does not give one logit per class",
+        ),
+        ({"distill": {"training": TRAINING | {"optimizer": "adamww"}}}, "no optimizer `adamww`"),
+        ({"distill": {"training": TRAINING | {"optimizer": "adahessian"}}}, "second derivatives"),
+        ({"distill": {"training": TRAINING | {"schedule": "cosin"}}}, "schedule `cosin`"),
+        ({"distill": {"training": TRAINING | {"precision": "fp16"}}}, "training needs a GPU"),
+        ({"distill": {"training": TRAINING | {"accumulate": 3}}}, "cannot be divided"),
+        ({"teachers": {"zoo": {"resnet": MISSING}}}, "there is no such checkpoint"),
         (
             {"students": {"enabled": ["a"], "zoo": {"a": {"arch": "mobilenetv9"}}}},
             "has no network `mobilenetv9`",

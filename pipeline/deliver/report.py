@@ -58,9 +58,10 @@ def report(params: Params) -> None:
     measurements is no error but a row that says so.
     """
     rows = gather(params)
-    networks = ("teacher", *params.students.enabled)
+    networks = [("teachers", name) for name in params.teachers.enabled]
+    networks += [("students", name) for name in params.students.enabled]
     pareto = plots.pareto(rows)
-    training = plots.training({name: read_curve(name) for name in networks})
+    training = plots.training({name: read_curve(name) for _, name in networks})
     context = {
         "title": "edgestill report",
         "summary": _summary(rows),
@@ -151,14 +152,13 @@ def _student_section(student: str, rows: list[Row]) -> Section:
     )
 
 
-def _networks_section(networks: tuple[str, ...]) -> Section:
+def _networks_section(networks: list[tuple[str, str]]) -> Section:
     rows = []
-    for name in networks:
-        file = "teacher.json" if name == "teacher" else f"students/{name}.json"
-        metrics = ModelMetrics.read(METRICS / file)
-        rows.append(
-            (name, f"{metrics.val_top1:.4f}", f"{metrics.test_top1:.4f}", f"{metrics.parameters:,}")
-        )
+    for kind, name in networks:
+        metrics = ModelMetrics.read(METRICS / kind / f"{name}.json")
+        shown = f"{name} (teacher)" if kind == "teachers" else name
+        tops = f"{metrics.val_top1:.4f}", f"{metrics.test_top1:.4f}"
+        rows.append((shown, *tops, f"{metrics.parameters:,}"))
     columns = ("Network", "Val top-1", "Test top-1", "Parameters")
     return Section("Float networks in torch", columns, (False, True, True, True), tuple(rows))
 

@@ -1,93 +1,189 @@
-"""What a training step minimises: labels alone for a teacher, a weighted sum for a student."""
+"""What a student minimises: a weighted sum of losses against labels and teachers."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from pipeline.distill.losses import Loss, cross_entropy, find_loss
-from pipeline.distill.taps import Adapter, Taps, match_size, tap_shapes
+from pipeline.distill.adapters import Adapter, ReviewAdapter, match_size
+from pipeline.distill.devices import gather
+from pipeline.distill.losses import Loss, find_loss, weight_factor
+from pipeline.distill.taps import Taps, tap_shapes
+from pipeline.distill.teachers import combine
+from pipeline.distill.training import Objective, Terms
 from pipeline.errors import PipelineError
 from pipeline.networks.build import PixelsToLogits
-from pipeline.params import LossTerm
+from pipeline.params import LossTerm, Teachers
 
 
-class Supervised(nn.Module):
-    """Cross entropy with smoothed labels on raw pixels."""
+class Distillation(Objective):
+    """The weighted sum of `terms` between a student and frozen teachers on the same pixels.
 
-    def __init__(self, model: PixelsToLogits, label_smoothing: float) -> None:
-        super().__init__()
-        self.model = model
-        self.label_smoothing = label_smoothing
-
-    def forward(self, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(self.model(pixels), labels, label_smoothing=self.label_smoothing)
-
-
-class Distillation(nn.Module):
-    """The weighted sum of `terms` between a student and a frozen teacher on the same pixels.
-
-    Each network normalises the pixels its own way. Adapters are found by a dry run on
-    `pixels` [N, H, W, C], train with the student, and are not part of it. Raises
-    `PipelineError` before any training for a wrong loss, option, tap or class count.
+    `teachers` are those at hand, by name; each network normalises the pixels its own way. The
+    combined logits of all of `settings.enabled` are taught from a recording where `forward`
+    is given one, else from the teachers themselves; features always are. Adapters are found
+    by a dry run on `pixels` [N, H, W, C], train with the student, and are not part of it.
+    Raises `PipelineError` before any training for a wrong loss, option, tap or teacher.
     """
 
     def __init__(
         self,
         student: PixelsToLogits,
-        teacher: PixelsToLogits,
+        teachers: Mapping[str, PixelsToLogits],
         terms: tuple[LossTerm, ...],
         student_taps: dict[str, str],
-        teacher_taps: dict[str, str],
+        settings: Teachers,
         pixels: torch.Tensor,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = student
-        # In a tuple, so that it is no submodule: neither trained, counted nor saved.
-        self._teacher = (teacher.eval().requires_grad_(False),)
-        self.terms: list[tuple[LossTerm, Loss]] = [(term, find_loss(term)) for term in terms]
-        used = {term.tap for term in terms if term.tap}
-        for whose, taps in (("the student", student_taps), ("the teacher", teacher_taps)):
-            for name in sorted(used - taps.keys()):
-                raise PipelineError(f"{whose} has no tap `{name}`", fix="add it to its `taps`")
-        self.taps = [
-            Taps(model.network, {name: taps[name] for name in sorted(used)}, whose)
-            for model, taps, whose in (
-                (student, student_taps, "the student"),
-                (teacher, teacher_taps, "the teacher"),
+        self.label_smoothing = label_smoothing
+        self.settings = settings
+        self.terms = [(key, term, find_loss(term)) for key, term in _keys(terms).items()]
+        # In a mapping, so that they are no submodules: neither trained, counted nor saved.
+        self._teachers = {
+            name: teacher.eval().requires_grad_(False) for name, teacher in teachers.items()
+        }
+        if all(loss.taps for _, _, loss in self.terms):
+            raise PipelineError(
+                "no term reaches the classifier: all of them compare features",
+                where="distill.losses",
+                fix="add `cross_entropy` or a loss on logits",
             )
-        ]
-        shapes = [
-            tap_shapes(model, taps, pixels[:1])
-            for model, taps in zip((student, teacher), self.taps, strict=True)
-        ]
-        self.adapters = nn.ModuleDict(
-            {
-                str(index): Adapter(shapes[0][term.tap][1], shapes[1][term.tap][1])
-                for index, (term, loss) in enumerate(self.terms)
-                if loss.target == "features" and term.tap
-            }
-        )
+        self._student_taps = _taps(student, student_taps, terms, "the student")
+        self._teacher_taps = {}
+        for name in needed_for_features(terms, settings):
+            used = tuple(term for term in terms if term.taps and _whose(term, settings) == name)
+            paths = settings.zoo[name].network.taps
+            self._teacher_taps[name] = _taps(
+                self._teachers[name], paths, used, f"the teacher `{name}`"
+            )
+        self.adapters = self._find_adapters(pixels[:1])
 
-    def forward(self, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            teacher_logits = self._teacher[0](pixels)
+    def forward(
+        self,
+        pixels: torch.Tensor,
+        labels: torch.Tensor,
+        recorded: torch.Tensor | None = None,
+        progress: float = 0.0,
+    ) -> Terms:
+        """The weighted terms for pixels uint8 [N, H, W, C].
+
+        Labels are int64 [N] or class probabilities [N, C]; `recorded` are the teachers'
+        logits [T, N, C]; `progress` is the share of all steps done, in [0, 1].
+        """
+        taught = self._teach(pixels, labels, recorded)
         logits = self.model(pixels)
-        total = torch.zeros((), device=logits.device)
-        for index, (term, loss) in enumerate(self.terms):
-            if loss.target == "labels":
-                value = loss.function(logits, labels, **term.options)
-            elif loss.target == "logits":
-                value = loss.function(logits, teacher_logits, **term.options)
-            else:
-                value = self._feature_loss(index, term, loss)
-            total = total + term.weight * value
-        return total
+        found: Terms = {}
+        for key, term, loss in self.terms:
+            weight = term.weight * weight_factor(term.schedule, term.span, progress)
+            found[key] = weight * self._value(key, term, loss, logits, taught, labels)
+        return found
 
-    def _feature_loss(self, index: int, term: LossTerm, loss: Loss) -> torch.Tensor:
-        assert term.tap is not None  # find_loss has checked it
-        student, teacher = (taps.features[term.tap] for taps in self.taps)
-        student, teacher = match_size(student, teacher)
+    @torch.no_grad()
+    def _teach(
+        self, pixels: torch.Tensor, labels: torch.Tensor, recorded: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Combined logits [N, C], and, by the way, the tapped features of teachers."""
+        # In float32, as for a recording, whatever the student trains in.
+        with torch.autocast(pixels.device.type, enabled=False):
+            logits = {
+                name: teacher(pixels)
+                for name, teacher in self._teachers.items()
+                if recorded is None or name in self._teacher_taps
+            }
+        if recorded is None:
+            if not logits or not needs_logits(tuple(term for _, term, _ in self.terms)):
+                return None
+            recorded = torch.stack([logits[name].float() for name in self.settings.enabled])
+        shares = [self.settings.weights.get(name, 1.0) for name in self.settings.enabled]
+        return combine(recorded, labels, self.settings.combine, shares)
+
+    def _value(
+        self,
+        key: str,
+        term: LossTerm,
+        loss: Loss,
+        logits: torch.Tensor,
+        taught: torch.Tensor | None,
+        labels: torch.Tensor,
+    ) -> torch.Tensor:
+        options: dict[str, bool | float] = dict(term.options)
+        if loss.target == "labels":
+            options.setdefault("label_smoothing", self.label_smoothing)
+            return loss.function(logits, labels, **options)
+        if loss.target == "logits":
+            assert taught is not None
+            tensors = [logits, taught, *([labels] if loss.needs_labels else [])]
+            return loss.function(*map(gather, tensors) if loss.batchwise else tensors, **options)
+        whose = _whose(term, self.settings)
+        student = [self._student_taps.features[tap] for tap in term.taps]
+        teacher = [self._teacher_taps[whose].features[tap] for tap in term.taps]
+        if loss.target == "levels":
+            return loss.function(self.adapters[key](student), teacher, **options)
+        one, other = student[0], teacher[0]
+        if loss.target in ("features", "maps"):
+            one, other = match_size(one, other)
         if loss.target == "features":
-            student = self.adapters[str(index)](student)
-        return loss.function(student, teacher, **term.options)
+            one = self.adapters[key](one)
+        if loss.batchwise:
+            one, other = gather(one), gather(other)
+        return loss.function(one, other, **options)
+
+    def _find_adapters(self, pixels: torch.Tensor) -> nn.ModuleDict:
+        found: dict[str, nn.Module] = {}
+        student = tap_shapes(self.model, self._student_taps, pixels)
+        teacher = {
+            name: tap_shapes(self._teachers[name], taps, pixels)
+            for name, taps in self._teacher_taps.items()
+        }
+        for key, term, loss in self.terms:
+            if not loss.taps:
+                continue
+            ours = [student[tap] for tap in term.taps]
+            theirs = [teacher[_whose(term, self.settings)][tap] for tap in term.taps]
+            if loss.target == "features":
+                found[key] = Adapter(ours[0][1], theirs[0][1])
+            elif loss.target == "levels":
+                found[key] = ReviewAdapter(ours, theirs)
+        return nn.ModuleDict(found)
+
+
+def needs_logits(terms: tuple[LossTerm, ...]) -> bool:
+    """Whether any term compares with the teachers' logits."""
+    return any(find_loss(term).target == "logits" for term in terms)
+
+
+def needed_for_features(terms: tuple[LossTerm, ...], settings: Teachers) -> tuple[str, ...]:
+    """The teachers whose features are compared: they run in every step, recorded or not."""
+    return tuple(dict.fromkeys(_whose(term, settings) for term in terms if find_loss(term).taps))
+
+
+def _whose(term: LossTerm, settings: Teachers) -> str:
+    return term.teacher or settings.enabled[0]
+
+
+def _keys(terms: tuple[LossTerm, ...]) -> dict[str, LossTerm]:
+    """Terms by their loss's name; a second one of the same name gets a number."""
+    found: dict[str, LossTerm] = {}
+    for term in terms:
+        same = sum(other.name == term.name for other in found.values())
+        found[f"{term.name}_{same + 1}" if same else term.name] = term
+    return found
+
+
+def _taps(
+    model: PixelsToLogits, paths: dict[str, str], terms: tuple[LossTerm, ...], whose: str
+) -> Taps:
+    used = sorted({tap for term in terms for tap in term.taps})
+    for name in used:
+        if name not in paths:
+            raise PipelineError(
+                f"{whose} has no tap `{name}`; it has {', '.join(paths) or 'none'}",
+                where="distill.losses",
+                fix="add it to its `taps`",
+            )
+    return Taps(model.network, {name: paths[name] for name in used}, whose)

@@ -1,12 +1,12 @@
-"""Features by module name, and adapters that make two networks' features comparable."""
+"""Features of any timm network by module name."""
 
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from pipeline.errors import PipelineError
@@ -20,7 +20,9 @@ class Taps:
     """
 
     def __init__(self, network: nn.Module, taps: dict[str, str], whose: str) -> None:
+        self.whose = whose
         self.features: dict[str, torch.Tensor] = {}
+        self.versions: dict[str, int] = {}
         modules = dict(network.named_modules())
         for name, path in taps.items():
             if path not in modules:
@@ -28,50 +30,80 @@ class Taps:
                 raise PipelineError(
                     f"no module `{path}`; near are {', '.join(close) or 'none'}",
                     where=f"tap `{name}` of {whose}",
-                    fix="choose a name from `dict(network.named_modules())`",
+                    fix="`python -m pipeline taps` lists the names of a network",
                 )
             modules[path].register_forward_hook(self._keep(name))
 
     def _keep(self, name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             self.features[name] = output
+            if isinstance(output, torch.Tensor):
+                self.versions[name] = output._version
 
         return hook
 
 
 @torch.no_grad()
 def tap_shapes(network: nn.Module, taps: Taps, image: torch.Tensor) -> dict[str, torch.Size]:
-    """Shapes [1, F, H, W] of the tapped features, by one dry run on `image`."""
+    """Shapes [1, F, H, W] of the tapped features, by one dry run on `image`.
+
+    Raises `PipelineError` for what is no feature map, and for one that a later module changes
+    in place: its values would be those after the change.
+    """
     training = network.training
     network.eval()(image)
     network.train(training)
     for name, features in taps.features.items():
-        if features.ndim != 4:
+        if not isinstance(features, torch.Tensor) or features.ndim != 4:
+            shape = list(features.shape) if isinstance(features, torch.Tensor) else "no tensor"
             raise PipelineError(
-                f"its output has shape {list(features.shape)}, a feature map is [N, F, H, W]",
-                where=f"tap `{name}`",
+                f"its output has shape {shape}, a feature map is [N, F, H, W]",
+                where=f"tap `{name}` of {taps.whose}",
                 fix="tap a convolutional block",
+            )
+        if features._version != taps.versions[name]:
+            raise PipelineError(
+                "a later module changes its output in place",
+                where=f"tap `{name}` of {taps.whose}",
+                fix="tap the activation behind it",
             )
     return {name: features.shape for name, features in taps.features.items()}
 
 
-class Adapter(nn.Module):
-    """1x1 convolution and batch norm from student to teacher channels (arXiv 1412.6550)."""
+@dataclass(frozen=True)
+class Module:
+    """A module of a network, its type, and the shape [F, H, W] of its feature map."""
 
-    def __init__(self, student_channels: int, teacher_channels: int) -> None:
-        super().__init__()
-        self.project = nn.Conv2d(student_channels, teacher_channels, 1, bias=False)
-        self.norm = nn.BatchNorm2d(teacher_channels)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        adapted: torch.Tensor = self.norm(self.project(features))
-        return adapted
+    path: str
+    kind: str
+    shape: tuple[int, int, int]
 
 
-def match_size(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Average both [N, F, H, W] down to the smaller H and the smaller W of the two."""
-    height, width = (min(student.shape[i], teacher.shape[i]) for i in (2, 3))
-    return (
-        F.adaptive_avg_pool2d(student, (height, width)),
-        F.adaptive_avg_pool2d(teacher, (height, width)),
-    )
+@torch.no_grad()
+def list_taps(network: nn.Module, image: torch.Tensor) -> list[Module]:
+    """Every module of `network` that gives one feature map for `image` [1, C, H, W].
+
+    Those whose output a later module changes in place are left out: they cannot be tapped.
+    """
+    found: list[tuple[Module, torch.Tensor, int]] = []
+
+    def note(path: str, module: nn.Module) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor) and output.ndim == 4:
+                channels, height, width = output.shape[1:]
+                made = Module(path, type(module).__name__, (channels, height, width))
+                found.append((made, output, output._version))
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(note(path, module))
+        for path, module in network.named_modules()
+        if path
+    ]
+    try:
+        network.eval()(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [made for made, output, version in found if output._version == version]

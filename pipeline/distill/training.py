@@ -1,35 +1,76 @@
-"""The one training loop: teachers and students, seeded, resumable after every epoch."""
+"""The one training loop: teachers and students, seeded, on any number of devices, resumable."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
+import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from dvclive.live import Live
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
-from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]
+from timm.optim import (  # type: ignore[attr-defined]
+    create_optimizer_v2,
+    get_optimizer_info,
+    list_optimizers,
+    muon,
+)
+from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
+from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 
-from pipeline.contracts import CURVES, Epoch
-from pipeline.data.augment import augment
+from pipeline.contracts import Epoch
+from pipeline.data.views import Views
+from pipeline.distill.checkpoints import load_checkpoint, save_checkpoint
+from pipeline.distill.curves import Curves, tensorboard_writer
+from pipeline.distill.devices import check_precision, synchronise_batch_norm
 from pipeline.errors import PipelineError
-from pipeline.files import write_whole
 from pipeline.networks.build import PixelsToLogits
 from pipeline.networks.inference import evaluate
 from pipeline.params import Training
 from pipeline.progress import track
 
-CHECKPOINTS = Path(".work/checkpoints")
-"""Outside the stages' outputs, which DVC deletes before it runs a stage."""
+Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
-Images = NDArray[np.uint8]
-Labels = NDArray[np.int64]
+Terms = dict[str, torch.Tensor]
+"""The summands of an objective by name, already weighted."""
+
+_ORTHOGONALISE = muon.zeropower_via_newtonschulz
+
+_LOOK_EVERY = 50
+"""Steps between two looks at the loss, which make a GPU wait."""
+
+
+class Objective(nn.Module):
+    """What is minimised, and the `model` that ships; other parameters only train along."""
+
+    model: PixelsToLogits
+
+    def forward(
+        self,
+        pixels: torch.Tensor,
+        labels: torch.Tensor,
+        recorded: torch.Tensor | None,
+        progress: float,
+    ) -> Terms:
+        """The weighted terms for pixels uint8 [N, H, W, C].
+
+        Labels are int64 [N] or class probabilities [N, C]; `recorded` are teachers' logits
+        [T, N, C]; `progress` is the share of all steps done, in [0, 1].
+        """
+        raise NotImplementedError
+
+
+class Recording(Protocol):
+    """Teachers' logits by epoch and sample."""
+
+    def batch(
+        self, epoch: int, samples: NDArray[np.int64], device: torch.device
+    ) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -41,143 +82,300 @@ class Fitted:
     val_top1: float
 
 
-def fit(
-    objective: nn.Module,
-    train: tuple[Images, Labels],
-    val: tuple[Images, Labels],
-    training: Training,
-    *,
-    seed: int,
-    key: str,
-    name: str,
-) -> Fitted:
-    """Minimise `objective(pixels, labels)` on `train`, keep the epoch that is best on `val`.
+@dataclass(frozen=True)
+class Run:
+    """What names a run, its seed, and the key that its checkpoint is found by.
 
-    Images are uint8 [N, H, W, C], labels int64 [N]. Order and augmentation depend on `seed`
-    and the epoch alone, so a run that was stopped goes on from its last whole epoch, found
-    by `key` (a digest of all that decides the result), and ends with the same bits.
-    `objective.model` is the `PixelsToLogits` to ship; other parameters only train along. The
-    curves go to DVCLive's folder for `name`.
+    A checkpoint is written after every epoch, and within one after so many seconds.
     """
-    if training.epochs == 0:
-        return _as_it_came(objective, train, val, name)
+
+    name: str
+    key: str
+    seed: int
+    checkpoint_seconds: float
+
+
+def fit(
+    fabric: Fabric,
+    objective: Objective,
+    views: Views,
+    val: Split,
+    training: Training,
+    epochs: int,
+    run: Run,
+    signals: Recording | None = None,
+) -> Fitted:
+    """Minimise the sum of `objective`'s terms over `views`, keep the epoch that is best on val.
+
+    Val images are uint8 [N, H, W, C], labels int64 [N]. Order, views and dropout depend on the
+    seed and the step alone, so a run that was stopped anywhere goes on from its last
+    checkpoint and ends with the same bits. With `ema`, what is judged and kept is the moving
+    average of the model's weights. Rank 0 alone writes.
+    """
+    if epochs == 0:
+        return _as_it_came(fabric, objective, views, val, run)
+    loop = _Loop(fabric, objective, views, val, training, epochs, run, signals)
+    return loop.go()
+
+
+class _Loop:
+    """One run; everything that a checkpoint keeps is named in `_state`."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        objective: Objective,
+        views: Views,
+        val: Split,
+        training: Training,
+        epochs: int,
+        run: Run,
+        signals: Recording | None,
+    ) -> None:
+        self.fabric, self.views, self.val, self.run = fabric, views, val, run
+        self.training, self.epochs, self.signals = training, epochs, signals
+        self.steps = _steps(len(views), training, fabric.world_size, run.name)
+        self.objective = objective.to(fabric.device)
+        self.model = objective.model
+        if fabric.world_size > 1:
+            synchronise_batch_norm(objective)
+        self.optimizer = _optimizer(objective, training, run.name)
+        self.schedule = _schedule(self.optimizer, training, epochs, self.steps, run.name)
+        self.ema: ModelEmaV3 | None = None
+        if training.ema is not None:
+            self.ema = ModelEmaV3(self.model, decay=training.ema, use_warmup=True)
+        self.step = 0
+        self.rows: list[dict[str, float]] = []
+        self.best: dict[str, torch.Tensor] = {}
+        self.sums: dict[str, torch.Tensor] = {}
+        self._restore()
+        self.wrapped, self.stepper = fabric.setup(objective, self.optimizer)
+        self._saved = time.monotonic()
+
+    def go(self) -> Fitted:
+        first, quiet = self.fabric.is_global_zero, not self.fabric.is_global_zero
+        tensorboard = self.training.tensorboard
+        curves = Curves(self.run.name, self.rows, tensorboard=tensorboard, quiet=quiet)
+        while len(self.rows) < self.epochs:
+            epoch = len(self.rows)
+            self._train_epoch(epoch)
+            row = self._close_epoch()
+            curves.log(row)
+            if first:
+                print(
+                    f"{self.run.name} {epoch + 1}/{self.epochs}: "
+                    f"train loss {row['train_loss']:.3f}, val loss {row['val_loss']:.3f}, "
+                    f"val top-1 {row['val_top1']:.4f}"
+                )
+        self.model.load_state_dict(self.best)
+        fields = Epoch.model_fields
+        rows = tuple(
+            Epoch.model_validate({k: v for k, v in row.items() if k in fields}) for row in self.rows
+        )
+        top1s = [row.val_top1 for row in rows]
+        return Fitted(rows, top1s.index(max(top1s)) + 1, max(top1s))
+
+    def _train_epoch(self, epoch: int) -> None:
+        """The steps of an epoch that are still to do, in a seeded order of its own.
+
+        The incomplete last batch is left out.
+        """
+        size = self.training.batch_size
+        order = np.random.default_rng([self.run.seed, epoch]).permutation(len(self.views))
+        todo = range(self.step - epoch * self.steps, self.steps)
+        bar = f"{self.run.name} {epoch + 1}/{self.epochs}"
+        self.objective.train()
+        for i in track(
+            todo,
+            bar,
+            self.steps * size,
+            step=size,
+            done=todo.start * size,
+            quiet=not self.fabric.is_global_zero,
+        ):
+            self.schedule.step_update(self.step)
+            self._train_step(epoch, order[i * size : (i + 1) * size])
+            self.step += 1
+            if self.ema is not None:
+                self.ema.update(self.model, step=self.step)
+            last = i + 1 == self.steps
+            if last or i % _LOOK_EVERY == 0:
+                self._check_finite()
+            due = time.monotonic() - self._saved >= self.run.checkpoint_seconds
+            if due and not last and self._loss().isfinite():
+                self._save()
+
+    def _train_step(self, epoch: int, samples: NDArray[np.int64]) -> None:
+        """One update from this rank's share of a batch, in `accumulate` parts."""
+        fabric, parts = self.fabric, self.training.accumulate
+        # Dropout draws from torch's global generator: by step, so that nothing needs saving.
+        torch.manual_seed(
+            (self.run.seed << 32) + self.step * fabric.world_size + fabric.global_rank
+        )
+        progress = self.step / (self.epochs * self.steps)
+        share = samples[fabric.global_rank :: fabric.world_size]
+        self.stepper.zero_grad()
+        for part, chosen in enumerate(np.split(share, parts)):
+            pixels, labels = self.views.batch(epoch, chosen, fabric.device)
+            recorded = None
+            if self.signals is not None:
+                recorded = self.signals.batch(epoch, chosen, fabric.device)
+            wait: AbstractContextManager[None] = fabric.no_backward_sync(
+                self.wrapped, enabled=part + 1 < parts
+            )
+            with wait:
+                terms = self.wrapped(pixels, labels, recorded, progress)
+                loss = torch.stack(list(terms.values())).sum() / parts
+                fabric.backward(loss)
+            for name, value in terms.items():
+                value = value.detach().double() / parts
+                self.sums[name] = self.sums[name] + value if name in self.sums else value
+        if self.training.clip_norm is not None:
+            fabric.clip_gradients(
+                self.wrapped, self.stepper, max_norm=self.training.clip_norm,
+                error_if_nonfinite=False,
+            )  # fmt: skip
+        self.stepper.step()
+
+    def _loss(self) -> torch.Tensor:
+        """The sum of the losses of this epoch so far, on this rank."""
+        return torch.stack(list(self.sums.values())).sum()
+
+    def _check_finite(self) -> None:
+        """At the same steps on all ranks, which then end together."""
+        loss = self._over_ranks(self._loss(), "sum").item()
+        if not math.isfinite(loss):
+            raise PipelineError(
+                f"the loss became {loss} by step {self.step}",
+                where=self.run.name,
+                fix="lower `lr`, lengthen `warmup` or set `clip_norm`",
+            )
+
+    def _close_epoch(self) -> dict[str, float]:
+        """Evaluate on val, keep the best state, save; the row of the curves."""
+        shipped = self.model if self.ema is None else self.ema.module
+        assert isinstance(shipped, PixelsToLogits)
+        val_loss, top1 = self._evaluate(shipped)
+        if not math.isfinite(val_loss):
+            raise PipelineError(
+                f"the loss on val is {val_loss} after epoch {len(self.rows) + 1}",
+                where=self.run.name,
+                fix="lower `lr`, lengthen `warmup` or set `clip_norm`",
+            )
+        if top1 > max((row["val_top1"] for row in self.rows), default=-1.0):
+            self.best = {name: value.clone() for name, value in shipped.state_dict().items()}
+        means = {
+            name: self._over_ranks(value, "mean").item() / self.steps
+            for name, value in self.sums.items()
+        }
+        row = {
+            "train_loss": sum(means.values()),
+            "val_loss": val_loss,
+            "val_top1": top1,
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+        }
+        if len(means) > 1:
+            row |= {f"loss_{name}": value for name, value in means.items()}
+        self.rows.append(row)
+        self.sums = {}
+        self._save()
+        return row
+
+    def _evaluate(self, model: PixelsToLogits) -> tuple[float, float]:
+        """Mean cross entropy and top-1 on val, each rank on its share."""
+        images, labels = self.val
+        rank, ranks = self.fabric.global_rank, self.fabric.world_size
+        loss, top1 = evaluate(model, images[rank::ranks], labels[rank::ranks])
+        if ranks == 1:
+            return loss, top1
+        share = len(labels[rank::ranks])
+        sums = torch.tensor([loss * share, top1 * share, share], dtype=torch.float64)
+        loss, correct, count = self._over_ranks(sums, "sum").tolist()
+        return loss / count, round(correct) / count
+
+    def _over_ranks(self, value: torch.Tensor, how: str) -> torch.Tensor:
+        reduced = self.fabric.all_reduce(value.to(self.fabric.device), reduce_op=how)
+        assert isinstance(reduced, torch.Tensor)
+        return reduced
+
+    def _state(self) -> dict[str, Any]:
+        state = {
+            "step": self.step,
+            "rows": self.rows,
+            "best": self.best,
+            "sums": self.sums,
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+        }
+        return state if self.ema is None else state | {"ema": self.ema.module.state_dict()}
+
+    def _save(self) -> None:
+        if self.fabric.is_global_zero:
+            save_checkpoint(self.run.key, self._state())
+        self._saved = time.monotonic()
+
+    def _restore(self) -> None:
+        state = load_checkpoint(self.run.key, self.fabric.device)
+        if state is None:
+            return
+        self.step, self.rows = state["step"], state["rows"]
+        self.best = state["best"]
+        # They are rank 0's; it stands in for all in the mean over ranks.
+        mine = self.fabric.world_size if self.fabric.is_global_zero else 0
+        self.sums = {name: mine * value for name, value in state["sums"].items()}
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+
+
+def check_training(training: Training, name: str) -> None:
+    """Raise `PipelineError` for what can be known to be wrong before there is any data."""
+    probe = nn.Linear(1, 1)
+    _schedule(_optimizer(probe, training, name), training, 2, 10, name)
+    _steps(training.batch_size, training, 1, name)
+    check_precision(training)
+    if training.tensorboard:
+        tensorboard_writer()
+
+
+def _steps(samples: int, training: Training, ranks: int, name: str) -> int:
+    """Steps per epoch; `PipelineError` for a batch that the data or the devices do not fit."""
     size = training.batch_size
-    if len(train[0]) < size:
+    if samples < size:
         raise PipelineError(
-            f"the train split has {len(train[0])} images, a batch {size}",
+            f"the train split has {samples} images, a batch {size}",
             where=name,
             fix="lower `batch_size`",
         )
-    device = next(objective.parameters()).device
-    optimizer = _optimizer(objective, training, name)
-    steps = len(train[0]) // size
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_factor(step, steps * training.epochs, training.warmup)
-    )
-    checkpoint = CHECKPOINTS / f"{key}.pt"
-    state: dict[str, Any] = {"epochs": [], "best": None}
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=device)
-        objective.load_state_dict(state["objective"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-    with _live(name, state["epochs"]) as live:
-        for epoch in range(len(state["epochs"]), training.epochs):
-            bar = f"{name} {epoch + 1}/{training.epochs}"
-            loss = _train_epoch(objective, train, training, optimizer, schedule, seed, epoch, bar)
-            val_loss, top1 = evaluate(_model(objective), *val)
-            if top1 > max((row["val_top1"] for row in state["epochs"]), default=-1.0):
-                best = _model(objective).state_dict()
-                state["best"] = {key: value.clone() for key, value in best.items()}
-            lr = float(schedule.get_last_lr()[0])
-            row: dict[str, float] = {
-                "train_loss": loss,
-                "val_loss": val_loss,
-                "val_top1": top1,
-                "lr": lr,
-            }
-            state["epochs"].append(row)
-            state |= {
-                "objective": objective.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-            }
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            write_whole(checkpoint, buffer.getvalue())
-            _log(live, row)
-            print(f"{bar}: train loss {loss:.3f}, val loss {val_loss:.3f}, val top-1 {top1:.4f}")
-    _model(objective).load_state_dict(state["best"])
-    epochs = tuple(Epoch.model_validate(row) for row in state["epochs"])
-    top1s = [row.val_top1 for row in epochs]
-    return Fitted(epochs, top1s.index(max(top1s)) + 1, max(top1s))
+    if size % (ranks * training.accumulate):
+        raise PipelineError(
+            f"a batch of {size} cannot be divided among {ranks} device(s) in "
+            f"{training.accumulate} part(s) each",
+            where=name,
+            fix="make `batch_size` a multiple of both together",
+        )
+    return samples // size
 
 
-def _as_it_came(
-    objective: nn.Module, train: tuple[Images, Labels], val: tuple[Images, Labels], name: str
-) -> Fitted:
+def _as_it_came(fabric: Fabric, objective: Objective, views: Views, val: Split, run: Run) -> Fitted:
     """No training: one row with the losses of the network as it came."""
-    train_loss, _ = evaluate(_model(objective), *train)
-    val_loss, top1 = evaluate(_model(objective), *val)
+    model = objective.to(fabric.device).model
+    train_loss, _ = evaluate(model, views.images, views.labels)
+    val_loss, top1 = evaluate(model, *val)
     row = Epoch(train_loss=train_loss, val_loss=val_loss, val_top1=top1, lr=0.0)
-    rows: list[dict[str, float]] = [row.model_dump()]
-    with _live(name, rows):
-        return Fitted((row,), 0, top1)
+    quiet = not fabric.is_global_zero
+    Curves(run.name, [row.model_dump()], tensorboard=False, quiet=quiet)
+    return Fitted((row,), 0, top1)
 
 
-def _live(name: str, epochs: list[dict[str, float]]) -> Live:
-    """DVCLive's log of a run, with the epochs that an earlier, stopped try has finished."""
-    live = Live(
-        dir=str(CURVES / name),
-        dvcyaml=None,
-        report=None,
-        save_dvc_exp=False,  # DVC's own stages
-    )
-    for row in epochs:
-        _log(live, row)
-    return live
-
-
-def _log(live: Live, row: dict[str, float]) -> None:
-    for metric, value in row.items():
-        live.log_metric(metric, value)
-    live.next_step()  # type: ignore[no-untyped-call]
-
-
-def lr_factor(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up over a share `warmup` of `total` steps, then a half cosine down to 0.
-
-    Cosine schedule: Loshchilov, Hutter 2016, arXiv 1608.03983, without restarts.
-    """
-    rising = warmup * total
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
-
-
-def run_key(*parts: object) -> str:
-    """A digest of everything that decides a training run: configuration, data, code.
-
-    The code is every Python file of the package: a change anywhere starts afresh.
-    """
-    digest = hashlib.sha256(repr(parts).encode())
-    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:20]
-
-
-def forget_checkpoint(key: str) -> None:
-    """To be called once the run's outputs are in place."""
-    (CHECKPOINTS / f"{key}.pt").unlink(missing_ok=True)
-
-
-def _model(objective: nn.Module) -> PixelsToLogits:
-    model = objective.model
-    assert isinstance(model, PixelsToLogits)
-    return model
-
-
-def _optimizer(objective: nn.Module, training: Training, label: str) -> torch.optim.Optimizer:
+def _optimizer(objective: nn.Module, training: Training, name: str) -> torch.optim.Optimizer:
+    if next(objective.parameters()).device.type == "cpu":
+        # Muon orthogonalises in bfloat16, timm gives no choice, and a CPU without instructions
+        # for it takes a hundred times as long as in float32.
+        muon.zeropower_via_newtonschulz = partial(_ORTHOGONALISE, dtype=torch.float32)
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             objective,
@@ -186,48 +384,48 @@ def _optimizer(objective: nn.Module, training: Training, label: str) -> torch.op
             weight_decay=training.weight_decay,
             momentum=training.momentum,
         )
-    except (AssertionError, ValueError, KeyError) as error:
+        second_order = get_optimizer_info(training.optimizer).second_order
+    except (AssertionError, ImportError, KeyError, TypeError, ValueError) as error:
         raise PipelineError(
-            f"timm has no optimizer `{training.optimizer}` ({error})",
-            where=label,
+            f"timm has no optimizer `{training.optimizer}` here ({error})",
+            where=name,
             fix=f"choose one of {', '.join(map(str, list_optimizers()[:12]))}, ...",
         ) from None
+    if second_order:
+        raise PipelineError(
+            f"`{training.optimizer}` needs second derivatives, which are not computed", where=name
+        )
     return optimizer
 
 
-def _train_epoch(
-    objective: nn.Module,
-    train: tuple[Images, Labels],
-    training: Training,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    seed: int,
-    epoch: int,
-    name: str,
-) -> float:
-    """One pass in a seeded order, the incomplete last batch left out; the mean loss."""
-    images, labels = train
-    device = next(objective.parameters()).device
-    size, steps = training.batch_size, len(images) // training.batch_size
-    generator = torch.Generator(device).manual_seed(seed * 100_003 + epoch)
-    order = np.random.default_rng([seed, epoch]).permutation(len(images))
-    total = torch.zeros((), device=device)
-    objective.train()
-    for step in track(range(steps), name, total=steps * size, step=size):
-        chosen = np.sort(order[step * size : (step + 1) * size])  # in file order: fewer seeks
-        pixels = augment(torch.from_numpy(images[chosen]).to(device), training.augment, generator)
-        loss = objective(pixels, torch.from_numpy(labels[chosen]).to(device))
-        if not torch.isfinite(loss):
-            raise PipelineError(
-                f"the loss became {loss.item()} in step {step + 1}",
-                where=name,
-                fix="lower `lr`, lengthen `warmup` or set `clip_norm`",
-            )
-        optimizer.zero_grad()
-        loss.backward()
-        if training.clip_norm is not None:
-            nn.utils.clip_grad_norm_(objective.parameters(), training.clip_norm)
-        optimizer.step()
-        schedule.step()
-        total += loss.detach()
-    return total.item() / steps
+def _schedule(
+    optimizer: torch.optim.Optimizer, training: Training, epochs: int, steps: int, name: str
+) -> Any:
+    """timm's scheduler by updates, warm-up before it.
+
+    It is a function of the step alone, so a checkpoint needs none of it.
+    """
+    rising = training.warmup * epochs * steps
+    arguments: dict[str, Any] = {
+        "num_epochs": epochs * (1 - training.warmup),
+        "warmup_epochs": epochs * training.warmup,
+        "warmup_prefix": True,
+        "warmup_lr": training.lr / (rising + 1),
+    }
+    try:
+        schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched=training.schedule,
+            step_on_epochs=False,
+            updates_per_epoch=steps,
+            **(arguments | training.schedule_options),
+        )
+        if schedule is None:
+            raise ValueError("`none` has no warm-up; `constant` has")
+    except (AssertionError, ValueError, TypeError) as error:
+        raise PipelineError(
+            f"timm has no such schedule: {error}",
+            where=f"{name}: schedule `{training.schedule}`, options {training.schedule_options}",
+            fix="choose one of cosine, tanh, step, multistep, poly, wsd, rsqrt, constant",
+        ) from None
+    return schedule

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import RenderableType
@@ -43,7 +44,7 @@ def diagnose(name: str, project: Path = PROJECT) -> Diagnosis:
             runtime.evaluator(),
             runtime.unmeasurable(),
         )
-    except ImportError as error:  # a package of the core itself is missing or broken
+    except ImportError as error:  # what its module itself imports is missing
         packages, used, unmeasurable = _extra(project, name), None, str(error)
     installed, missing = {}, []
     for package in packages:
@@ -110,9 +111,8 @@ def _answer(why_not: str | None, how: str = "") -> Text:
 
 
 def _extra(project: Path, name: str) -> tuple[str, ...]:
-    """Package names of the extra `name`, or of the core where there is no such extra."""
-    extras = _project(project).get("optional-dependencies", {})
-    return tuple(_name(pin) for pin in extras.get(name, [name]))
+    """Package names of the extra that the backend `name` has in pyproject.toml."""
+    return tuple(_name(pin) for pin in _project(project)["optional-dependencies"][name])
 
 
 def _requirements(project: Path) -> list[str]:
@@ -121,7 +121,7 @@ def _requirements(project: Path) -> list[str]:
     return [*table["dependencies"], *(pin for extra in extras for pin in extra)]
 
 
-def _project(project: Path) -> dict[str, dict[str, list[str]]]:
+def _project(project: Path) -> dict[str, Any]:
     try:
         return dict(tomllib.loads(project.read_text())["project"])
     except FileNotFoundError:

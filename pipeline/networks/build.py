@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -30,8 +31,8 @@ def build_network(
     """A timm network for float [N, `channels`, H, W] that gives logits [N, `classes`].
 
     With `pretrained`, timm's weights: its head is new, its stem adapted to `channels`.
-    Raises `PipelineError` for an unknown name, arguments that the network does not take,
-    and a stem that has no such stride or pooling.
+    Raises `PipelineError` for an unknown name, arguments that the network does not take, a
+    stem that has no such stride or pooling, and a network that gives no logits for such images.
     """
     if not timm.is_model(network.arch):
         close = difflib.get_close_matches(network.arch, timm.list_models(), n=3)
@@ -45,21 +46,41 @@ def build_network(
             in_chans=channels,
             **network.args,
         )
-    except TypeError as error:
-        raise PipelineError(
-            f"{error}", where=f"{network.arch} with args {network.args}", fix="mend `args`"
-        ) from None
     except (OSError, RuntimeError) as error:
         if not pretrained:
-            raise
+            raise _unfit(network, error) from None
         raise PipelineError(
             f"the pretrained weights could not be loaded: {error}",
             where=network.arch,
             fix="check the network connection and `timm.list_pretrained()`, "
             "or use `source: train` or `source: checkpoint`",
         ) from None
+    except (TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise _unfit(network, error) from None
     _change_stem(model, network, image_size)
+    _try(model, network, classes, torch.zeros(1, channels, image_size, image_size))
     return model
+
+
+def _unfit(network: Network, problem: object) -> PipelineError:
+    return PipelineError(
+        f"{problem}",
+        where=f"{network.arch} with args {network.args}",
+        fix="mend `arch` or `args` (a vision transformer needs `img_size`)",
+    )
+
+
+@torch.no_grad()
+def _try(model: nn.Module, network: Network, classes: int, image: torch.Tensor) -> None:
+    """One forward pass: what a network does not take is told here, not an hour later."""
+    try:
+        logits = model.eval()(image)
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        raise _unfit(network, error) from None
+    finally:
+        model.train()
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, classes):
+        raise _unfit(network, "it does not give one logit per class")
 
 
 def _change_stem(model: nn.Module, network: Network, image_size: int) -> None:
@@ -94,17 +115,21 @@ def _stem(model: nn.Module) -> nn.Conv2d | None:
 class PixelsToLogits(nn.Module):
     """A network with its normalisation inside: raw pixels in, logits out.
 
-    Pixels are [N, H, W, C] in [0, 255] (uint8 everywhere outside training), logits float32
-    [N, classes]. This is the contract of every artifact.
+    Pixels are uint8 [N, H, W, C] in [0, 255], logits float32 [N, classes]. This is the
+    contract of every artifact. A teacher with an `input_size` of its own sees the images
+    resized to it, square; None: as they are.
     """
 
     mean: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, network: nn.Module, normalisation: Normalisation) -> None:
+    def __init__(
+        self, network: nn.Module, normalisation: Normalisation, input_size: int | None = None
+    ) -> None:
         super().__init__()
         self.network = network
         self.normalisation = normalisation
+        self.input_size = input_size
         self.register_buffer("mean", torch.tensor(normalisation.mean), persistent=False)
         scale = 1 / torch.tensor(normalisation.std)
         self.register_buffer("scale", scale, persistent=False)
@@ -112,6 +137,9 @@ class PixelsToLogits(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         # The permuted NHWC tensor *is* channels-last memory, which the kernels prefer.
         images = ((pixels.float() - self.mean) * self.scale).permute(0, 3, 1, 2)
+        if self.input_size is not None:
+            size = (self.input_size, self.input_size)
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
         return cast(torch.Tensor, self.network(images))
 
 
@@ -143,7 +171,7 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
         arch=card.arch, args=card.args, stem_stride=card.stem_stride, stem_pool=card.stem_pool
     )
     model = build_network(
-        network, classes=len(card.classes), channels=card.channels, image_size=card.image_size
+        network, classes=len(card.classes), channels=card.channels, image_size=card.input_size
     )
     load_weights(model, folder / WEIGHTS)
     return model.eval().to(memory_format=torch.channels_last), card  # type: ignore[call-overload]
@@ -152,7 +180,8 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
 def load_pixels_to_logits(folder: Path) -> tuple[PixelsToLogits, ModelCard]:
     """What ships: the network of `folder` with its normalisation inside, in eval mode."""
     network, card = load_model(folder)
-    return PixelsToLogits(network, card.normalisation).eval(), card
+    size = None if card.input_size == card.image_size else card.input_size
+    return PixelsToLogits(network, card.normalisation, size).eval(), card
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

@@ -17,6 +17,8 @@ def seed_everything(seed: int) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not, without it
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
+    # A debugging aid that comes with it, and costs 7% of a small network's step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def training_device() -> torch.device:

@@ -46,8 +46,9 @@ def train(act: str) -> tuple[torch.nn.Module, ModelCard]:
     network = Network(arch="test_efficientnet", args={"act_layer": act}, stem_stride=2)
     model = build_network(network, classes=10, channels=CHANNELS, image_size=SIZE)
     card = ModelCard(
-        arch=network.arch, args=network.args, stem_stride=2, stem_pool="auto", image_size=SIZE,
-        channels=CHANNELS, classes=CLASSES, normalisation=student_normalisation(CHANNELS),
+        arch=network.arch, args=network.args, stem_stride=2, stem_pool="auto",
+        image_size=SIZE, input_size=SIZE, channels=CHANNELS, classes=CLASSES,
+        normalisation=student_normalisation(CHANNELS),
         parameters=0, seed=0, epochs=1, best_epoch=1, val_top1=1.0, data_digest="", versions={},
     )  # fmt: skip
     images, labels = map(torch.from_numpy, draw(32 * 80, seed=1))

@@ -71,8 +71,8 @@ def test_equal_records_give_equal_files(measured: Params) -> None:
 
 
 def test_a_missing_record_leaves_no_half_report(measured: Params) -> None:
-    Path("metrics/teacher.json").unlink()
-    with pytest.raises(PipelineError, match=r"teacher\.json"):
+    Path("metrics/teachers/resnet.json").unlink()
+    with pytest.raises(PipelineError, match=r"resnet\.json"):
         report(measured)
     assert not MARKDOWN.exists() and not PARETO.exists()
 
@@ -89,7 +89,7 @@ def test_the_plot_holds_what_was_measured_and_names_the_rest(measured: Params) -
 
 def test_plots_are_well_formed_and_follow_the_pages_colours(measured: Params) -> None:
     rows = gather(measured)
-    curves = {"teacher": read_curve("teacher")}
+    curves = {"resnet": read_curve("resnet")}
     for svg in (plots.pareto(rows), plots.training(curves), plots.pareto([])):
         ElementTree.fromstring(svg)
         assert "currentColor" in svg and "prefers-color-scheme:dark" in svg

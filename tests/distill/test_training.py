@@ -3,61 +3,41 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.contracts import read_curve
+from pipeline.contracts import Epoch, read_curve
 from pipeline.distill import training as room
-from pipeline.distill.objective import Distillation, Supervised
-from pipeline.distill.training import fit, lr_factor
+from pipeline.distill.curves import Curves
+from pipeline.distill.teacher import Supervised
 from pipeline.errors import PipelineError
-from pipeline.networks.build import PixelsToLogits, build_network, student_normalisation
-from pipeline.networks.inference import evaluate, seed_everything
-from pipeline.params import LossTerm, Network, Training
+from pipeline.networks.build import PixelsToLogits
+from pipeline.networks.inference import evaluate
+from pipeline.params import Augment, Network, Training
+from tests.distill.conftest import (
+    RESNET,
+    TINY,
+    TRAINING,
+    distillation,
+    model,
+    run,
+    same,
+    split,
+    weights,
+)
 
-TINY = Network(arch="mobilenetv3_small_050", taps={"late": "blocks.3"})
-RESNET = Network(arch="resnet10t", args={"channels": [8, 8, 16, 16]}, taps={"late": "layer3"})
-TRAINING = Training(epochs=3, batch_size=16, lr=0.05, weight_decay=0.0001, optimizer="sgd")
+pytestmark = pytest.mark.usefixtures("folder")
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """DVCLive and checkpoints write below the working directory."""
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def split(seed: int, n: int = 96) -> tuple[np.ndarray, np.ndarray]:
-    """Noise with a bright upper or a bright lower half, which flips keep: learnt quickly."""
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, 2, n)
-    images = random.integers(0, 100, (n, 16, 16, 1))
-    images[labels == 0, :8] += 120
-    images[labels == 1, 8:] += 120
-    return images.astype(np.uint8), labels.astype(np.int64)
+EVERYTHING = Augment(flip=True, shift=1, crop=0.5, trivial=True, erase=0.3, mixup=0.4, cutmix=1.0)
 
 
-def model(network: Network = TINY, seed: int = 3) -> PixelsToLogits:
-    seed_everything(seed)
-    built = build_network(network, classes=2, channels=1, image_size=16)
-    return PixelsToLogits(built, student_normalisation(1))
-
-
-def weights(of: PixelsToLogits) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in of.state_dict().items()}
-
-
-def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(one[name], two[name]) for name in one)
-
-
-def run(of: PixelsToLogits, key: str, training: Training = TRAINING) -> room.Fitted:
-    return fit(Supervised(of, 0.0), split(1), split(2), training, seed=5, key=key, name="teacher")
+def changed(**changes: object) -> Training:
+    return TRAINING.model_copy(update=changes)
 
 
 def test_training_learns_and_the_same_seed_gives_the_same_bits() -> None:
@@ -69,133 +49,196 @@ def test_training_learns_and_the_same_seed_gives_the_same_bits() -> None:
     assert evaluate(one, *split(2))[1] == pytest.approx(fitted.val_top1)
 
 
-def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    "training",
+    [
+        changed(ema=0.9),
+        changed(optimizer="adamw", lr=0.005, schedule="wsd", clip_norm=1.0, accumulate=2),
+        changed(optimizer="muon", lr=0.02),
+    ],
+    ids=["ema", "adamw", "muon"],
+)
+@pytest.mark.parametrize("stop", [1, 9])
+def test_a_run_that_was_stopped_at_any_step_ends_with_the_same_bits(
+    training: Training, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed, stopped = model(), model()
-    run(undisturbed, "a")
-    curve = read_curve("teacher")
-    real = room._train_epoch
-    calls = []
+    dropping = Network(**TINY.model_dump() | {"args": {"drop_rate": 0.3}})
+    undisturbed, again = model(dropping), model(dropping, seed=99)
+    run(undisturbed, "a", training, augment=EVERYTHING)
+    curve = read_curve("net")
+    real, steps = room._Loop._train_step, []
 
-    def stop_in_second_epoch(*arguments: object) -> float:
-        calls.append(arguments[6])
-        if len(calls) == 2:
+    def stop_at(self: room._Loop, epoch: int, samples: np.ndarray) -> None:
+        if len(steps) == stop:
             raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
+        steps.append(epoch)
+        real(self, epoch, samples)
 
-    monkeypatch.setattr(room, "_train_epoch", stop_in_second_epoch)
-    with pytest.raises(KeyboardInterrupt):
-        run(stopped, "b")
-    again = model(seed=99)  # everything comes from the checkpoint
-    run(again, "b")
-    assert calls == [0, 1, 1, 2]
+    with monkeypatch.context() as patch:
+        patch.setattr(room._Loop, "_train_step", stop_at)
+        with pytest.raises(KeyboardInterrupt):
+            run(model(dropping), "b", training, augment=EVERYTHING, checkpoint_seconds=0)
+    run(again, "b", training, augment=EVERYTHING)  # everything comes from the checkpoint
     assert same(weights(undisturbed), weights(again))
-    assert read_curve("teacher") == curve
+    assert read_curve("net") == curve
 
 
 def test_the_best_epoch_on_val_is_kept() -> None:
     of = model()
     fitted = run(of, "a")
-    assert fitted.val_top1 == max(row.val_top1 for row in read_curve("teacher"))
+    assert fitted.val_top1 == max(row.val_top1 for row in read_curve("net"))
     assert evaluate(of, *split(2))[1] == pytest.approx(fitted.val_top1)
+
+
+def test_averaged_weights_ship_and_are_the_ones_judged() -> None:
+    plain, averaged = model(), model()
+    run(plain, "a")
+    fitted = run(averaged, "b", changed(ema=0.9))
+    assert not same(weights(plain), weights(averaged))
+    assert evaluate(averaged, *split(2))[1] == pytest.approx(fitted.val_top1)
+
+
+def test_accumulated_parts_make_the_step_of_the_whole_batch() -> None:
+    """Without batch norm, whose statistics are those of each part."""
+    bare = Network(arch="test_vit4", args={"img_size": 16, "patch_size": 8})
+    whole, parts = model(bare), model(bare)
+    run(whole, "a", changed(lr=0.01), epochs=1)
+    run(parts, "b", changed(lr=0.01, accumulate=4), epochs=1)
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(tensor, weights(parts)[name], rtol=1e-4, atol=1e-5)
 
 
 def test_no_epochs_leave_the_network_as_it_came() -> None:
     of = model()
     before = weights(of)
-    fitted = run(of, "a", TRAINING.model_copy(update={"epochs": 0}))
+    fitted = run(of, "a", epochs=0)
     assert same(before, weights(of)) and fitted.best_epoch == 0
-    assert len(read_curve("teacher")) == 1
+    (row,) = read_curve("net")
+    assert row.train_loss == pytest.approx(evaluate(of, *split(1))[0])
 
 
-def test_a_diverging_run_stops_with_advice() -> None:
-    with pytest.raises(PipelineError, match="lower `lr`"):
-        run(model(), "a", TRAINING.model_copy(update={"lr": 1e30}))
-
-
-def test_a_batch_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(PipelineError, match="lower `batch_size`"):
-        run(model(), "a", TRAINING.model_copy(update={"batch_size": 97}))
-
-
-def test_an_unknown_optimizer_is_named() -> None:
-    with pytest.raises(PipelineError, match="no optimizer `sgdd`"):
-        run(model(), "a", TRAINING.model_copy(update={"optimizer": "sgdd"}))
-
-
-def test_lr_rises_linearly_then_falls_as_a_half_cosine() -> None:
-    factors = [lr_factor(step, 100, 0.2) for step in range(101)]
-    assert np.allclose(np.diff(factors[:20]), 1 / 21)
-    assert factors[20] == pytest.approx(1.0) and factors[60] == pytest.approx(0.5)
-    assert factors[100] == pytest.approx(0.0) and max(factors) <= 1.0
-    assert lr_factor(70, 100, 0.2) == pytest.approx(0.5 * (1 + math.cos(math.pi * 50 / 80)))
-
-
-TERMS = (
-    LossTerm(name="kl", weight=0.9, options={"temperature": 4.0}),
-    LossTerm(name="cross_entropy", weight=0.1),
-    LossTerm(name="hint", weight=0.5, tap="late"),
-    LossTerm(name="attention_transfer", weight=5.0, tap="late"),
-)
-
-
-def distillation(
-    terms: tuple[LossTerm, ...] = TERMS, student: PixelsToLogits | None = None
-) -> Distillation:
-    pixels = torch.from_numpy(split(1)[0][:1])
-    return Distillation(
-        student or model(), model(RESNET, seed=8), terms, TINY.taps, RESNET.taps, pixels
-    )
-
-
-def test_distillation_is_the_weighted_sum_of_its_terms() -> None:
-    pixels, labels = (torch.from_numpy(part[:8]) for part in split(1))
-    whole = distillation().eval()
-    parts = [distillation((term,)).eval() for term in TERMS]
-    parts[2].adapters.load_state_dict(
-        {k.replace("2", "0", 1): v for k, v in whole.adapters.state_dict().items()}
-    )
-    with torch.no_grad():
-        total = whole(pixels, labels)
-        torch.testing.assert_close(total, sum(part(pixels, labels) for part in parts))
-
-
-def test_distillation_trains_student_and_adapters_but_never_the_teacher() -> None:
+def test_adapters_train_with_the_student_and_the_teacher_never_does() -> None:
     student = model()
     objective = distillation(student=student)
-    teacher = objective._teacher[0]
-    before, adapters = weights(teacher), objective.adapters.state_dict()
-    adapters = {name: tensor.clone() for name, tensor in adapters.items()}
-    start = weights(student)
-    fit(objective, split(1), split(2), TRAINING, seed=5, key="d", name="student")
+    teacher = objective._teachers["resnet"]
+    before, start = weights(teacher), weights(student)
+    adapters = {name: tensor.clone() for name, tensor in objective.adapters.state_dict().items()}
+    run(objective, "d")
     assert same(before, weights(teacher)) and not teacher.training
     assert not same(start, weights(student))
-    assert not torch.equal(
-        adapters["2.project.weight"], objective.adapters.state_dict()["2.project.weight"]
-    )
+    trained = {name for name, _ in objective.adapters.named_parameters()}
+    now = objective.adapters.state_dict()
+    assert trained and not any(torch.equal(adapters[name], now[name]) for name in trained)
     assert not any("adapter" in name for name in student.state_dict())
 
 
-def test_a_wrong_tap_fails_before_training_and_shows_near_names() -> None:
-    with pytest.raises(PipelineError, match=r"no module `blocks\.33`; near are blocks\.3"):
-        Distillation(
-            model(),
-            model(RESNET),
-            TERMS,
-            {"late": "blocks.33"},
-            RESNET.taps,
-            torch.from_numpy(split(1)[0][:1]),
-        )
+def test_every_term_has_a_curve_of_its_own() -> None:
+    run(distillation(), "d", epochs=2)
+    series = Path("metrics/curves/net/plots/metrics")
+    for term in ("kl", "cross_entropy", "hint", "attention_transfer", "review"):
+        assert len((series / f"loss_{term}.tsv").read_text().splitlines()) == 3
 
 
-def test_a_tap_that_is_no_feature_map_is_refused() -> None:
-    with pytest.raises(PipelineError, match="a feature map is"):
-        Distillation(
-            model(),
-            model(RESNET),
-            TERMS,
-            {"late": "classifier"},
-            RESNET.taps,
-            torch.from_numpy(split(1)[0][:1]),
-        )
+def test_curves_have_the_same_layout_without_dvclive(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"train_loss": 0.5, "val_loss": 0.25, "val_top1": 0.75, "lr": 0.1}
+    rows = [row, row | {"lr": 0.01}]
+    Curves("live", rows, tensorboard=False, quiet=False)
+    monkeypatch.setitem(sys.modules, "dvclive.live", None)
+    Curves("plain", rows, tensorboard=False, quiet=False)
+    assert read_curve("plain") == read_curve("live")
+    names = [{p.name for p in Path(f"metrics/curves/{n}").rglob("*")} for n in ("live", "plain")]
+    assert names[0] == names[1]
+
+
+def test_tensorboard_gets_the_same_values_on_demand() -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(model(RESNET), "a", changed(tensorboard=True), epochs=2)
+    events = EventAccumulator(".work/tensorboard/net")
+    events.Reload()
+    for field in Epoch.model_fields:
+        shown = [event.value for event in events.Scalars(field)]
+        assert shown == pytest.approx([getattr(row, field) for row in read_curve("net")])
+
+
+def test_tensorboard_that_is_missing_is_named_with_its_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(PipelineError, match=r"pip install 'edgestill\[tensorboard\]'"):
+        run(model(RESNET), "a", changed(tensorboard=True), epochs=2)
+
+
+def test_bfloat16_trains_in_mixed_precision_and_keeps_float32_weights() -> None:
+    of = model(RESNET)
+    (full,) = run(model(RESNET), "a", epochs=1).epochs
+    (mixed,) = run(of, "b", changed(precision="bf16"), epochs=1).epochs
+    assert mixed.train_loss != full.train_loss == pytest.approx(mixed.train_loss, rel=0.05)
+    assert all(t.dtype == torch.float32 for t in weights(of).values() if t.is_floating_point())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recorded_logits_and_mixed_labels_reach_the_losses_in_float32(precision: str) -> None:
+    """Half precision cannot tell the logits of near equals apart."""
+    seen: list[torch.dtype] = []
+
+    class Looking(Supervised):
+        def forward(self, *arguments: Any) -> dict[str, torch.Tensor]:
+            pixels, labels, recorded, _ = arguments
+            seen.extend(tensor.dtype for tensor in (labels, recorded))
+            return super().forward(pixels, labels)
+
+    class Recorded:
+        def batch(self, *arguments: Any) -> torch.Tensor:
+            return torch.zeros(1, len(arguments[1]), 2)
+
+    run(
+        Looking(model(RESNET), 0.0), "a", changed(precision=precision),
+        epochs=1, augment=Augment(mixup=1.0), recorded=Recorded(),
+    )  # fmt: skip
+    assert set(seen) == {torch.float32}
+
+
+def test_a_diverging_run_stops_with_advice_and_leaves_no_checkpoint() -> None:
+    with pytest.raises(PipelineError, match="lower `lr`"):
+        run(model(), "a", changed(lr=1e30))
+    assert not list(Path(".work").rglob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        (changed(batch_size=97), "lower `batch_size`"),
+        (changed(accumulate=3), "a batch of 16 cannot be divided"),
+        (changed(optimizer="sgdd"), "no optimizer `sgdd`"),
+        (changed(schedule="cosin"), "schedule `cosin`"),
+        (changed(schedule_options={"k_dcay": 2}), "k_dcay"),
+        (changed(precision="fp16"), "float16 training needs a GPU"),
+    ],
+)
+def test_a_mistake_ends_the_run_before_it_starts(training: Training, said: str) -> None:
+    with pytest.raises(PipelineError, match=said):
+        run(model(), "a", training)
+
+
+def test_lr_rises_linearly_then_falls_as_a_half_cosine() -> None:
+    """Loshchilov, Hutter 2016, arXiv 1608.03983, without restarts."""
+    objective = Supervised(model(), 0.0)
+    optimizer = room._optimizer(objective, TRAINING, "net")
+    schedule = room._schedule(optimizer, changed(warmup=0.2), 10, 10, "net")
+    found = []
+    for step in range(101):
+        schedule.step_update(step)
+        found.append(optimizer.param_groups[0]["lr"] / TRAINING.lr)
+    assert np.allclose(np.diff(found[:20]), 1 / 21)
+    assert found[20] == pytest.approx(1.0) and found[60] == pytest.approx(0.5)
+    assert found[100] == pytest.approx(0.0) and max(found) <= 1.0
+    assert found[70] == pytest.approx(0.5 * (1 + math.cos(math.pi * 50 / 80)))
+
+
+def test_float32_is_what_muon_computes_in_on_a_cpu() -> None:
+    of: PixelsToLogits = model(RESNET)
+    room._optimizer(Supervised(of, 0.0), changed(optimizer="muon"), "net")
+    coefficients = [(2.0, -1.5, 0.5)]
+    made = room.muon.zeropower_via_newtonschulz(torch.eye(4), 5, coefficients)
+    assert made.dtype == torch.float32

@@ -25,7 +25,7 @@ def exported(folder: Path, arch: str, channels: int, size: int) -> tuple[PixelsT
     network = build_network(Network(arch=arch), classes=3, channels=channels, image_size=size)
     model = PixelsToLogits(network, student_normalisation(channels)).eval()
     card = ModelCard(
-        arch=arch, args={}, stem_stride="auto", stem_pool="auto", image_size=size,
+        arch=arch, args={}, stem_stride="auto", stem_pool="auto", image_size=size, input_size=size,
         channels=channels, classes=CLASSES, normalisation=student_normalisation(channels),
         parameters=0, seed=1, epochs=0, best_epoch=0, val_top1=0.0, data_digest="", versions={},
     )  # fmt: skip

@@ -32,7 +32,8 @@ def build(network: Network = MOBILENET, size: int = 28, classes: int = 10) -> nn
 def card(**changes: object) -> ModelCard:
     fields = {
         "arch": MOBILENET.arch, "args": {}, "stem_stride": 1, "stem_pool": False,
-        "image_size": 28, "channels": 1, "classes": tuple("abcdefghij"),
+        "image_size": 28,
+        "input_size": 28, "channels": 1, "classes": tuple("abcdefghij"),
         "normalisation": student_normalisation(1), "parameters": 0, "seed": 0, "epochs": 1,
         "best_epoch": 1, "val_top1": 0.5, "data_digest": "", "versions": {},
     }  # fmt: skip

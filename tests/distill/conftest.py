@@ -1,0 +1,162 @@
+"""What this room's tests share: small networks, images that are learnt quickly, a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pipeline.data.prepare import prepare
+from pipeline.data.sources import fetch
+from pipeline.data.views import Views
+from pipeline.distill.devices import launch
+from pipeline.distill.objective import Distillation
+from pipeline.distill.teacher import Supervised
+from pipeline.distill.training import Fitted, Objective, Recording, Run, fit
+from pipeline.networks.build import PixelsToLogits, build_network, student_normalisation
+from pipeline.networks.inference import seed_everything
+from pipeline.params import (
+    Augment,
+    LossTerm,
+    Network,
+    Params,
+    Teachers,
+    Training,
+    load_params,
+)
+
+ROOT = Path(__file__).parents[2]
+
+TINY = Network(arch="mobilenetv3_small_050", taps={"middle": "blocks.1", "late": "blocks.3"})
+RESNET = Network(
+    arch="resnet10t",
+    args={"channels": [8, 8, 16, 16]},
+    taps={"middle": "layer2", "late": "layer3"},
+)
+TRAINING = Training(batch_size=16, lr=0.05, weight_decay=0.0001, optimizer="sgd")
+AUGMENT = Augment(flip=True, shift=1)
+TERMS = (
+    LossTerm(name="kl", weight=0.9, options={"temperature": 4.0}),
+    LossTerm(name="cross_entropy", weight=0.1),
+    LossTerm(name="hint", weight=0.5, taps=("late",)),
+    LossTerm(name="attention_transfer", weight=5.0, taps=("late",)),
+    LossTerm(name="review", weight=0.1, taps=("middle", "late")),
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """DVCLive and checkpoints write below the working directory."""
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder with 300 real images per split."""
+    folder = tmp_path_factory.mktemp("fashion")
+    data = load_params(ROOT / "params.yaml").data.model_copy(
+        update={"limit": 300, "calibration_images": 32, "folder": folder / "none"}
+    )
+    fetch(data, folder / "data/raw")
+    prepare(data, 1, folder / "data/raw", folder / "data/packed", folder / "data/calibration")
+    return folder
+
+
+@pytest.fixture
+def configured(fashion: Path, folder: Path) -> Callable[..., Params]:
+    """Work in a folder that shares the data; write and load params with changes to groups.
+
+    The teacher is small, every network learns for one epoch; `teacher` changes the teacher.
+    """
+    (folder / "data").symlink_to(fashion / "data")
+
+    def make(teacher: dict[str, Any] | None = None, **groups: Any) -> Params:
+        tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+        resnet = tree["teachers"]["zoo"]["resnet"]
+        tree["teachers"]["folder"] = "checkpoints"
+        resnet["network"] = RESNET.model_dump(exclude_defaults=True)
+        tree["views"]["epochs"] = resnet["views"]["epochs"] = 1
+        for trained in (resnet, tree["distill"]):
+            trained["training"] |= {"batch_size": 50, "lr": 0.005}
+        for key, value in (teacher or {}).items():
+            resnet[key] = resnet[key] | value if isinstance(resnet[key], dict) else value
+        for group, value in groups.items():
+            old = tree[group]
+            tree[group] = old | value if isinstance(old, dict) else value
+        (folder / "params.yaml").write_text(yaml.safe_dump(tree))
+        return load_params(folder / "params.yaml")
+
+    return make
+
+
+def split(seed: int, n: int = 96) -> tuple[np.ndarray, np.ndarray]:
+    """Noise with a bright upper or a bright lower half, which flips keep: learnt quickly."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 2, n)
+    images = random.integers(0, 100, (n, 16, 16, 1))
+    images[labels == 0, :8] += 120
+    images[labels == 1, 8:] += 120
+    return images.astype(np.uint8), labels.astype(np.int64)
+
+
+def views(augment: Augment = AUGMENT) -> Views:
+    return Views(*split(1), augment, classes=2, seed=4)
+
+
+def model(network: Network = TINY, seed: int = 3) -> PixelsToLogits:
+    seed_everything(seed)
+    built = build_network(network, classes=2, channels=1, image_size=16)
+    return PixelsToLogits(built, student_normalisation(1))
+
+
+def teachers(*names: str, **settings: Any) -> Teachers:
+    """The settings of teachers that are all `RESNET`."""
+    one = {"source": "train", "network": RESNET, "views": {"epochs": 1}, "training": TRAINING}
+    names = names or ("resnet",)
+    zoo = dict.fromkeys(names, one)
+    known = {"enabled": names, "folder": "checkpoints", "zoo": zoo}
+    return Teachers.model_validate(known | settings)
+
+
+def distillation(
+    terms: tuple[LossTerm, ...] = TERMS,
+    student: PixelsToLogits | None = None,
+    settings: Teachers | None = None,
+) -> Distillation:
+    settings = settings or teachers()
+    known = {name: model(RESNET, seed=8 + i) for i, name in enumerate(settings.enabled)}
+    pixels = torch.from_numpy(split(1)[0][:1])
+    return Distillation(student or model(), known, terms, TINY.taps, settings, pixels)
+
+
+def weights(of: PixelsToLogits) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in of.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def run(
+    of: PixelsToLogits | Objective,
+    key: str,
+    training: Training = TRAINING,
+    *,
+    epochs: int = 3,
+    augment: Augment = AUGMENT,
+    checkpoint_seconds: float = 60.0,
+    recorded: Recording | None = None,
+) -> Fitted:
+    """Fit a bare model on its labels, or any objective."""
+    objective = Supervised(of, 0.0) if isinstance(of, PixelsToLogits) else of
+    made = Run("net", key, 5, checkpoint_seconds)
+    fabric = launch(training)
+    return fit(fabric, objective, views(augment), split(2), training, epochs, made, recorded)

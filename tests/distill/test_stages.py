@@ -1,0 +1,249 @@
+"""The stages of this room on real images: teachers of every origin, students, real kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.contracts import ModelCard, ModelMetrics, SignalsRecord
+from pipeline.distill.signals import record_signals
+from pipeline.distill.stage import checkpoint_seconds
+from pipeline.distill.student import distill_student
+from pipeline.distill.teacher import train_teacher
+from pipeline.errors import PipelineError
+from pipeline.files import sha256
+from pipeline.networks.build import build_network, load_pixels_to_logits
+from pipeline.networks.inference import predict
+from pipeline.params import Network, Params
+from tests.distill.conftest import RESNET, ROOT
+
+STUDENT = "mnv3_small_050"
+CHECKPOINTS = Path("checkpoints")
+TEACHER_WEIGHTS = Path("models/teachers/resnet/model.safetensors")
+STUDENT_WEIGHTS = Path(f"models/students/{STUDENT}/model.safetensors")
+
+ONLINE = [
+    {"name": "kl", "weight": 0.9, "options": {"temperature": 4.0}},
+    {"name": "cross_entropy", "weight": 0.1},
+    {"name": "hint", "weight": 0.1, "taps": ["late"]},
+]
+
+
+def teach(params: Params) -> None:
+    for name in params.teachers.enabled:
+        train_teacher(params, name)
+    record_signals(params)
+
+
+def test_a_teacher_is_trained_and_taught_from(configured: Callable[..., Params]) -> None:
+    params = configured()
+    teach(params)
+    card = ModelCard.read(TEACHER_WEIGHTS.with_name("card.json"))
+    pixels = np.load("data/packed/train_images.npy")
+    assert card.normalisation.mean == pytest.approx([pixels.mean()])
+    assert card.classes[0] == "T-shirt/top"
+    distill_student(params, STUDENT)
+    metrics = ModelMetrics.read(Path(f"metrics/students/{STUDENT}.json"))
+    assert 0.05 < metrics.test_top1 <= 1
+    own = ModelCard.read(STUDENT_WEIGHTS.with_name("card.json"))
+    assert (own.normalisation.mean, own.normalisation.std) == ((128.0,), (64.0,))
+
+
+def test_two_teachers_of_different_sizes_teach_one_student(
+    configured: Callable[..., Params],
+) -> None:
+    zoo = configured().teachers.zoo
+    usual = zoo["resnet"].model_dump()
+    two = {"resnet": usual, "large": usual | {"input_size": 40}}
+    both = {"enabled": ["resnet", "large"], "zoo": two}
+    params = configured(teachers=both, distill={"losses": ONLINE})
+    teach(params)
+    model, card = load_pixels_to_logits(Path("models/teachers/large"))
+    assert (card.image_size, card.input_size) == (28, 40)
+    seen = []
+    model.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    logits = predict(model, np.load("data/packed/val_images.npy")[:4])
+    assert seen[0][2:] == (40, 40) and logits.shape == (4, 10)
+    record = SignalsRecord.read(Path("models/teacher_signals/signals.json"))
+    assert list(record.teachers) == ["resnet", "large"]
+    distill_student(params, STUDENT)
+    recorded = ModelMetrics.read(Path(f"metrics/students/{STUDENT}.json"))
+    params = configured(teachers=both, distill={"losses": ONLINE}, signals={"record": False})
+    record_signals(params)
+    distill_student(params, STUDENT)
+    online = ModelMetrics.read(Path(f"metrics/students/{STUDENT}.json"))
+    assert online.test_top1 == pytest.approx(recorded.test_top1, abs=0.02)
+
+
+def test_a_student_alone_needs_no_teacher(configured: Callable[..., Params]) -> None:
+    params = configured(
+        distill={"losses": [{"name": "cross_entropy", "weight": 1.0}]}, signals={"record": False}
+    )
+    distill_student(params, STUDENT)
+    assert STUDENT_WEIGHTS.exists() and not TEACHER_WEIGHTS.exists()
+
+
+def test_a_checkpoint_can_be_used_as_it_is(configured: Callable[..., Params]) -> None:
+    train_teacher(configured(), "resnet")
+    before = load_file(TEACHER_WEIGHTS)
+    CHECKPOINTS.mkdir()
+    TEACHER_WEIGHTS.parent.rename(CHECKPOINTS / "mine")
+    mine = {"source": "checkpoint", "checkpoint": "mine/model.safetensors"}
+    train_teacher(configured(mine | {"views": {"epochs": 0}}), "resnet")
+    after = load_file(TEACHER_WEIGHTS)
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+
+
+def test_a_checkpoint_without_a_card_needs_its_normalisation(
+    configured: Callable[..., Params],
+) -> None:
+    model = build_network(RESNET, classes=10, channels=1, image_size=28)
+    CHECKPOINTS.mkdir()
+    save_file(model.state_dict(), CHECKPOINTS / "bare.safetensors")
+    bare: dict[str, Any] = {"source": "checkpoint", "checkpoint": "bare.safetensors"}
+    with pytest.raises(PipelineError, match="normalised is not known"):
+        train_teacher(configured(bare), "resnet")
+    bare["normalisation"] = {"mean": [70] * 3, "std": [90] * 3}
+    with pytest.raises(PipelineError, match="other channels than the images' 1"):
+        train_teacher(configured(bare), "resnet")
+    bare["normalisation"] = {"mean": [70], "std": [90]}
+    train_teacher(configured(bare), "resnet")
+    assert ModelCard.read(TEACHER_WEIGHTS.with_name("card.json")).normalisation.mean == (70.0,)
+
+
+def test_a_checkpoint_of_other_classes_stops_the_stage(
+    configured: Callable[..., Params],
+) -> None:
+    model = build_network(RESNET, classes=7, channels=1, image_size=28)
+    CHECKPOINTS.mkdir()
+    save_file(model.state_dict(), CHECKPOINTS / "other.safetensors")
+    other = {"source": "checkpoint", "checkpoint": "other.safetensors"}
+    with pytest.raises(PipelineError, match="the checkpoint knows 7 classes"):
+        train_teacher(configured(other), "resnet")
+    assert not Path("models").exists()
+
+
+def test_pretrained_weights_are_taken_and_the_head_is_new(tmp_path: Path) -> None:
+    """timm reads its weights from a local file here; the way through the network is timm's."""
+    source = build_network(RESNET, classes=1000, channels=3, image_size=28)
+    save_file(source.state_dict(), tmp_path / "imagenet.safetensors")
+    overlay = {"file": str(tmp_path / "imagenet.safetensors"), "custom_load": False}
+    args = {**RESNET.args, "pretrained_cfg_overlay": overlay}
+    network = RESNET.model_copy(update={"args": args})
+    model = build_network(network, classes=10, channels=1, image_size=28, pretrained=True)
+    found, given = model.state_dict(), source.state_dict()
+    assert torch.equal(found["layer4.0.conv1.weight"], given["layer4.0.conv1.weight"])
+    torch.testing.assert_close(
+        found["conv1.0.weight"], given["conv1.0.weight"].sum(dim=1, keepdim=True)
+    )
+    assert found["fc.weight"].shape[0] == 10
+
+
+def test_pretrained_weights_that_cannot_be_had_are_one_error() -> None:
+    network = Network(
+        arch="resnet10t", args={"pretrained_cfg_overlay": {"file": "nowhere.safetensors"}}
+    )
+    with pytest.raises(PipelineError, match="pretrained weights could not be loaded"):
+        build_network(network, classes=10, channels=1, image_size=28, pretrained=True)
+
+
+def stage(*command: str, **more: str) -> subprocess.Popen[str]:
+    """A stage as DVC starts it, in the current folder."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | more
+    return subprocess.Popen(
+        [sys.executable, *command], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["soon", "nan", "-1"])
+def test_a_time_between_checkpoints_that_is_none_is_refused(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGESTILL_CHECKPOINT_SECONDS", text)
+    with pytest.raises(PipelineError, match="no number of seconds"):
+        checkpoint_seconds()
+
+
+DISTILL = ("-m", "stages.distill", "--student", STUDENT)
+
+
+def test_a_stage_that_is_killed_again_and_again_ends_with_the_same_bits(
+    configured: Callable[..., Params],
+) -> None:
+    params = configured(
+        views={"epochs": 3}, distill={"losses": ONLINE, "training": {
+            **configured().distill.training.model_dump(), "ema": 0.9, "batch_size": 25}}
+    )  # fmt: skip
+    teach(params)
+    undisturbed = stage(*DISTILL)
+    said, _ = undisturbed.communicate(timeout=120)
+    assert undisturbed.returncode == 0, said
+    expected, metrics = sha256(STUDENT_WEIGHTS), Path(f"metrics/students/{STUDENT}.json")
+    curve = Path(f"metrics/curves/{STUDENT}/plots/metrics/val_loss.tsv").read_text()
+    STUDENT_WEIGHTS.unlink()
+    metrics.unlink()
+    for checkpoints_seen in (2, 5, 3):  # in the first epoch, then across its end, and later
+        disturbed = stage(*DISTILL, EDGESTILL_CHECKPOINT_SECONDS="0")
+        seen: set[int] = set()
+        end = time.monotonic() + 60
+        while len(seen) < checkpoints_seen and time.monotonic() < end:
+            seen |= {file.stat().st_mtime_ns for file in Path(".work/checkpoints").glob("*.pt")}
+            assert disturbed.poll() is None, disturbed.communicate()
+        disturbed.send_signal(signal.SIGKILL)
+        disturbed.wait()
+        assert not STUDENT_WEIGHTS.exists() and not metrics.exists()
+    last = stage(*DISTILL)
+    said, _ = last.communicate(timeout=120)
+    assert last.returncode == 0, said
+    assert sha256(STUDENT_WEIGHTS) == expected and metrics.exists()
+    assert Path(f"metrics/curves/{STUDENT}/plots/metrics/val_loss.tsv").read_text() == curve
+    assert not list(Path(".work/checkpoints").iterdir())
+
+
+ABSENT = (
+    "dvc",
+    "onnx",
+    "openvino",
+    "nncf",
+    "litert",
+    "ai_edge",
+    "tensorrt",
+    "matplotlib",
+    "jinja2",
+)
+
+
+def test_training_needs_neither_dvc_nor_any_runtime(
+    configured: Callable[..., Params], folder: Path
+) -> None:
+    """The stages on a machine for training: all packages are found but those of later stages."""
+    configured()
+    packages = folder / "packages"
+    packages.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.lower().startswith(ABSENT):
+            (packages / entry.name).symlink_to(entry)
+    for command in (
+        ("stages.train_teacher", "--teacher", "resnet"),
+        ("stages.record_teacher",),
+        ("stages.distill", "--student", STUDENT),
+    ):
+        done = stage("-S", "-m", *command, PYTHONPATH=f"{ROOT}:{packages}")
+        said, _ = done.communicate(timeout=120)
+        assert done.returncode == 0, said
+    assert "DVCLive is not installed" in said
+    assert STUDENT_WEIGHTS.exists()
+    assert Path(f"metrics/curves/{STUDENT}/plots/metrics/val_top1.tsv").exists()
