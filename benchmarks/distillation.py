@@ -1,0 +1,197 @@
+"""How fast a student trains here, beside what a user would pick instead, in one run.
+
+All rows train the same student from the same weights in float32, on the same images in
+batches of the same size, with the same plain SGD with momentum. Those with a teacher minimise
+the same loss, which is checked before anything is timed.
+
+Ours is the real loop as a stage runs it: views drawn, read from the memory-mapped file,
+flipped and shifted, the teacher's logits from their memory-mapped recording, the schedule, the
+progress bar on a terminal, seeding, and torch's deterministic algorithms. What comes once per
+epoch, val and the checkpoint, is left out. The others get what their users have not: float
+batches that are in memory, normalised and channels-last already, no augmentation, no loader,
+no schedule, no logging. Their own loaders make every image by itself in worker processes,
+which on the few cores of a CPU is time taken from training; so they are flattered here.
+A recording costs the teacher's time once, before; a ratio with that time added is shown, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+
+from benchmarks.others import Row, bare, in_memory, timm_task, torchdistill_box
+from benchmarks.shared import Task, circumstances, count, one_device, open_task, parser
+from pipeline.distill.signals import INDEX, Signals, _record
+from pipeline.distill.training import Run, _Loop
+from pipeline.errors import PipelineError, run
+from pipeline.files import write_whole
+from pipeline.measure.latency import balanced_order
+
+RESULTS = Path("benchmarks/results/distillation.json")
+INSTALL = "python -m pip install --editable '.[benchmark]'"
+
+BARE, RECORDED, ONLINE = "bare student", "ours, recorded", "ours, online"
+TIMM, TORCHDISTILL = "timm", "torchdistill"
+WHAT = {
+    BARE: "cross entropy in a plain torch loop, no teacher",
+    RECORDED: "the real loop, the teacher's logits from their recording",
+    ONLINE: "the real loop, the teacher in every step",
+    TIMM: "LogitDistillationTask, the teacher in every step",
+    TORCHDISTILL: "DistillationBox and KDLoss, the teacher in every step",
+}
+RATIOS = (
+    (RECORDED, BARE),
+    (RECORDED, TIMM),
+    (RECORDED, TORCHDISTILL),
+    (ONLINE, TIMM),
+    (ONLINE, TORCHDISTILL),
+)
+LEAST = {f"{RECORDED} / {BARE}": 0.90}
+
+Rates = dict[str, NDArray[np.float64]]
+"""Images per second by row, a value per round."""
+
+
+def ours(task: Task, fabric: Fabric, rounds: int, signals: Signals | None) -> Row:
+    """The stage's loop; a round is an epoch of it without its end (val, checkpoint)."""
+    teacher = task.teacher_model().to(fabric.device)
+    objective = task.objective({} if signals else {task.teacher: teacher}).to(fabric.device)
+    made = Run("benchmark", "benchmark", task.params.seed, checkpoint_seconds=float("inf"))
+    val = (task.images[:0], task.labels[:0])
+    loop = _Loop(fabric, objective, task.views(), val, task.training(), rounds, made, signals)
+
+    def loss() -> torch.Tensor:
+        pixels = torch.tensor(task.images[: task.batch], device=fabric.device)
+        labels = torch.tensor(task.labels[: task.batch], device=fabric.device)
+        terms = objective(pixels, labels, teacher(pixels)[None] if signals else None, 0.0)
+        return torch.stack(list(terms.values())).sum()
+
+    return Row(loop._train_epoch, loss, deterministic=True)
+
+
+def record(task: Task, fabric: Fabric, epochs: int, folder: Path) -> tuple[Signals, float]:
+    """The teacher's logits as `record_teacher` writes them; how many images a second it took."""
+    expected = task.signals_record(epochs)
+    expected.write(folder / INDEX)
+    teacher = task.teacher_model().to(fabric.device)
+    start = time.perf_counter()
+    _record(fabric, teacher, task.views(), expected, folder / task.teacher)
+    seconds = time.perf_counter() - start
+    return Signals(expected, folder), epochs * len(task.labels) / seconds
+
+
+def check_same_loss(rows: dict[str, Row]) -> None:
+    """`PipelineError` where the rows with a teacher do not minimise the same."""
+    with torch.no_grad():
+        found = {name: row.loss().item() for name, row in rows.items() if name != BARE}
+    if max(found.values()) > min(found.values()) * (1 + 1e-4):
+        raise PipelineError(f"the rows do not minimise the same loss: {found}")
+
+
+def measure(rows: dict[str, Row], task: Task, rounds: int, device: torch.device) -> Rates:
+    """Interleaved, in a balanced order; a round that fills caches and pools goes before."""
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    for i, order in enumerate([list(rows), *balanced_order(list(rows), rounds, task.params.seed)]):
+        for name in order:
+            torch.use_deterministic_algorithms(rows[name].deterministic)
+            start = time.perf_counter()
+            rows[name].train(i)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+        print(f"round {i} of {rounds}", file=sys.stderr)
+    return {name: len(task.labels) / np.array(found[1:]) for name, found in seconds.items()}
+
+
+def ratios(rates: Rates, recording: float) -> dict[str, NDArray[np.float64]]:
+    """By `A / B`: the speeds of one round over each other."""
+    found = {f"{a} / {b}": rates[a] / rates[b] for a, b in RATIOS if b in rates}
+    # One student alone pays for the whole recording; the second and any later try do not.
+    alone = 1 / (1 / rates[RECORDED] + 1 / recording)
+    return found | {f"{RECORDED}, for one student alone / {TIMM}": alone / rates[TIMM]}
+
+
+def show(result: dict[str, Any]) -> None:
+    machine = result["machine"]
+    parts = [machine["cpu"], f"{machine['cores']} cores", *machine["accelerators"]]
+    print(
+        f"{', '.join(parts)}; on {result['device']}, {result['threads']} thread(s)\n"
+        f"{', '.join(f'{name} {version}' for name, version in result['versions'].items())}\n"
+        f"{result['student']} from {result['teacher']}, images {result['image']}, batch "
+        f"{result['batch']}, {result['steps']} steps, {result['rounds']} rounds; "
+        f"median (least to most) over rounds\n"
+    )
+    print(f"{'images/s of training':<46}{'median':>8}")
+    for name, what in WHAT.items():
+        row = result["images_per_second"].get(name)
+        text = "not measured" if row is None else _text(row, ",.0f")
+        print(f"{name:<46}{text}  {what}")
+    print(f"{'recording, once for all students':<46}{result['recording']:>8,.0f}\n")
+    for name, row in result["ratios"].items():
+        least = f"  at least {LEAST[name]:.2f} is wanted" if name in LEAST else ""
+        print(f"{name:<46}{_text(row, '.3f')}{least}")
+
+
+def _text(row: dict[str, float], form: str) -> str:
+    return f"{row['median']:>8{form}} ({row['least']:{form}} to {row['most']:{form}})"
+
+
+def _summary(values: NDArray[np.float64]) -> dict[str, Any]:
+    most, least, median = values.max(), values.min(), np.median(values)
+    return {"median": float(median), "least": float(least), "most": float(most),
+            "rounds": [round(float(value), 4) for value in values]}  # fmt: skip
+
+
+def main() -> None:
+    arguments = _arguments()
+    fabric = one_device(arguments.threads)
+    task = open_task(arguments, arguments.steps * arguments.batch)
+    batches = in_memory(task, fabric.device)
+    epochs = arguments.rounds + 1
+    others = {BARE: bare, TIMM: timm_task, TORCHDISTILL: torchdistill_box}
+    missing = importlib.util.find_spec("torchdistill") is None
+    if missing:
+        del others[TORCHDISTILL]
+        print(f"torchdistill is missing and not measured; {INSTALL}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        signals, recording = record(task, fabric, epochs, Path(folder))
+        rows = {name: make(task, batches) for name, make in others.items()}
+        rows[RECORDED] = ours(task, fabric, epochs, signals)
+        rows[ONLINE] = ours(task, fabric, epochs, None)
+        check_same_loss(rows)
+        rates = measure(rows, task, arguments.rounds, fabric.device)
+    result = circumstances(task, fabric, () if missing else ("torchdistill",)) | {
+        "steps": arguments.steps,
+        "rounds": arguments.rounds,
+        "images_per_second": {name: _summary(values) for name, values in rates.items()},
+        "recording": recording,
+        "ratios": {name: _summary(values) for name, values in ratios(rates, recording).items()},
+    }
+    show(result)
+    if arguments.save:
+        write_whole(RESULTS, json.dumps(result, indent=2) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    options = parser("the training step of this project beside timm's and torchdistill's")
+    options.add_argument("--steps", type=count, default=40, help="per row and round")
+    options.add_argument(
+        "--rounds", type=count, default=10, help="even: the order is balanced then"
+    )
+    options.add_argument("--save", action="store_true", help=f"write {RESULTS}")
+    return options.parse_args()
+
+
+if __name__ == "__main__":
+    run(main)

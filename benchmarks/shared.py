@@ -1,0 +1,168 @@
+"""What the scripts here have in common: one student, one teacher, real images, one loss."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.contracts import PACKED, Manifest, Normalisation, SignalsRecord, load_split
+from pipeline.data.views import Views
+from pipeline.distill.devices import launch
+from pipeline.distill.objective import Distillation
+from pipeline.errors import PipelineError
+from pipeline.measure.fingerprint import read_fingerprint
+from pipeline.networks.build import PixelsToLogits, build_network, student_normalisation
+from pipeline.networks.inference import seed_everything
+from pipeline.params import Augment, LossTerm, Network, Params, Training, load_params
+
+AUGMENT = Augment(flip=True, shift=1)
+TEMPERATURE, KL_WEIGHT, LABEL_WEIGHT = 4.0, 0.9, 0.1
+TERMS = (
+    LossTerm(name="kl", weight=KL_WEIGHT, options={"temperature": TEMPERATURE}),
+    LossTerm(name="cross_entropy", weight=LABEL_WEIGHT),
+)
+LR, MOMENTUM = 0.01, 0.9
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on what. `images` uint8 [N, H, W, C], memory-mapped; `labels` int64 [N]."""
+
+    params: Params
+    manifest: Manifest
+    student: str
+    teacher: str
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    batch: int
+
+    def network(self) -> nn.Module:
+        """The student, from the same weights every time, channels-last as in a stage."""
+        torch.manual_seed(self.params.seed)
+        return self._build(self.params.students.zoo[self.student])
+
+    def teacher_model(self) -> PixelsToLogits:
+        """Not trained: how fast it answers does not depend on what it knows."""
+        torch.manual_seed(self.params.seed + 1)
+        network = self._build(self.params.teachers.zoo[self.teacher].network)
+        statistics = Normalisation(mean=self.manifest.mean, std=self.manifest.std)
+        return PixelsToLogits(network, statistics).eval().requires_grad_(False)
+
+    def objective(self, teachers: dict[str, PixelsToLogits]) -> Distillation:
+        """KL and cross entropy; the teacher's logits are recorded where `teachers` is empty."""
+        model = PixelsToLogits(self.network(), student_normalisation(self.manifest.channels))
+        zoo = {self.teacher: self.params.teachers.zoo[self.teacher]}
+        alone = {"enabled": (self.teacher,), "zoo": zoo, "weights": {}}
+        settings = self.params.teachers.model_copy(update=alone)
+        pixels = torch.tensor(self.images[:1])
+        return Distillation(model, teachers, TERMS, {}, settings, pixels)
+
+    def training(self) -> Training:
+        # timm's factory calls plain SGD with momentum `momentum`; its `sgd` is Nesterov's.
+        return Training(
+            batch_size=self.batch, optimizer="momentum", lr=LR, momentum=MOMENTUM, weight_decay=0.0
+        )
+
+    def views(self) -> Views:
+        classes = len(self.manifest.classes)
+        return Views(self.images, self.labels, AUGMENT, classes=classes, seed=self.params.seed)
+
+    def signals_record(self, epochs: int) -> SignalsRecord:
+        return SignalsRecord(
+            teachers={self.teacher: "not trained"},
+            views="benchmark",
+            epochs=epochs,
+            samples=len(self.labels),
+            classes=len(self.manifest.classes),
+            top_k=None,
+        )
+
+    def _build(self, network: Network) -> nn.Module:
+        built = build_network(
+            network,
+            classes=len(self.manifest.classes),
+            channels=self.manifest.channels,
+            image_size=self.manifest.image_size,
+        )
+        built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return built
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--batch", type=count, default=128, help="images per step")
+    made.add_argument("--threads", type=count, help="torch's own choice by default")
+    made.add_argument("--student", help="in params.yaml; the first enabled one by default")
+    made.add_argument("--teacher", help="in params.yaml; the first enabled one by default")
+    made.add_argument("--packed", type=Path, default=PACKED, help="the folder of `prepare`")
+    return made
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1 from the command line."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def open_task(arguments: argparse.Namespace, images: int | None = None) -> Task:
+    """The first `images` of train; `PipelineError` for unknown names and missing data."""
+    params, folder = load_params(), arguments.packed
+    if not (folder / "manifest.json").exists():
+        raise PipelineError(
+            "there are no packed images", where=str(folder), fix="run `dvc repro prepare`"
+        )
+    student = arguments.student or params.students.enabled[0]
+    teacher = arguments.teacher or params.teachers.enabled[0]
+    for name, zoo in ((student, params.students.zoo), (teacher, params.teachers.zoo)):
+        if name not in zoo:
+            raise PipelineError(f"there is no `{name}`; known are {', '.join(zoo)}")
+    if params.teachers.zoo[teacher].input_size != "auto":
+        raise PipelineError(
+            f"`{teacher}` resizes its images, which other tools' losses do not",
+            fix="name a teacher with `input_size: auto`",
+        )
+    pixels, labels = load_split("train", folder)
+    if images is not None and images > len(labels):
+        raise PipelineError(f"{images} images are asked for, {len(labels)} are here")
+    manifest = Manifest.read(folder / "manifest.json")
+    return Task(params, manifest, student, teacher, pixels[:images], labels[:images],
+                arguments.batch)  # fmt: skip
+
+
+def one_device(threads: int | None) -> Fabric:
+    """As a stage starts, in a single process: torch is deterministic from here on."""
+    fabric = launch()
+    if fabric.world_size > 1:
+        raise PipelineError("these compare single devices", fix="unset EDGESTILL_DEVICES")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    seed_everything(0)
+    return fabric
+
+
+def circumstances(task: Task, fabric: Fabric, packages: tuple[str, ...]) -> dict[str, Any]:
+    """What a figure means nothing without."""
+    found = ("torch", "timm", "lightning-fabric", "numpy", *packages)
+    versions = {name: importlib.metadata.version(name) for name in found}
+    return {
+        "machine": read_fingerprint().model_dump(mode="json", exclude={"runtimes"}),
+        "device": str(fabric.device),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version()} | versions,
+        "student": task.student,
+        "teacher": task.teacher,
+        "image": [*task.images.shape[1:]],
+        "batch": task.batch,
+    }

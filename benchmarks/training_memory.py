@@ -1,0 +1,163 @@
+"""Peak memory of training with N and with ten times as many images, each in its own process.
+
+The real `fit` with recorded signals: one epoch, val and the checkpoint included. Images are
+real ones repeated, in a memory-mapped file in a temporary folder. Anonymous memory (RssAnon)
+is what training itself holds; the peak of all resident memory (VmHWM) counts pages of the
+mapped files, too, which the kernel keeps while nobody else needs the room.
+
+Training itself holds some 29 bytes for each image: label 8, order 8, and for flip and shift 9
+and 4 more while they are drawn. Two runs of the same size differ by some MiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from benchmarks.shared import Task, circumstances, count, one_device, open_task, parser
+from pipeline.contracts import load_split
+from pipeline.distill.signals import INDEX, Signals, _open
+from pipeline.distill.training import Run, fit
+from pipeline.errors import PipelineError, run
+from pipeline.files import write_whole
+
+RESULTS = Path("benchmarks/results/training_memory.json")
+MIB = 1 << 20
+TIMES = 10
+LOOK_SECONDS = 0.001
+"""So that a step, some ten times as long, hides none of its arrays."""
+
+
+class Watch:
+    """The highest RssAnon while the block runs, in bytes."""
+
+    def __enter__(self) -> Watch:
+        self.highest = status("RssAnon")
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._done.wait(LOOK_SECONDS):
+            self.highest = max(self.highest, status("RssAnon"))
+
+
+def status(key: str) -> int:
+    """Bytes that a line of /proc/self/status tells."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise PipelineError(f"this kernel does not tell {key}", where="/proc/self/status")
+
+
+def lay_out(task: Task, packed: Path, images: int, folder: Path) -> None:
+    """What a worker trains on: a train split of so many images, val, and a recording."""
+    shape = (images, *task.images.shape[1:])
+    pixels = open_memmap(folder / "train_images.npy", "w+", np.uint8, shape)
+    for start in range(0, images, len(task.images)):
+        part = pixels[start : start + len(task.images)]
+        part[:] = task.images[: len(part)]
+    pixels.flush()
+    labels: NDArray[np.int64] = np.resize(task.labels, images)
+    np.save(folder / "train_labels.npy", labels)
+    for name in ("manifest.json", "val_images.npy", "val_labels.npy"):
+        (folder / name).symlink_to(packed.resolve() / name)
+    record = task.signals_record(epochs=1).model_copy(update={"samples": images})
+    record.write(folder / INDEX)
+    (folder / task.teacher).mkdir()
+    (logits,) = _open(folder / task.teacher, record, "w+")
+    logits[:] = np.random.default_rng(0).standard_normal(logits.shape, dtype=np.float32)
+    logits.flush()
+    # Curves and checkpoints are written below the worker's folder; DVCLive looks for this.
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
+
+
+def train(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The worker: an epoch of `fit` in `--packed`."""
+    fabric = one_device(arguments.threads)
+    folder = arguments.packed.resolve()
+    task = open_task(arguments)
+    signals = Signals(task.signals_record(epochs=1), folder)
+    val = load_split("val", folder)
+    objective = task.objective({})
+    made = Run("benchmark", "benchmark", task.params.seed, checkpoint_seconds=60.0)
+    os.chdir(folder)
+    before = status("RssAnon")
+    with Watch() as watch:
+        fit(fabric, objective, task.views(), val, task.training(), 1, made, signals)
+    return circumstances(task, fabric, ()) | {
+        "images": len(task.labels),
+        "before": before,
+        "anonymous": watch.highest,
+        "resident": status("VmHWM"),
+    }
+
+
+def measure(arguments: argparse.Namespace, images: int) -> dict[str, Any]:
+    """What `train` found in a process of its own."""
+    task = open_task(arguments)
+    command = [sys.executable, "-m", "benchmarks.training_memory", "--worker"]
+    command += ["--batch", str(task.batch), "--student", task.student, "--teacher", task.teacher]
+    if arguments.threads is not None:
+        command += ["--threads", str(arguments.threads)]
+    with tempfile.TemporaryDirectory() as folder:
+        lay_out(task, arguments.packed, images, Path(folder))
+        command += ["--packed", folder]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise PipelineError(f"training on {images:,} images failed")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def show(small: dict[str, Any], large: dict[str, Any]) -> None:
+    print(f"{small['machine']['cpu']}; on {small['device']}, {small['threads']} thread(s)")
+    print(", ".join(f"{name} {version}" for name, version in small["versions"].items()))
+    print(f"{small['student']}, images {small['image']}, batch {small['batch']}, one epoch\n")
+    print(f"{'images':>10}{'before':>12}{'peak RssAnon':>16}{'VmHWM':>12}   MiB")
+    for row in (small, large):
+        sizes = (row[key] / MIB for key in ("before", "anonymous", "resident"))
+        print("{:>10,}{:>12.1f}{:>16.1f}{:>12.1f}".format(row["images"], *sizes))
+    more = large["images"] - small["images"]
+    print(
+        f"\n{TIMES} times the images: {large['anonymous'] / small['anonymous']:.3f} of the "
+        f"anonymous memory, {large['resident'] / small['resident']:.3f} of VmHWM.\n"
+        f"Each further image costs {(large['anonymous'] - small['anonymous']) / more:.1f} bytes of "
+        f"anonymous memory, of {np.prod(small['image'])} that it has."
+    )
+
+
+def main() -> None:
+    options = parser("peak memory of training with N and with ten times as many images")
+    options.add_argument("--images", type=count, default=20_000, help="N")
+    options.add_argument("--save", action="store_true", help=f"write {RESULTS}")
+    options.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    arguments = options.parse_args()
+    if arguments.worker:
+        print(json.dumps(train(arguments)))
+        return
+    small, large = (measure(arguments, n) for n in (arguments.images, TIMES * arguments.images))
+    show(small, large)
+    if arguments.save:
+        write_whole(RESULTS, json.dumps([small, large], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)
