@@ -241,7 +241,8 @@ def test_an_interrupted_stage_leaves_nothing_and_the_next_run_goes_on(
     project: Project, student: str
 ) -> None:
     folder = project.folder / "models/students" / student
-    kept = project.set("profiles.smoke.distill.training.epochs", 400)
+    kept = project.set("profiles.smoke.views.epochs", 400)
+    recorded = project.set("signals.record", False)  # there is no recording of so many epochs
     shutil.rmtree(folder)
     stage = subprocess.Popen(
         ["python", "-m", "stages.distill", "--student", student],
@@ -257,7 +258,8 @@ def test_an_interrupted_stage_leaves_nothing_and_the_next_run_goes_on(
     assert stage.returncode == 130, said
     assert "run the same command again" in said and "Traceback" not in said
     assert not folder.exists() and not list(folder.parent.glob(".*"))
-    project.set("profiles.smoke.distill.training.epochs", kept)
+    project.set("profiles.smoke.views.epochs", kept)
+    project.set("signals.record", recorded)
     project.run("dvc", "repro")
     assert folder.exists()
 
