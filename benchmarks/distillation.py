@@ -67,9 +67,9 @@ def ours(task: Task, fabric: Fabric, rounds: int, signals: Signals | None) -> Ro
     """The stage's loop; a round is an epoch of it without its end (val, checkpoint)."""
     teacher = task.teacher_model().to(fabric.device)
     objective = task.objective({} if signals else {task.teacher: teacher}).to(fabric.device)
-    made = Run("benchmark", "benchmark", task.params.seed, checkpoint_seconds=float("inf"))
+    made = Run("benchmark", "benchmark", task.params.seed, task.training(), rounds, float("inf"))
     val = (task.images[:0], task.labels[:0])
-    loop = _Loop(fabric, objective, task.views(), val, task.training(), rounds, made, signals)
+    loop = _Loop(fabric, objective, task.views(), val, made, signals)
 
     def loss() -> torch.Tensor:
         pixels = torch.tensor(task.images[: task.batch], device=fabric.device)

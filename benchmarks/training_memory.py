@@ -97,11 +97,11 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     signals = Signals(task.signals_record(epochs=1), folder)
     val = load_split("val", folder)
     objective = task.objective({})
-    made = Run("benchmark", "benchmark", task.params.seed, checkpoint_seconds=60.0)
+    made = Run("benchmark", "benchmark", task.params.seed, task.training(), 1, 60.0)
     os.chdir(folder)
     before = status("RssAnon")
     with Watch() as watch:
-        fit(fabric, objective, task.views(), val, task.training(), 1, made, signals)
+        fit(fabric, objective, task.views(), val, made, signals)
     return circumstances(task, fabric, ()) | {
         "images": len(task.labels),
         "before": before,

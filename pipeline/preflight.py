@@ -9,7 +9,7 @@ import torch
 from pipeline.backends.base import versions
 from pipeline.backends.registry import backend
 from pipeline.distill.objective import Distillation
-from pipeline.distill.training import check_training
+from pipeline.distill.recipe import check_training
 from pipeline.errors import PipelineError
 from pipeline.networks.build import PixelsToLogits, build_network, student_normalisation
 from pipeline.params import Params

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-import torch
+from torch import library
 
-_library: torch.library.Library | None = None
+_library: library.Library | None = None
 
 
 def import_torchvision() -> ModuleType:
@@ -24,7 +24,7 @@ def import_torchvision() -> ModuleType:
     except RuntimeError as error:
         if "torchvision::nms" not in str(error) or _library is not None:
             raise
-    _library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    _library = library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
         signature = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
         _library.define(signature)  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ made again, in whatever batch, order or process.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,11 @@ STREAMS = (
 
 Draws = dict[str, NDArray[Any]]
 """By stream: what it draws for every sample, [N] or [N, per sample]."""
+
+
+def seed_of(purpose: str, seed: int) -> int:
+    """A seed of its own for a purpose: what a teacher trains on is not what it is asked about."""
+    return int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:6], "big")
 
 
 def draw(options: Augment, samples: int, channels: int, *, seed: int, epoch: int) -> Draws:

@@ -46,7 +46,7 @@ def launch(training: Training | None = None) -> Fabric:
     if training:
         check_precision(training)
         precision = training.precision
-    local = _number("LOCAL_WORLD_SIZE") or _number(DEVICES) or 1
+    local = _local()
     world = _number("WORLD_SIZE") or local
     for rank, size in _FOREIGN.items():
         if world == 1 and rank in os.environ and (_number(size) or 1) > 1:
@@ -73,15 +73,20 @@ def launch(training: Training | None = None) -> Fabric:
 
 
 def check_precision(training: Training) -> None:
+    """Raise `PipelineError` for a precision that this machine does not train in."""
     if training.precision == "fp16" and training_device().type == "cpu":
         raise PipelineError(
             "float16 training needs a GPU", where="training.precision", fix="set fp32 or bf16"
         )
 
 
-def one_machine() -> bool:
+def one_machine(fabric: Fabric) -> bool:
     """Whether all processes run on this machine."""
-    return (_number("WORLD_SIZE") or 1) == (_number("LOCAL_WORLD_SIZE") or _number(DEVICES) or 1)
+    return fabric.world_size == _local()
+
+
+def _local() -> int:
+    return _number("LOCAL_WORLD_SIZE") or _number(DEVICES) or 1
 
 
 def _end_with_parent() -> None:

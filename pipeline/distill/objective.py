@@ -43,6 +43,7 @@ class Distillation(Objective):
         self.label_smoothing = label_smoothing
         self.settings = settings
         self.terms = [(key, term, find_loss(term)) for key, term in _keys(terms).items()]
+        self._needs_logits = needs_logits(terms)
         # In a mapping, so that they are no submodules: neither trained, counted nor saved.
         self._teachers = {
             name: teacher.eval().requires_grad_(False) for name, teacher in teachers.items()
@@ -70,11 +71,6 @@ class Distillation(Objective):
         recorded: torch.Tensor | None = None,
         progress: float = 0.0,
     ) -> Terms:
-        """The weighted terms for pixels uint8 [N, H, W, C].
-
-        Labels are int64 [N] or class probabilities [N, C]; `recorded` are the teachers'
-        logits [T, N, C]; `progress` is the share of all steps done, in [0, 1].
-        """
         taught = self._teach(pixels, labels, recorded)
         logits = self.model(pixels)
         found: Terms = {}
@@ -95,9 +91,9 @@ class Distillation(Objective):
                 for name, teacher in self._teachers.items()
                 if recorded is None or name in self._teacher_taps
             }
+        if not self._needs_logits:
+            return None
         if recorded is None:
-            if not logits or not needs_logits(tuple(term for _, term, _ in self.terms)):
-                return None
             recorded = torch.stack([logits[name].float() for name in self.settings.enabled])
         shares = [self.settings.weights.get(name, 1.0) for name in self.settings.enabled]
         return combine(recorded, labels, self.settings.combine, shares)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.contracts import PACKED, SIGNALS, Manifest, SignalsRecord, load_split
 from pipeline.data import augment, trivial, views
-from pipeline.data.views import Views
+from pipeline.data.views import Views, seed_of
 from pipeline.distill.checkpoints import run_key
 from pipeline.distill.devices import launch, one_machine
 from pipeline.distill.teachers import load_teacher, teacher_digest
@@ -43,20 +43,13 @@ _DONE = "epochs_done"
 
 def student_views(params: Params, manifest: Manifest) -> Views:
     """The views of the train split that students see, the same for all of them."""
-    seed = _views_seed(params)
-    images, labels = load_split("train")
-    classes = len(manifest.classes)
-    return Views(images, labels, params.views.augment, classes=classes, seed=seed)
-
-
-def _views_seed(params: Params) -> int:
-    # Not the seed itself: a teacher's own views in training are others.
-    return int.from_bytes(hashlib.sha256(f"views {params.seed}".encode()).digest()[:6], "big")
+    seed, classes = seed_of("views", params.seed), len(manifest.classes)
+    return Views(*load_split("train"), params.views.augment, classes=classes, seed=seed)
 
 
 def wanted(params: Params, manifest: Manifest) -> SignalsRecord:
     """What a recording must be to fit these params, this data and the teachers on disk."""
-    parts = [params.views.model_dump_json(), str(_views_seed(params))]
+    parts = [params.views.model_dump_json(), str(params.seed)]
     parts += [manifest.digests[f"train_{part}.npy"] for part in ("images", "labels")]
     parts += [sha256(Path(str(module.__file__))) for module in (augment, trivial, views)]
     recorded = params.signals.record and params.views.epochs > 0
@@ -127,7 +120,7 @@ def record_signals(params: Params, folder: Path = SIGNALS) -> None:
     machine: `PipelineError` for several.
     """
     fabric = launch()
-    if not one_machine():
+    if not one_machine(fabric):
         raise PipelineError(
             "several machines cannot write into the same files safely",
             where="record_teacher",

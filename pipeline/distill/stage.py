@@ -62,9 +62,8 @@ def train_and_write(
     """Fit on `views`, choose on val, look at test once, and write the folder and its metrics."""
     key = run_key(job, manifest.digests)
     objective.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run = Run(job.name, key, job.seed, checkpoint_seconds())
-    val = load_split("val")
-    fitted = fit(fabric, objective, views, val, job.training, job.epochs, run, recorded)
+    run = Run(job.name, key, job.seed, job.training, job.epochs, checkpoint_seconds())
+    fitted = fit(fabric, objective, views, load_split("val"), run, recorded)
     if fabric.is_global_zero:
         model = objective.model
         card = ModelCard(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from pipeline.contracts import PACKED, Manifest, ModelCard, Normalisation, load_split
-from pipeline.data.views import Views
+from pipeline.data.views import Views, seed_of
 from pipeline.distill.devices import launch
 from pipeline.distill.stage import Job, train_and_write
 from pipeline.distill.teachers import check_classes, teacher_folder
@@ -77,7 +76,7 @@ def train_teacher(params: Params, name: str) -> None:
         *load_split("train"),
         teacher.views.augment,
         classes=len(manifest.classes),
-        seed=int.from_bytes(hashlib.sha256(f"{name} {params.seed}".encode()).digest()[:6], "big"),
+        seed=seed_of(name, params.seed),
     )
     job = Job(
         name=name,

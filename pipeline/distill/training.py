@@ -6,28 +6,21 @@ import math
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
-from timm.optim import (  # type: ignore[attr-defined]
-    create_optimizer_v2,
-    get_optimizer_info,
-    list_optimizers,
-    muon,
-)
-from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import nn
 
 from pipeline.contracts import Epoch
 from pipeline.data.views import Views
 from pipeline.distill.checkpoints import load_checkpoint, save_checkpoint
-from pipeline.distill.curves import Curves, tensorboard_writer
-from pipeline.distill.devices import check_precision, synchronise_batch_norm
+from pipeline.distill.curves import Curves
+from pipeline.distill.devices import synchronise_batch_norm
+from pipeline.distill.recipe import build_optimizer, build_schedule, steps_per_epoch
 from pipeline.errors import PipelineError
 from pipeline.networks.build import PixelsToLogits
 from pipeline.networks.inference import evaluate
@@ -38,8 +31,6 @@ Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 Terms = dict[str, torch.Tensor]
 """The summands of an objective by name, already weighted."""
-
-_ORTHOGONALISE = muon.zeropower_via_newtonschulz
 
 _LOOK_EVERY = 50
 """Steps between two looks at the loss, which make a GPU wait."""
@@ -84,7 +75,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Run:
-    """What names a run, its seed, and the key that its checkpoint is found by.
+    """A run's name, its recipe, and the key that its checkpoint is found by.
 
     A checkpoint is written after every epoch, and within one after so many seconds.
     """
@@ -92,6 +83,8 @@ class Run:
     name: str
     key: str
     seed: int
+    training: Training
+    epochs: int
     checkpoint_seconds: float
 
 
@@ -100,10 +93,8 @@ def fit(
     objective: Objective,
     views: Views,
     val: Split,
-    training: Training,
-    epochs: int,
     run: Run,
-    signals: Recording | None = None,
+    recorded: Recording | None = None,
 ) -> Fitted:
     """Minimise the sum of `objective`'s terms over `views`, keep the epoch that is best on val.
 
@@ -112,10 +103,9 @@ def fit(
     checkpoint and ends with the same bits. With `ema`, what is judged and kept is the moving
     average of the model's weights. Rank 0 alone writes.
     """
-    if epochs == 0:
+    if run.epochs == 0:
         return _as_it_came(fabric, objective, views, val, run)
-    loop = _Loop(fabric, objective, views, val, training, epochs, run, signals)
-    return loop.go()
+    return _Loop(fabric, objective, views, val, run, recorded).go()
 
 
 class _Loop:
@@ -127,20 +117,18 @@ class _Loop:
         objective: Objective,
         views: Views,
         val: Split,
-        training: Training,
-        epochs: int,
         run: Run,
-        signals: Recording | None,
+        recorded: Recording | None,
     ) -> None:
         self.fabric, self.views, self.val, self.run = fabric, views, val, run
-        self.training, self.epochs, self.signals = training, epochs, signals
-        self.steps = _steps(len(views), training, fabric.world_size, run.name)
+        self.recorded, training = recorded, run.training
+        self.steps = steps_per_epoch(len(views), training, fabric.world_size, run.name)
         self.objective = objective.to(fabric.device)
         self.model = objective.model
         if fabric.world_size > 1:
             synchronise_batch_norm(objective)
-        self.optimizer = _optimizer(objective, training, run.name)
-        self.schedule = _schedule(self.optimizer, training, epochs, self.steps, run.name)
+        self.optimizer = build_optimizer(objective, training, run.name)
+        self.schedule = build_schedule(self.optimizer, training, run.epochs, self.steps, run.name)
         self.ema: ModelEmaV3 | None = None
         if training.ema is not None:
             self.ema = ModelEmaV3(self.model, decay=training.ema, use_warmup=True)
@@ -153,17 +141,16 @@ class _Loop:
         self._saved = time.monotonic()
 
     def go(self) -> Fitted:
-        first, quiet = self.fabric.is_global_zero, not self.fabric.is_global_zero
-        tensorboard = self.training.tensorboard
-        curves = Curves(self.run.name, self.rows, tensorboard=tensorboard, quiet=quiet)
-        while len(self.rows) < self.epochs:
+        run, first = self.run, self.fabric.is_global_zero
+        curves = Curves(run.name, self.rows, tensorboard=run.training.tensorboard, quiet=not first)
+        while len(self.rows) < run.epochs:
             epoch = len(self.rows)
             self._train_epoch(epoch)
             row = self._close_epoch()
             curves.log(row)
             if first:
                 print(
-                    f"{self.run.name} {epoch + 1}/{self.epochs}: "
+                    f"{run.name} {epoch + 1}/{run.epochs}: "
                     f"train loss {row['train_loss']:.3f}, val loss {row['val_loss']:.3f}, "
                     f"val top-1 {row['val_top1']:.4f}"
                 )
@@ -180,10 +167,10 @@ class _Loop:
 
         The incomplete last batch is left out.
         """
-        size = self.training.batch_size
+        size = self.run.training.batch_size
         order = np.random.default_rng([self.run.seed, epoch]).permutation(len(self.views))
         todo = range(self.step - epoch * self.steps, self.steps)
-        bar = f"{self.run.name} {epoch + 1}/{self.epochs}"
+        bar = f"{self.run.name} {epoch + 1}/{self.run.epochs}"
         self.objective.train()
         for i in track(
             todo,
@@ -207,19 +194,20 @@ class _Loop:
 
     def _train_step(self, epoch: int, samples: NDArray[np.int64]) -> None:
         """One update from this rank's share of a batch, in `accumulate` parts."""
-        fabric, parts = self.fabric, self.training.accumulate
+        fabric, training = self.fabric, self.run.training
+        parts = training.accumulate
         # Dropout draws from torch's global generator: by step, so that nothing needs saving.
         torch.manual_seed(
             (self.run.seed << 32) + self.step * fabric.world_size + fabric.global_rank
         )
-        progress = self.step / (self.epochs * self.steps)
+        progress = self.step / (self.run.epochs * self.steps)
         share = samples[fabric.global_rank :: fabric.world_size]
         self.stepper.zero_grad()
         for part, chosen in enumerate(np.split(share, parts)):
             pixels, labels = self.views.batch(epoch, chosen, fabric.device)
             recorded = None
-            if self.signals is not None:
-                recorded = self.signals.batch(epoch, chosen, fabric.device)
+            if self.recorded is not None:
+                recorded = self.recorded.batch(epoch, chosen, fabric.device)
             wait: AbstractContextManager[None] = fabric.no_backward_sync(
                 self.wrapped, enabled=part + 1 < parts
             )
@@ -230,11 +218,10 @@ class _Loop:
             for name, value in terms.items():
                 value = value.detach().double() / parts
                 self.sums[name] = self.sums[name] + value if name in self.sums else value
-        if self.training.clip_norm is not None:
+        if training.clip_norm is not None:
             fabric.clip_gradients(
-                self.wrapped, self.stepper, max_norm=self.training.clip_norm,
-                error_if_nonfinite=False,
-            )  # fmt: skip
+                self.wrapped, self.stepper, max_norm=training.clip_norm, error_if_nonfinite=False
+            )
         self.stepper.step()
 
     def _loss(self) -> torch.Tensor:
@@ -245,11 +232,11 @@ class _Loop:
         """At the same steps on all ranks, which then end together."""
         loss = self._over_ranks(self._loss(), "sum").item()
         if not math.isfinite(loss):
-            raise PipelineError(
-                f"the loss became {loss} by step {self.step}",
-                where=self.run.name,
-                fix="lower `lr`, lengthen `warmup` or set `clip_norm`",
-            )
+            raise self._diverged(f"the loss became {loss} by step {self.step}")
+
+    def _diverged(self, what: str) -> PipelineError:
+        fix = "lower `lr`, lengthen `warmup` or set `clip_norm`"
+        return PipelineError(what, where=self.run.name, fix=fix)
 
     def _close_epoch(self) -> dict[str, float]:
         """Evaluate on val, keep the best state, save; the row of the curves."""
@@ -257,11 +244,8 @@ class _Loop:
         assert isinstance(shipped, PixelsToLogits)
         val_loss, top1 = self._evaluate(shipped)
         if not math.isfinite(val_loss):
-            raise PipelineError(
-                f"the loss on val is {val_loss} after epoch {len(self.rows) + 1}",
-                where=self.run.name,
-                fix="lower `lr`, lengthen `warmup` or set `clip_norm`",
-            )
+            epoch = len(self.rows) + 1
+            raise self._diverged(f"the loss on val is {val_loss} after epoch {epoch}")
         if top1 > max((row["val_top1"] for row in self.rows), default=-1.0):
             self.best = {name: value.clone() for name, value in shipped.state_dict().items()}
         means = {
@@ -331,35 +315,6 @@ class _Loop:
             self.ema.module.load_state_dict(state["ema"])
 
 
-def check_training(training: Training, name: str) -> None:
-    """Raise `PipelineError` for what can be known to be wrong before there is any data."""
-    probe = nn.Linear(1, 1)
-    _schedule(_optimizer(probe, training, name), training, 2, 10, name)
-    _steps(training.batch_size, training, 1, name)
-    check_precision(training)
-    if training.tensorboard:
-        tensorboard_writer()
-
-
-def _steps(samples: int, training: Training, ranks: int, name: str) -> int:
-    """Steps per epoch; `PipelineError` for a batch that the data or the devices do not fit."""
-    size = training.batch_size
-    if samples < size:
-        raise PipelineError(
-            f"the train split has {samples} images, a batch {size}",
-            where=name,
-            fix="lower `batch_size`",
-        )
-    if size % (ranks * training.accumulate):
-        raise PipelineError(
-            f"a batch of {size} cannot be divided among {ranks} device(s) in "
-            f"{training.accumulate} part(s) each",
-            where=name,
-            fix="make `batch_size` a multiple of both together",
-        )
-    return samples // size
-
-
 def _as_it_came(fabric: Fabric, objective: Objective, views: Views, val: Split, run: Run) -> Fitted:
     """No training: one row with the losses of the network as it came."""
     model = objective.to(fabric.device).model
@@ -369,63 +324,3 @@ def _as_it_came(fabric: Fabric, objective: Objective, views: Views, val: Split, 
     quiet = not fabric.is_global_zero
     Curves(run.name, [row.model_dump()], tensorboard=False, quiet=quiet)
     return Fitted((row,), 0, top1)
-
-
-def _optimizer(objective: nn.Module, training: Training, name: str) -> torch.optim.Optimizer:
-    if next(objective.parameters()).device.type == "cpu":
-        # Muon orthogonalises in bfloat16, timm gives no choice, and a CPU without instructions
-        # for it takes a hundred times as long as in float32.
-        muon.zeropower_via_newtonschulz = partial(_ORTHOGONALISE, dtype=torch.float32)
-    try:
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            objective,
-            opt=training.optimizer,
-            lr=training.lr,
-            weight_decay=training.weight_decay,
-            momentum=training.momentum,
-        )
-        second_order = get_optimizer_info(training.optimizer).second_order
-    except (AssertionError, ImportError, KeyError, TypeError, ValueError) as error:
-        raise PipelineError(
-            f"timm has no optimizer `{training.optimizer}` here ({error})",
-            where=name,
-            fix=f"choose one of {', '.join(map(str, list_optimizers()[:12]))}, ...",
-        ) from None
-    if second_order:
-        raise PipelineError(
-            f"`{training.optimizer}` needs second derivatives, which are not computed", where=name
-        )
-    return optimizer
-
-
-def _schedule(
-    optimizer: torch.optim.Optimizer, training: Training, epochs: int, steps: int, name: str
-) -> Any:
-    """timm's scheduler by updates, warm-up before it.
-
-    It is a function of the step alone, so a checkpoint needs none of it.
-    """
-    rising = training.warmup * epochs * steps
-    arguments: dict[str, Any] = {
-        "num_epochs": epochs * (1 - training.warmup),
-        "warmup_epochs": epochs * training.warmup,
-        "warmup_prefix": True,
-        "warmup_lr": training.lr / (rising + 1),
-    }
-    try:
-        schedule, _ = create_scheduler_v2(
-            optimizer,
-            sched=training.schedule,
-            step_on_epochs=False,
-            updates_per_epoch=steps,
-            **(arguments | training.schedule_options),
-        )
-        if schedule is None:
-            raise ValueError("`none` has no warm-up; `constant` has")
-    except (AssertionError, ValueError, TypeError) as error:
-        raise PipelineError(
-            f"timm has no such schedule: {error}",
-            where=f"{name}: schedule `{training.schedule}`, options {training.schedule_options}",
-            fix="choose one of cosine, tanh, step, multistep, poly, wsd, rsqrt, constant",
-        ) from None
-    return schedule

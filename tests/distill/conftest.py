@@ -157,6 +157,6 @@ def run(
 ) -> Fitted:
     """Fit a bare model on its labels, or any objective."""
     objective = Supervised(of, 0.0) if isinstance(of, PixelsToLogits) else of
-    made = Run("net", key, 5, checkpoint_seconds)
+    made = Run("net", key, 5, training, epochs, checkpoint_seconds)
     fabric = launch(training)
-    return fit(fabric, objective, views(augment), split(2), training, epochs, made, recorded)
+    return fit(fabric, objective, views(augment), split(2), made, recorded)

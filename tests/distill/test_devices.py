@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -90,14 +91,17 @@ def alone(configured: Callable[..., Params]) -> dict[str, torch.Tensor]:
     return weights
 
 
-def torchrun(*command: str) -> subprocess.Popen[str]:
+def launched(launcher: str, *command: str) -> subprocess.Popen[str]:
+    """A stage in two processes."""
+    if launcher == "environment":
+        return stage(*command, EDGESTILL_DEVICES="2")
     return stage("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", *command)
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "environment"])
 def test_two_processes_train_as_one(alone: dict[str, torch.Tensor], launcher: str) -> None:
     """Within what float32 gives: one process on two threads is as far from one on one."""
-    done = torchrun(*DISTILL) if launcher == "torchrun" else stage(*DISTILL, EDGESTILL_DEVICES="2")
+    done = launched(launcher, *DISTILL)
     said, _ = done.communicate(timeout=180)
     assert done.returncode == 0, said
     assert said.count("test top-1") == 1
@@ -111,8 +115,9 @@ def test_two_processes_train_as_one(alone: dict[str, torch.Tensor], launcher: st
             torch.testing.assert_close(together[name], tensor, rtol=2e-2, atol=2e-3)
 
 
+@pytest.mark.parametrize("launcher", ["torchrun", "environment"])
 def test_two_processes_record_what_one_does(
-    configured: Callable[..., Params], folder: Path
+    configured: Callable[..., Params], folder: Path, launcher: str
 ) -> None:
     params = configured()
     train_teacher(params, "resnet")
@@ -120,11 +125,9 @@ def test_two_processes_record_what_one_does(
     file = folder / "models/teacher_signals/resnet/logits.npy"
     before = file.read_bytes()
     file.unlink()
-    done = torchrun("-m", "stages.record_teacher")
+    done = launched(launcher, "-m", "stages.record_teacher")
     said, _ = done.communicate(timeout=180)
     assert done.returncode == 0, said
-    import numpy as np
-
     after = np.load(file)
     header = len(before) - after.nbytes
     one = np.frombuffer(before[header:], np.float32).reshape(after.shape)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pipeline.contracts import Epoch, read_curve
+from pipeline.distill import recipe
 from pipeline.distill import training as room
 from pipeline.distill.curves import Curves
 from pipeline.distill.teacher import Supervised
@@ -224,8 +225,8 @@ def test_a_mistake_ends_the_run_before_it_starts(training: Training, said: str) 
 def test_lr_rises_linearly_then_falls_as_a_half_cosine() -> None:
     """Loshchilov, Hutter 2016, arXiv 1608.03983, without restarts."""
     objective = Supervised(model(), 0.0)
-    optimizer = room._optimizer(objective, TRAINING, "net")
-    schedule = room._schedule(optimizer, changed(warmup=0.2), 10, 10, "net")
+    optimizer = recipe.build_optimizer(objective, TRAINING, "net")
+    schedule = recipe.build_schedule(optimizer, changed(warmup=0.2), 10, 10, "net")
     found = []
     for step in range(101):
         schedule.step_update(step)
@@ -238,7 +239,7 @@ def test_lr_rises_linearly_then_falls_as_a_half_cosine() -> None:
 
 def test_float32_is_what_muon_computes_in_on_a_cpu() -> None:
     of: PixelsToLogits = model(RESNET)
-    room._optimizer(Supervised(of, 0.0), changed(optimizer="muon"), "net")
+    recipe.build_optimizer(Supervised(of, 0.0), changed(optimizer="muon"), "net")
     coefficients = [(2.0, -1.5, 0.5)]
-    made = room.muon.zeropower_via_newtonschulz(torch.eye(4), 5, coefficients)
+    made = recipe.muon.zeropower_via_newtonschulz(torch.eye(4), 5, coefficients)
     assert made.dtype == torch.float32
