@@ -24,6 +24,7 @@ SIGNALS = Path("models/teacher_signals")
 STUDENTS = Path("models/students")
 ONNX = Path("models/onnx")
 COMPILED = Path("models/compiled")
+BUNDLES = Path("models/bundles")
 METRICS = Path("metrics")
 CURVES = METRICS / "curves"
 REPORTS = Path("reports")
@@ -107,6 +108,9 @@ class ModelCard(Record):
     epochs: int
     best_epoch: int
     val_top1: float
+    quantization_aware: bool = Field(
+        False, description="`epochs`, `best_epoch`, `val_top1`: of its training in int8's rounding"
+    )
     data_digest: str = Field(description="SHA-256 of the packed train images")
     versions: dict[str, str]
 
@@ -154,6 +158,48 @@ class Parity(Record):
     versions: dict[str, str]
 
 
+class FloatProduct(Record):
+    """A convolution or matrix product that is not computed in int8."""
+
+    name: str = Field(description="the runtime's own")
+    macs: int
+
+    def __str__(self) -> str:
+        """The end of the name, where long ones differ, and the multiply-accumulates."""
+        name = self.name if len(self.name) <= 60 else f"…{self.name[-59:]}"
+        return f"{name} ({self.macs:,} MACs)"
+
+
+class Partitions(Record):
+    """How LiteRT shares a graph between a delegate and its built-in kernels."""
+
+    delegated: int = Field(description="partitions that the delegate runs")
+    builtin: dict[str, int] = Field(description="operators left to built-in kernels, by kind")
+
+
+class Proof(Record):
+    """How an artifact computes one image, read from what its runtime executes.
+
+    Only convolutions and matrix products have multiply-accumulates (MACs): output elements
+    times kernel elements of one output channel, or times the inner dimension.
+    """
+
+    macs: int
+    float_products: tuple[FloatProduct, ...] = Field(description="the largest first")
+    per_channel: bool | None = Field(
+        description="all int8 weights have a scale per output channel; null without such weights"
+    )
+    partitions: Partitions | None = Field(description="null where the runtime has none")
+    input_type: str
+    output_type: str
+
+    @property
+    def int8_mac_share(self) -> float:
+        """Share of multiply-accumulates in int8; 0 for a network without any."""
+        inexact = sum(product.macs for product in self.float_products)
+        return (self.macs - inexact) / self.macs if self.macs else 0.0
+
+
 class Artifact(Record):
     """models/compiled/B/S-P/artifact.json."""
 
@@ -168,11 +214,23 @@ class Artifact(Record):
     image_size: int
     channels: int
     classes: tuple[str, ...]
-    operators: dict[str, int] = Field(description="what the runtime executes, by kind")
-    int8_op_share: float = Field(description="share of convolutions and products in int8")
+    proof: Proof
     versions: dict[str, str]
     digests: dict[str, str] = Field(description="SHA-256 of every other file in the folder")
     notes: tuple[str, ...] = ()
+
+
+class Attempt(Record):
+    """An int8 artifact that the recovery ladder tried."""
+
+    rung: str
+    recipe: str
+    val_top1: float | None = Field(description="through the runtime itself; null if it failed")
+    val_drop: float | None = Field(description="val top-1 of the float student, minus `val_top1`")
+    seconds: float = Field(description="to make and to judge it")
+    size_bytes: int | None
+    failure: str | None = None
+    kept: bool = False
 
 
 class CompiledMetrics(Record):
@@ -181,12 +239,17 @@ class CompiledMetrics(Record):
     top1: float
     top1_drop: float = Field(description="top-1 of the float student in torch, minus `top1`")
     agreement: float = Field(description="share of images with the argmax of the float student")
+    lost: int = Field(description="images that only the float student gets right")
+    won: int = Field(description="images that only the artifact gets right")
     max_logit_error: float
+    mean_logit_error: float
+    snr_db: float | None = Field(description="of the logits, in dB; null where they are equal")
     images: int
     size_bytes: int
-    int8_op_share: float
+    int8_mac_share: float
     evaluated_with: str = Field(description="the runtime and version that gave the answers")
     ships_with: str = Field(description="the runtime that the artifact is made for")
+    ladder: tuple[Attempt, ...] = Field((), description="of int8, in order; one of them is kept")
 
 
 class Latency(Record):
@@ -230,6 +293,67 @@ class BenchmarkRecord(Record):
     reference: BenchmarkRow
     reference_digest: str
     rows: dict[str, BenchmarkRow]
+
+
+class Preprocessing(Record):
+    """models/bundles/S-B-P/preprocess.json: from an image file to the model's input."""
+
+    size: int = Field(description="height and width in pixels")
+    channels: int
+    colour: Literal["RGB", "grey"]
+    layout: Literal["NHWC"] = "NHWC"
+    dtype: Literal["uint8"] = "uint8"
+    range: tuple[int, int] = (0, 255)
+    steps: tuple[str, ...] = Field(description="in this order; pixels.py does them with Pillow")
+    normalisation: str = "inside the model: give raw pixels, never normalised ones"
+
+
+class Tolerances(Record):
+    """How far a device's logits may lie from the golden ones, in units of the logits."""
+
+    min_same_argmax: float = Field(description="share of the golden images with the same argmax")
+    max_logit_error: float
+    mean_logit_error: float
+    reason: str
+
+
+class Golden(Record):
+    """Whose answers lie in golden.npz."""
+
+    images: int
+    answered_by: str = Field(description="the runtime and version that gave the logits")
+    cpu: str = Field(description="of the machine where it gave them")
+
+
+class Bundle(Record):
+    """models/bundles/S-B-P/bundle.json: an artifact as it is shipped."""
+
+    student: str
+    backend: str
+    precision: str
+    model_file: str = Field(description="the file that runtime.py opens")
+    input: str
+    output: str
+    image_size: int
+    channels: int
+    classes: tuple[str, ...]
+    install: dict[str, tuple[str, ...]] = Field(
+        description="by script module that needs a runtime: commands, any of which installs it"
+    )
+    quantizer: str | None
+    calibration_digest: str | None
+    versions: dict[str, str] = Field(description="of the tools that compiled the artifact")
+    digests: dict[str, str] = Field(description="SHA-256 of the model's files")
+    top1: float = Field(description="on the whole test split")
+    top1_drop: float = Field(description="top-1 of the float student, minus `top1`")
+    test_images: int
+    evaluated_with: str
+    golden: Golden
+    tolerances: Tolerances
+
+
+def bundle_folder(student: str, backend: str, precision: str) -> Path:
+    return BUNDLES / f"{student}-{backend}-{precision}"
 
 
 def artifact_folder(student: str, backend: str, precision: str) -> Path:

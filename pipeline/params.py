@@ -217,6 +217,33 @@ class Backends(Group):
         return [(name, p) for name, group in self for p in group.precisions]
 
 
+class QuantizationAware(Group):
+    """The last rung: the student goes on learning with int8's rounding in its forward pass."""
+
+    epochs: Count = Field(description="of the student's views, the first ones; at most `views`")
+    lr: Positive
+
+
+Rung = Literal["default", "ranges", "bias_correction", "float_layers", "training"]
+
+
+class Quantize(Group):
+    """The ladder that an int8 artifact climbs while it loses too much."""
+
+    max_drop: Fraction = Field(description="top-1 on val that int8 may lose to the float student")
+    rungs: tuple[Rung, ...] = Field(min_length=1, description="tried in this order")
+    float_layers: Count = Field(description="so many layers at most stay in float")
+    training: QuantizationAware
+
+    @model_validator(mode="after")
+    def _begin_with_the_default(self) -> Quantize:
+        if self.rungs[0] != "default":
+            raise ValueError("`rungs` begin with `default`")
+        if len(set(self.rungs)) != len(self.rungs):
+            raise ValueError("`rungs` names one twice")
+        return self
+
+
 class Benchmark(Group):
     threads: Count
     rounds: Annotated[int, Field(ge=2)]
@@ -240,6 +267,7 @@ class Params(Group):
     distill: Distill
     export: Export
     backends: Backends
+    quantize: Quantize
     benchmark: Benchmark
     gate: Gate
 
@@ -254,6 +282,11 @@ class Params(Group):
                 "distill.training.label_smoothing smooths `cross_entropy`, which distill.losses "
                 "does not have"
             )
+        if "training" in self.quantize.rungs and self.quantize.training.epochs > self.views.epochs:
+            raise ValueError(
+                f"quantize.training.epochs: {self.quantize.training.epochs} are more than the "
+                f"{self.views.epochs} of `views`, which it goes through again"
+            )
         for term in self.distill.losses:
             if term.teacher is not None and term.teacher not in self.teachers.enabled:
                 raise ValueError(
@@ -263,7 +296,7 @@ class Params(Group):
         return self
 
 
-OVERRIDABLE = ("data", "teachers", "views", "distill", "benchmark")
+OVERRIDABLE = ("data", "teachers", "views", "distill", "quantize", "benchmark")
 """What a profile may override. dvc.yaml tracks `profiles.<profile>.<group>` of these, so a
 profile names each of them (`{}` where it changes nothing). `data.folder`, the enabled
 teachers and students and the backends shape the graph itself and are the same in every

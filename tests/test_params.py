@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.errors import PipelineError
-from pipeline.params import load_params
+from pipeline.params import OVERRIDABLE, load_params
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 
@@ -35,7 +35,7 @@ def test_every_shipped_profile_is_valid(tmp_path: Path, profile: str) -> None:
 
 def test_a_profile_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> None:
     teachers = {"zoo": {"resnet": {"views": {"epochs": 7}}}}
-    over = {"teachers": teachers, "data": {}, "views": {}, "distill": {}, "benchmark": {}}
+    over = {group: {} for group in OVERRIDABLE} | {"teachers": teachers}
     plain = load_params(SHIPPED)
     params = load_params(write(tmp_path, {"profiles.cpu": over}))
     assert params.teachers.zoo["resnet"].views.epochs == 7
@@ -78,6 +78,10 @@ def test_a_profile_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> N
             {"distill.losses": [{"name": "hint", "weight": 1, "taps": ["a"], "teacher": "x"}]},
             "distill.losses names the teacher `x`",
         ),
+        ({"quantize.rungs": ["ranges"]}, "`rungs` begin with `default`"),
+        ({"quantize.rungs": ["default", "ranges", "ranges"]}, "`rungs` names one twice"),
+        ({"quantize.rungs": ["default", "prayer"]}, "quantize.rungs.1: input should be 'default'"),
+        ({"quantize.training.epochs": 9}, "quantize.training.epochs: 9 are more than the 2 of"),
         ({"students.zoo.resnet": {"arch": "a"}, "students.enabled": ["resnet"]}, "rename one"),
     ],
 )

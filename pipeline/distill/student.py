@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from lightning_fabric import Fabric
 
 from pipeline.contracts import PACKED, SIGNALS, STUDENTS, Manifest
+from pipeline.data.views import Views
 from pipeline.distill.devices import launch
 from pipeline.distill.objective import Distillation, needed_for_features, needs_logits
 from pipeline.distill.signals import Signals, student_views, wanted
@@ -14,7 +17,17 @@ from pipeline.distill.stage import Job, train_and_write
 from pipeline.distill.teachers import load_teacher, teacher_digest
 from pipeline.networks.build import PixelsToLogits, build_network, student_normalisation
 from pipeline.networks.inference import seed_everything
-from pipeline.params import Params
+from pipeline.params import Network, Params
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What a student learns from; `settings` are all things that decide it."""
+
+    objective: Distillation
+    views: Views
+    recorded: Signals | None
+    settings: tuple[object, ...]
 
 
 def distill_student(
@@ -39,6 +52,31 @@ def distill_student(
         ),
         student_normalisation(manifest.channels),
     )
+    taught = lessons(params, network, model, fabric, manifest, signals)
+    job = Job(
+        name=run_as or name,
+        kind="students",
+        folder=STUDENTS / (run_as or name),
+        network=network,
+        input_size=manifest.image_size,
+        training=distill.training,
+        epochs=params.views.epochs,
+        seed=params.seed,
+        settings=taught.settings,
+    )
+    train_and_write(fabric, job, manifest, taught.objective, taught.views, taught.recorded)
+
+
+def lessons(
+    params: Params,
+    network: Network,
+    model: PixelsToLogits,
+    fabric: Fabric,
+    manifest: Manifest,
+    signals: Path,
+) -> Lessons:
+    """The losses of `distill` around the student `model`, and the views and logits they take."""
+    distill = params.distill
     running = needed_for_features(distill.losses, params.teachers)
     recorded, expected = None, None
     if needs_logits(distill.losses):
@@ -56,15 +94,6 @@ def distill_student(
         distill.training.label_smoothing,
     )
     digests = {teacher: teacher_digest(teacher) for teacher in running}
-    job = Job(
-        name=run_as or name,
-        kind="students",
-        folder=STUDENTS / (run_as or name),
-        network=network,
-        input_size=manifest.image_size,
-        training=distill.training,
-        epochs=params.views.epochs,
-        seed=params.seed,
-        settings=(distill, params.teachers, digests, expected, params.views),
+    return Lessons(
+        objective, views, recorded, (distill, params.teachers, digests, expected, params.views)
     )
-    train_and_write(fabric, job, manifest, objective, views, recorded)

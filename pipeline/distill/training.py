@@ -77,7 +77,8 @@ class Fitted:
 class Run:
     """A run's name, its recipe, and the key that its checkpoint is found by.
 
-    A checkpoint is written after every epoch, and within one after so many seconds.
+    A checkpoint is written after every epoch, and within one after so many seconds. Without
+    `curves` nothing is written to metrics/.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Run:
     training: Training
     epochs: int
     checkpoint_seconds: float
+    curves: bool = True
 
 
 def fit(
@@ -142,7 +144,8 @@ class _Loop:
 
     def go(self) -> Fitted:
         run, first = self.run, self.fabric.is_global_zero
-        curves = Curves(run.name, self.rows, tensorboard=run.training.tensorboard, quiet=not first)
+        quiet = not (first and run.curves)
+        curves = Curves(run.name, self.rows, tensorboard=run.training.tensorboard, quiet=quiet)
         while len(self.rows) < run.epochs:
             epoch = len(self.rows)
             self._train_epoch(epoch)
@@ -321,6 +324,6 @@ def _as_it_came(fabric: Fabric, objective: Objective, views: Views, val: Split, 
     train_loss, _ = evaluate(model, views.images, views.labels)
     val_loss, top1 = evaluate(model, *val)
     row = Epoch(train_loss=train_loss, val_loss=val_loss, val_top1=top1, lr=0.0)
-    quiet = not fabric.is_global_zero
+    quiet = not (fabric.is_global_zero and run.curves)
     Curves(run.name, [row.model_dump()], tensorboard=False, quiet=quiet)
     return Fitted((row,), 0, top1)
