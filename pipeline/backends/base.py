@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -11,11 +12,29 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.contracts import Manifest
+from pipeline.contracts import FloatProduct, Manifest, Partitions, Proof
 from pipeline.errors import PipelineError
 
 Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Raw pixels uint8 [N, H, W, C] in, logits float32 [N, classes] out, any N >= 1."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How int8 is made; the plain one is the backend's own."""
+
+    ranges: str | None = None
+    """Which of the backend's `ranges` estimates activations; null: its default."""
+    bias_correction: bool = False
+    """Full correction of biases, where the backend has it."""
+    float_layers: tuple[str, ...] = ()
+    """Convolutions and products that stay in float, by module name in the student."""
+
+    def __str__(self) -> str:
+        parts = [f"{self.ranges} ranges"] if self.ranges else []
+        parts += ["full bias correction"] if self.bias_correction else []
+        parts += [f"in float: {', '.join(self.float_layers)}"] if self.float_layers else []
+        return "; ".join(parts) or "as the backend has it"
 
 
 @dataclass(frozen=True)
@@ -28,23 +47,86 @@ class Job:
     student_folder: Path
     calibration: NDArray[np.uint8]
     manifest: Manifest
+    layers: tuple[str, ...] = ()
+    """Module names of the student's convolutions and products, in order of execution."""
+    recipe: Recipe = Recipe()
+
+    def places(self, found: int) -> tuple[int, ...]:
+        """Which of the `found` convolutions and products of a graph the recipe keeps in float.
+
+        Graphs hold them in the order in which the student executes them. Raises
+        `PipelineError` where their number differs.
+        """
+        if self.recipe.float_layers and found != len(self.layers):
+            raise PipelineError(
+                f"layers cannot be kept in float: the student has {len(self.layers)} convolutions "
+                f"and products, the graph {found}",
+                where=self.student,
+            )
+        return tuple(self.layers.index(name) for name in self.recipe.float_layers)
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compiler did. `operators` is read from what the runtime executes."""
+    """What a compiler did."""
 
     model_file: str
     quantizer: str | None
-    operators: dict[str, int]
-    int8_op_share: float
+    proof: Proof
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Product:
+    """A convolution or matrix product that a runtime executes for one image.
+
+    `per_channel`: whether its int8 weights have a scale for each output channel; None if it
+    has no int8 weights.
+    """
+
+    name: str
+    macs: int
+    int8: bool
+    per_channel: bool | None
+
+
+def matrix_macs(left: Sequence[int], output: Sequence[int]) -> int:
+    """Multiply-accumulates of a matrix product [..., M, K] x [..., K, N] = [..., M, N].
+
+    `left` may be transposed, thus [..., K, M].
+    """
+    inner = left[-2] * left[-1] // output[-2]
+    return math.prod(output) * inner
+
+
+def prove(
+    products: Iterable[Product],
+    input_type: str,
+    output_type: str,
+    partitions: Partitions | None = None,
+) -> Proof:
+    """The record of all `products` that a runtime executes."""
+    products = list(products)
+    floats = [FloatProduct(name=p.name, macs=p.macs) for p in products if not p.int8]
+    weights = [p.per_channel for p in products if p.per_channel is not None]
+    return Proof(
+        macs=sum(product.macs for product in products),
+        float_products=tuple(sorted(floats, key=lambda product: -product.macs)),
+        per_channel=all(weights) if weights else None,
+        partitions=partitions,
+        input_type=input_type,
+        output_type=output_type,
+    )
 
 
 class Backend(Protocol):
     name: ClassVar[str]
     packages: ClassVar[tuple[str, ...]]
     """Distributions that `compile` needs; pyproject.toml pins them in the extra `name`."""
+    ranges: ClassVar[tuple[str, ...]]
+    """Estimators of activation ranges that a recipe may ask for beside the default one."""
+    bias_correction: ClassVar[bool]
+    """Whether a recipe may ask for full bias correction beside the default."""
 
     def compile(self, job: Job, folder: Path) -> Compiled:
         """Write the runtime's own file(s) into `folder` and inspect them."""
@@ -57,6 +139,12 @@ class Backend(Protocol):
 
     def unmeasurable(self) -> str | None:
         """Why latencies cannot be taken here (no package, no GPU); null where they can."""
+
+
+def opened_bytes(model: Path) -> int:
+    """Bytes that the runtime opens: the model, and OpenVINO's weights beside it."""
+    weights = model.with_suffix(".bin")
+    return model.stat().st_size + (weights.stat().st_size if weights.is_file() else 0)
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:

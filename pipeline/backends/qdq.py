@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,12 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from pipeline.backends.base import Job
 from pipeline.errors import PipelineError
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
-QUANTIZER = "onnxruntime.quantization: static Q/DQ, min-max ranges, int8 weights per channel"
+QUANTIZER = "onnxruntime.quantization: static Q/DQ, int8 weights per channel"
+RANGES = ("percentile 99.999", "percentile 99.99")
 
 _BATCH = 64
 _ARITHMETIC = ("Cast", "Sub", "Add", "Mul", "Div")
@@ -30,14 +34,14 @@ class Front:
 
 
 def quantize(
-    source: Path,
-    calibration: NDArray[np.uint8],
-    activations: Literal["uint8", "int8 symmetric"],
+    job: Job, activations: Literal["uint8", "int8 symmetric"]
 ) -> tuple[onnx.ModelProto, Front]:
-    """A Q/DQ model of `source`, an exported student, and the front of its graph.
+    """A Q/DQ model of an exported student by the job's recipe, and the front of its graph.
 
-    `calibration`: raw pixels [N, H, W, C]. The input is quantized at the scale 1/64 that
-    the pixels already have (zero point 128, symmetric: 0), thus without any error.
+    The input is quantized at the scale 1/64 that the pixels already have (zero point 128,
+    symmetric: 0), thus without any error. Ranges are the least and largest values over the
+    calibration set, or a percentile of them. (Its entropy method, with the 128 bins that
+    it offers for as many levels, has nothing to choose from.)
 
     `uint8`: asymmetric activations around every operator that has an integer kernel, but
     float logits. `int8 symmetric`: only the inputs of convolutions and products, zero
@@ -66,27 +70,35 @@ def quantize(
             "WeightSymmetric": True,
             "QuantizeBias": False,
         }
-    with tempfile.TemporaryDirectory() as scratch:
+    method = CalibrationMethod.MinMax
+    if job.recipe.ranges:
+        method = CalibrationMethod.Percentile
+        options["CalibPercentile"] = float(job.recipe.ranges.split()[1])
+    printed = contextlib.redirect_stdout(io.StringIO())  # the calibrators' histograms
+    with printed, tempfile.TemporaryDirectory() as scratch:
         prepared, result = Path(scratch, "prepared.onnx"), Path(scratch, "quantized.onnx")
-        quant_pre_process(source, prepared)
-        front = find_front(onnx.load(prepared))
+        quant_pre_process(job.onnx, prepared)
+        graph = onnx.load(prepared)
+        front = find_front(graph)
+        products = [node.name for node in graph.graph.node if node.op_type in PRODUCTS]
+        kept = [products[place] for place in job.places(len(products))]
         scale = np.array(1 / 64, np.float32)
         override = {front.tensor: [{"scale": scale, "zero_point": zero_point}]}
         quantize_static(
             prepared,
             result,
-            _Reader(calibration),
+            _Reader(job.calibration),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(PRODUCTS) if symmetric else None,
             per_channel=True,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=list(front.nodes),
-            calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=[*front.nodes, *kept],
+            calibrate_method=method,
             extra_options=options | {"TensorQuantOverrides": override},
         )
         model = onnx.load(result)
-    properties = onnx.load(source, load_external_data=False).metadata_props
+    properties = onnx.load(job.onnx, load_external_data=False).metadata_props
     onnx.helper.set_model_props(model, {entry.key: entry.value for entry in properties})
     return model, front
 

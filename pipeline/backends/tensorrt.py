@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import math
 import warnings
-from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -20,9 +20,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from pipeline.backends.base import Compiled, Job, Runner
+from pipeline.backends.base import Compiled, Job, Product, Runner, matrix_macs, prove
 from pipeline.backends.onnxruntime import MODEL, OnnxRuntime, open_session
-from pipeline.backends.qdq import QUANTIZER, quantize
+from pipeline.backends.qdq import QUANTIZER, RANGES, quantize
+from pipeline.contracts import Proof
 from pipeline.errors import PipelineError
 
 ENGINE = "model.engine"
@@ -43,6 +44,8 @@ class TensorRT:
         "onnx",
         *(_installed() or ("tensorrt-rtx-cu13",)),
     )
+    ranges: ClassVar[tuple[str, ...]] = RANGES
+    bias_correction: ClassVar[bool] = False
 
     def compile(self, job: Job, folder: Path) -> Compiled:
         """Write `model.onnx`, checked by NVIDIA's parser; on a GPU `model.engine`, too.
@@ -52,11 +55,11 @@ class TensorRT:
         file = folder / MODEL
         int8 = job.precision == "int8"
         if int8:
-            onnx.save(quantize(job.onnx, job.calibration, "int8 symmetric")[0], file)
+            onnx.save(quantize(job, "int8 symmetric")[0], file)
         else:
             onnx.save(_half(job.onnx), file)
         network = Network(file)
-        notes = ["operators and int8 share are those of the network that NVIDIA's parser made"]
+        notes = ["what runs in int8 is told by the network that NVIDIA's parser made"]
         if int8:
             notes.append("outside convolutions and products the network computes in float32")
         if _has_gpu():
@@ -70,8 +73,7 @@ class TensorRT:
         return Compiled(
             model_file=ENGINE if _has_gpu() else MODEL,
             quantizer=f"{QUANTIZER}, int8 symmetric activations" if int8 else None,
-            operators=network.operators(),
-            int8_op_share=network.int8_share(),
+            proof=network.proof(),
             notes=tuple(notes),
         )
 
@@ -140,36 +142,41 @@ class Network:
             raise PipelineError(f"no engine could be built: {self._complaint('no reason given')}")
         return bytes(engine)
 
-    def operators(self) -> dict[str, int]:
-        """Layers by kind and type; `int8` where every operand comes dequantized from int8."""
-        kinds = Counter(
-            f"{layer.type.name} {'INT8' if self._in_int8(layer) else layer.get_output_type(0).name}"
-            for layer in self._layers()
-            if layer.type.name != "CONSTANT"
-        )
-        return {name.lower(): count for name, count in sorted(kinds.items())}
-
-    def int8_share(self) -> float:
-        products = [layer for layer in self._layers() if layer.type.name in _PRODUCTS]
-        return sum(map(self._in_int8, products)) / max(1, len(products))
-
-    def _layers(self) -> list[Any]:
-        return [self._network.get_layer(i) for i in range(self._network.num_layers)]
-
-    def _in_int8(self, layer: Any) -> bool:
-        if layer.type.name not in _PRODUCTS or layer.num_inputs < 2:
-            return False
-        dequantized = {
-            maker.get_output(0).name for maker in self._layers() if maker.type.name == "DEQUANTIZE"
+    def proof(self) -> Proof:
+        """A product is in int8 where both operands come dequantized, thus from int8."""
+        layers = [self._network.get_layer(i) for i in range(self._network.num_layers)]
+        dequantizers = {
+            layer.get_output(0).name: layer for layer in layers if layer.type.name == "DEQUANTIZE"
         }
-        operands = [layer.get_input(i) for i in range(2)]
-        return all(operand is not None and operand.name in dequantized for operand in operands)
+        ends = self._network.get_input(0), self._network.get_output(0)
+        return prove(
+            [_product(layer, dequantizers) for layer in layers if layer.type.name in _PRODUCTS],
+            *(_TYPES.get(end.dtype.name, end.dtype.name.lower()) for end in ends),
+        )
 
     def _complaint(self, otherwise: str) -> str:
         return self._log.errors[0] if self._log.errors else otherwise
 
 
-_PRODUCTS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
+_PRODUCTS = ("CONVOLUTION", "MATRIX_MULTIPLY")
+_TYPES = {"FLOAT": "float32", "HALF": "float16"}
+
+
+def _product(layer: Any, dequantizers: dict[str, Any]) -> Product:
+    """A convolution or matrix product for one image: the batch of every shape is its -1."""
+    output = [abs(size) for size in layer.get_output(0).shape]
+    operands = [layer.get_input(i) for i in range(layer.num_inputs)]
+    sources = [dequantizers.get(operand.name) for operand in operands[:2] if operand is not None]
+    if layer.type.name == "MATRIX_MULTIPLY":
+        channels, macs = output[-1], matrix_macs([abs(size) for size in operands[0].shape], output)
+    else:
+        layer.__class__ = _tensorrt().IConvolutionLayer  # else its own attributes are hidden
+        weights = math.prod(operands[1].shape) if len(operands) > 1 else layer.kernel.size
+        channels, macs = layer.num_output_maps, math.prod(output[2:]) * weights
+    per_channel = None
+    if len(sources) > 1 and sources[1] and -1 not in sources[1].get_input(0).shape:  # weights
+        per_channel = math.prod(sources[1].get_input(1).shape) == channels
+    return Product(layer.name, macs, len(sources) > 1 and all(sources), per_channel)
 
 
 def _open_engine(serialized: bytes, where: str) -> Runner:

@@ -11,7 +11,6 @@ import os
 import re
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backends.base import Compiled, Job, Runner, versions
+from pipeline.backends.tflite_inspect import PRODUCTS, inspect
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.tflite"
 SIGNATURE = "serving_default"
-PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL")
 SAMPLES = 16
 """Calibration images that check the conversion."""
 MAX_ERROR = 1e-3
@@ -37,6 +36,8 @@ MAX_ERROR = 1e-3
 class TFLite:
     name: ClassVar[str] = "tflite"
     packages: ClassVar[tuple[str, ...]] = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer")
+    ranges: ClassVar[tuple[str, ...]] = ("min-max", "mean min-max")
+    bias_correction: ClassVar[bool] = False
 
     def compile(self, job: Job, folder: Path) -> Compiled:
         """Write `model.tflite`: input `image` uint8 [1, H, W, C], output `logits` float32.
@@ -56,8 +57,7 @@ class TFLite:
             content, quantizer = builders[job.precision](job)
         path = folder / MODEL_FILE
         path.write_bytes(content)
-        operators, share, notes = _inspect(path)
-        return Compiled(MODEL_FILE, quantizer, operators, share, notes)
+        return Compiled(MODEL_FILE, quantizer, inspect(_interpreter(path, threads=1)))
 
     def load(self, model: Path, threads: int) -> Runner:
         """A runner that gives the interpreter one image after the other.
@@ -125,9 +125,31 @@ def _int8(job: Job) -> tuple[bytes, str | None]:
     for boundary in ("INPUT", "OUTPUT"):  # stay float in the signature
         recipe.add_quantization_config(".*", boundary, algorithm_key="no_quantize")
     content = _convert(model, torch.tensor(images[:SAMPLES]))
+    for scope, operator in _kept(content, job):
+        recipe.add_quantization_config(scope, operator, algorithm_key="no_quantize")
+    ranges = _calibrate(content, recipe, images, job.recipe.ranges)
     quantizer = Quantizer(bytearray(content), recipe.get_quantization_recipe())
-    content = _with_pixel_input(_quantized(quantizer, _calibrate(quantizer, images)))
-    return content, "ai-edge-quantizer: static, moving-average min-max, per-channel weights"
+    content = _with_pixel_input(_quantized(quantizer, ranges))
+    return content, "ai-edge-quantizer: static, int8 weights per channel"
+
+
+def _kept(content: bytes, job: Job) -> list[tuple[str, str]]:
+    """Scope and type of the operators that the job's recipe keeps in float."""
+    from ai_edge_quantizer.utils.tfl_flatbuffer_utils import (
+        TFL_OP_CODE_TO_NAME,
+        get_op_scope,
+        read_model,
+    )
+
+    model = read_model(content)
+    graph = model.subgraphs[0]
+    kinds = [TFL_OP_CODE_TO_NAME.get(code.builtinCode) for code in model.operatorCodes]
+    products = [
+        (f"^{re.escape(get_op_scope(operator, graph.tensors))}$", kinds[operator.opcodeIndex])
+        for operator in graph.operators
+        if kinds[operator.opcodeIndex] in PRODUCTS
+    ]
+    return [products[place] for place in job.places(len(products))]
 
 
 def _convert(model: torch.nn.Module, samples: torch.Tensor) -> bytes:
@@ -164,17 +186,33 @@ def _convert(model: torch.nn.Module, samples: torch.Tensor) -> bytes:
     return content
 
 
-def _calibrate(quantizer: Any, images: NDArray[np.float32]) -> dict[str, Any]:
+def _calibrate(
+    content: bytes, recipe: Any, images: NDArray[np.float32], estimator: str | None
+) -> dict[str, Any]:
     """Ranges of all tensors over normalised `images`; the input's is set, not measured.
 
-    Over [-2, 127/64], all that pixels can give, int8 has the step 1/64 and zero point 0.
+    By default each bound is a moving average over the images. Over [-2, 127/64], all that
+    pixels can give, int8 has the step 1/64 and zero point 0.
     """
+    from ai_edge_quantizer.calibrator import Calibrator
+    from ai_edge_quantizer.utils.qsv_utils import min_max_update, moving_average_update
+
+    updates = {None: moving_average_update, "min-max": min_max_update, "mean min-max": _mean}
     samples = [{"image": images[i : i + 1]} for i in range(len(images))]
+    calibrator = Calibrator(content, num_threads=1, qsv_update_func=updates[estimator])
     with _without_bars():
-        ranges: dict[str, Any] = quantizer.calibrate({SIGNATURE: samples}, num_threads=1)
+        calibrator.calibrate({SIGNATURE: samples}, recipe)
+    ranges: dict[str, Any] = calibrator.get_model_qsvs()
     for bound, value in (("min", -2.0), ("max", 127 / 64)):
         ranges[f"{SIGNATURE}_image"][bound][...] = value
     return ranges
+
+
+def _mean(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Bounds averaged over all images so far, `new` being those of one more."""
+    images = known.get("images", 1) + 1
+    means = {bound: known[bound] + (new[bound] - known[bound]) / images for bound in ("min", "max")}
+    return means | {"images": images}
 
 
 def _quantized(quantizer: Any, ranges: dict[str, Any] | None) -> bytes:
@@ -222,53 +260,6 @@ def _runner(interpreter: Any) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
         return logits
 
     return run
-
-
-def _inspect(path: Path) -> tuple[dict[str, int], float, tuple[str, ...]]:
-    """Operators by kind and input type, int8's share of convolutions and products, and a note
-    on what XNNPACK takes and what is left to the built-in kernels."""
-    # LiteRT has no public list of operators; this one holds the graph's own ones first, then
-    # one DELEGATE for each partition that XNNPACK has taken.
-    interpreter = _interpreter(path, threads=1)
-    interpreter.allocate_tensors()
-    nodes = interpreter._get_ops_details()
-    graph = [node for node in nodes if node["op_name"] != "DELEGATE"]
-    partitions = [node for node in nodes if node["op_name"] == "DELEGATE"]
-    delegated = set[int]()
-    for partition in partitions:
-        delegated |= _inside(partition, graph)
-    products = [node for node in graph if node["op_name"] in PRODUCTS]
-    int8 = [node for node in products if node["operand_types"][:2] == [np.int8, np.int8]]
-    builtin = Counter(_kind(node) for i, node in enumerate(graph) if i not in delegated)
-    rest = ", ".join(f"{count} {kind}" for kind, count in sorted(builtin.items())) or "none"
-    return (
-        dict(sorted(Counter(map(_kind, graph)).items())),
-        len(int8) / len(products) if products else 0.0,
-        (
-            f"XNNPACK runs {len(delegated)} operators in {len(partitions)} "
-            f"{'partition' if len(partitions) == 1 else 'partitions'}; "
-            f"built-in kernels: {rest}",
-        ),
-    )
-
-
-def _kind(node: dict[str, Any]) -> str:
-    return f"{node['op_name']} {np.dtype(node['operand_types'][0])}"
-
-
-def _inside(partition: dict[str, Any], graph: list[dict[str, Any]]) -> set[int]:
-    """Operators of `graph` that a delegate has taken: those between its inputs and outputs."""
-    producer = {tensor: i for i, node in enumerate(graph) for tensor in node["outputs"]}
-    given = set(partition["inputs"])
-    found = set[int]()
-    tensors = list(partition["outputs"])
-    while tensors:
-        tensor = tensors.pop()
-        if tensor in given or tensor not in producer or producer[tensor] in found:
-            continue
-        found.add(producer[tensor])
-        tensors += list(graph[producer[tensor]]["inputs"])
-    return found
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from pipeline.contracts import (
     Fingerprint,
     Manifest,
     ModelMetrics,
+    Partitions,
     artifact_folder,
     read_curve,
 )
@@ -27,6 +28,7 @@ from pipeline.deliver import plots
 from pipeline.deliver.results import (
     LEFT_ALIGNED,
     RUNTIME_NAMES,
+    UNKNOWN,
     Row,
     best_per_backend,
     gather,
@@ -58,6 +60,7 @@ def report(params: Params) -> None:
     measurements is no error but a row that says so.
     """
     rows = gather(params)
+    artifacts = _artifacts(rows)
     networks = [("teachers", name) for name in params.teachers.enabled]
     networks += [("students", name) for name in params.students.enabled]
     pareto = plots.pareto(rows)
@@ -74,7 +77,11 @@ def report(params: Params) -> None:
         "students": [_student_section(name, rows) for name in params.students.enabled],
         "notes": numbered_notes(rows),
         "networks": _networks_section(networks),
-        "provenance": [_circumstances(params), _artifacts_section(rows)],
+        "parity": _parity_section(rows),
+        "ladder": _ladder_section(rows),
+        "ladder_limit": f"{params.quantize.max_drop:g}",
+        "proof": _proof_section(artifacts),
+        "provenance": [_circumstances(params), _artifacts_section(artifacts)],
     }
     pages = {
         PARETO: pareto,
@@ -163,6 +170,45 @@ def _networks_section(networks: list[tuple[str, str]]) -> Section:
     return Section("Float networks in torch", columns, (False, True, True, True), tuple(rows))
 
 
+def _parity_section(rows: list[Row]) -> Section:
+    """How far every artifact's answers to the test split lie from the float student's."""
+    columns = ("Artifact", "Same argmax", "Lost", "Won", "Max error", "Mean error", "SNR dB")
+    shown = []
+    for row in rows:
+        if metrics := row.metrics:
+            noise = "exact" if metrics.snr_db is None else f"{metrics.snr_db:.1f}"
+            flips = (f"{metrics.agreement:.4f}", f"{metrics.lost}", f"{metrics.won}")
+            errors = (f"{metrics.max_logit_error:.2g}", f"{metrics.mean_logit_error:.2g}")
+            shown.append((row.name, *flips, *errors, noise))
+    return Section("Parity with the float student", columns, (False, *(True,) * 6), tuple(shown))
+
+
+def _ladder_section(rows: list[Row]) -> Section:
+    """What was tried for every int8 artifact, what each try bought on val, and its price."""
+    columns = ("Artifact", "Rung", "Recipe", "Val top-1", "Drop", "Bytes", "Seconds", "Kept")
+    numeric = (False, False, False, True, True, True, True, False)
+    tried = [(row, attempt) for row in rows if row.metrics for attempt in row.metrics.ladder]
+    return Section(
+        heading="What was tried for int8",
+        columns=columns,
+        numeric=numeric,
+        rows=tuple(
+            (
+                row.name,
+                attempt.rung.replace("_", " "),
+                f"{attempt.recipe}: {attempt.failure}" if attempt.failure else attempt.recipe,
+                UNKNOWN if attempt.val_top1 is None else f"{attempt.val_top1:.4f}",
+                UNKNOWN if attempt.val_drop is None else f"{attempt.val_drop:+.4f}",
+                UNKNOWN if attempt.size_bytes is None else f"{attempt.size_bytes:,}",
+                f"{attempt.seconds:.0f}",
+                "kept" if attempt.kept else "",
+            )
+            for row, attempt in tried
+        ),
+        marks=tuple("measured" if attempt.kept else "not_measured" for _, attempt in tried),
+    )
+
+
 def _circumstances(params: Params) -> Section:
     manifest = Manifest.read(PACKED / "manifest.json")
     benchmark = BenchmarkRecord.read(BENCHMARK)
@@ -211,23 +257,53 @@ def _machine(machine: Fingerprint) -> list[tuple[str, str]]:
     ]
 
 
-def _artifacts_section(rows: list[Row]) -> Section:
-    """Every compiled artifact with its quantizer, tools and digests."""
+def _artifacts(rows: list[Row]) -> dict[str, Artifact]:
+    """The record of every artifact by the name of its row; of missing ones the results tell."""
+    files = {
+        row.name: artifact_folder(row.student, row.backend, row.precision) / "artifact.json"
+        for row in rows
+    }
+    return {name: Artifact.read(file) for name, file in files.items() if file.exists()}
+
+
+def _proof_section(artifacts: dict[str, Artifact]) -> Section:
+    """What each runtime really executes; the float products of an int8 artifact by name."""
     shown = []
-    for row in rows:
-        file = artifact_folder(row.student, row.backend, row.precision) / "artifact.json"
-        if not file.exists():
-            continue  # its row in the results says that it is not compiled
-        artifact = Artifact.read(file)
-        shown.append(
-            (
-                row.name,
-                artifact.quantizer or "none",
-                _versions(artifact.versions),
-                _digests(artifact.digests),
-                "; ".join(artifact.notes),
-            )
+    for name, artifact in artifacts.items():
+        proof = artifact.proof
+        products = "; ".join(map(str, proof.float_products)) or "none"
+        if artifact.precision != "int8":
+            products = f"all {len(proof.float_products)}"
+        scales = {None: UNKNOWN, True: "yes", False: "no"}[proof.per_channel]
+        cells = (f"{proof.macs:,}", f"{proof.int8_mac_share:.1%}", products, scales)
+        types = f"{proof.input_type} to {proof.output_type}"
+        shown.append((name, *cells, _partitions(proof.partitions), types))
+    columns = (
+        "Artifact", "MACs", "int8 MACs", "In float", "Scales per channel", "Partitions", "Types"
+    )  # fmt: skip
+    numeric = (False, True, True, False, False, False, False)
+    return Section("What runs in int8", columns, numeric, tuple(shown))
+
+
+def _partitions(partitions: Partitions | None) -> str:
+    if partitions is None:
+        return UNKNOWN
+    rest = ", ".join(f"{count} {kind}" for kind, count in partitions.builtin.items())
+    return f"{partitions.delegated} delegated; built-in kernels: {rest or 'none'}"
+
+
+def _artifacts_section(artifacts: dict[str, Artifact]) -> Section:
+    """Every compiled artifact with its quantizer, tools and digests."""
+    shown = [
+        (
+            name,
+            artifact.quantizer or "none",
+            _versions(artifact.versions),
+            _digests(artifact.digests),
+            "; ".join(artifact.notes),
         )
+        for name, artifact in artifacts.items()
+    ]
     columns = ("Artifact", "Quantizer", "Versions", "SHA-256", "Notes")
     return Section("Artifacts", columns, (False,) * 5, tuple(shown))
 

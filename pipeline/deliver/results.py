@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rich import box
@@ -35,6 +35,8 @@ _OWN = {
 }
 """How `evaluated_with` begins where the accuracy comes from the artifact's own runtime."""
 
+CLEARLY = 1.03
+"""An int8 artifact this much slower than a float one says so; less may be noise."""
 UNKNOWN = "–"  # noqa: RUF001 - a dash in a table, no minus
 
 
@@ -42,7 +44,8 @@ UNKNOWN = "–"  # noqa: RUF001 - a dash in a table, no minus
 class Row:
     """One artifact. `metrics` or `latency` is None where nothing is recorded about it.
 
-    `excess` says which limits of `gate` it breaks; None where that is not known.
+    `excess` says which limits of `gate` it breaks; None where that is not known. `overtaken_by`
+    is the float artifact that an int8 one should beat and does not, as precision and p50 ms.
     """
 
     student: str
@@ -53,6 +56,7 @@ class Row:
     metrics: CompiledMetrics | None
     latency: BenchmarkRow | None
     excess: tuple[str, ...] | None
+    overtaken_by: tuple[str, float] | None = None
 
     @property
     def name(self) -> str:
@@ -75,6 +79,11 @@ class Row:
             found.append(f"latency {self.status.replace('_', ' ')}: {self.reason}")
         if self.metrics and not self.metrics.evaluated_with.startswith(_OWN[self.backend]):
             found.append(f"accuracy taken with {self.metrics.evaluated_with}")
+        if self.overtaken_by:
+            precision, p50 = self.overtaken_by
+            found.append(
+                f"int8 is slower here than {precision}: p50 {self.p50:.3f} against {p50:.3f} ms"
+            )
         return (*found, *(f"outside its limits: {excess}" for excess in self.excess or ()))
 
     def cells(self) -> dict[str, str]:
@@ -94,7 +103,7 @@ class Row:
             "kB": f"{metrics.size_bytes / 1000:,.0f}" if metrics else UNKNOWN,
             "× ref": f"{share:.2f}" if share is not None else UNKNOWN,  # noqa: RUF001
             "Agreement": f"{metrics.agreement:.4f}" if metrics else UNKNOWN,
-            "int8 ops": f"{metrics.int8_op_share:.0%}" if metrics else UNKNOWN,
+            "int8 MACs": f"{metrics.int8_mac_share:.1%}" if metrics else UNKNOWN,
             "Limits": limits[None if self.excess is None else self.within_limits],
         }
 
@@ -111,11 +120,12 @@ def gather(params: Params) -> list[Row]:
     `PipelineError`. Files of students and precisions that are not asked for are ignored.
     """
     record = BenchmarkRecord.read(BENCHMARK) if BENCHMARK.exists() else None
-    return [
+    rows = [
         _row(student, backend, precision, record, params.gate)
         for student in params.students.enabled
         for backend, precision in params.backends.pairs()
     ]
+    return [replace(row, overtaken_by=_overtaking(row, rows)) for row in rows]
 
 
 def best_per_backend(rows: list[Row]) -> dict[str, Row | None]:
@@ -178,6 +188,21 @@ def _row(
         status, reason = latency.status, latency.reason or ""
     excess = None if metrics is None else _excess(metrics, gate)
     return Row(student, backend, precision, status, reason or None, metrics, latency, excess)
+
+
+def _overtaking(row: Row, rows: list[Row]) -> tuple[str, float] | None:
+    """Precision and p50 of the fastest float artifact, if `row` is int8 and clearly slower."""
+    floats = [
+        (other.p50, other.precision)
+        for other in rows
+        if (other.student, other.backend) == (row.student, row.backend)
+        and other.precision != "int8"
+        and other.p50 is not None
+    ]
+    if row.precision != "int8" or row.p50 is None or not floats:
+        return None
+    p50, precision = min(floats)
+    return (precision, p50) if row.p50 > CLEARLY * p50 else None
 
 
 def _excess(metrics: CompiledMetrics, gate: Gate) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,25 @@ def top1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
 def agreement(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     """Share in [0, 1] of rows of two logits [N, C] with the same argmax."""
     return float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
+
+
+def lost_and_won(
+    logits: NDArray[np.float32], reference: NDArray[np.float32], labels: NDArray[np.int64]
+) -> tuple[int, int]:
+    """How many images [N] only the `reference` gets right, and how many only `logits` [N, C]."""
+    right = logits.argmax(axis=1) == labels
+    was_right = reference.argmax(axis=1) == labels
+    return int((was_right & ~right).sum()), int((right & ~was_right).sum())
+
+
+def signal_to_noise(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> float | None:
+    """10 log10(|reference|^2 / |logits - reference|^2) in dB; None where both are equal.
+
+    The mean logit of each image is left out of both: no class probability depends on it.
+    """
+    centred = [z.astype(np.float64) - z.mean(axis=1, keepdims=True) for z in (logits, reference)]
+    noise = float(np.square(centred[0] - centred[1]).sum())
+    return 10 * math.log10(float(np.square(centred[1]).sum()) / noise) if noise else None
 
 
 def logits_of(

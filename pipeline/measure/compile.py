@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import typing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.backends.base import Backend, Compiled, Job, versions
+from pipeline.backends.base import Backend, Compiled, Job, opened_bytes, versions
 from pipeline.contracts import (
     ONNX,
     PACKED,
     STUDENTS,
     Artifact,
+    Attempt,
     CompiledMetrics,
     Manifest,
     artifact_folder,
@@ -24,12 +26,19 @@ from pipeline.contracts import (
 )
 from pipeline.errors import PipelineError
 from pipeline.files import sha256, whole_folder
-from pipeline.measure.accuracy import agreement, logits_of, top1
-from pipeline.params import Backends
+from pipeline.measure.accuracy import agreement, logits_of, lost_and_won, signal_to_noise, top1
+from pipeline.networks.build import load_pixels_to_logits
+from pipeline.params import Backends, Params, load_params
+from pipeline.quantize.ladder import Climbed, climb
+from pipeline.quantize.retrain import retrain
+from pipeline.quantize.sensitivity import product_layers
 
-MIN_INT8_SHARE = 0.5
+MIN_INT8_MAC_SHARE = 0.98
+"""An int8 artifact with fewer of its multiply-accumulates in int8 has been left in float."""
 MIN_FLOAT_AGREEMENT = 0.99
 """Below this share of torch's answers an fp32 artifact is broken, not imprecise."""
+_RETRAINED = "its weights went on learning under int8's rounding: they are not the float student's"
+_NAMED = 5  # float products in an error
 
 
 def compile_from_command_line(backend: Backend) -> None:
@@ -38,17 +47,33 @@ def compile_from_command_line(backend: Backend) -> None:
     parser.add_argument("--student", required=True, help="a name of students.zoo")
     parser.add_argument("--precision", required=True, help=" or ".join(precisions(backend.name)))
     arguments = parser.parse_args()
-    metrics = compile_student(backend, arguments.student, arguments.precision)
+    metrics = compile_student(load_params(), backend, arguments.student, arguments.precision)
+    for attempt in metrics.ladder:
+        print(_told(attempt))
     print(
         f"{arguments.student} {backend.name} {arguments.precision}: top-1 {metrics.top1:.4f} "
         f"(drop {metrics.top1_drop:+.4f}), {metrics.size_bytes / 1000:,.0f} kB, "
-        f"int8 share {metrics.int8_op_share:.2f}, by {metrics.evaluated_with}"
+        f"{metrics.int8_mac_share:.1%} of MACs in int8, by {metrics.evaluated_with}"
     )
 
 
-def compile_student(backend: Backend, student: str, precision: str) -> CompiledMetrics:
+def _told(attempt: Attempt) -> str:
+    """One line of the ladder."""
+    if attempt.val_drop is None:
+        return f"  {attempt.rung}, {attempt.recipe}: {attempt.failure}"
+    kept = ", kept" if attempt.kept else ""
+    return (
+        f"  {attempt.rung}, {attempt.recipe}: {attempt.val_drop:+.4f} on val, "
+        f"{attempt.seconds:.0f} s{kept}"
+    )
+
+
+def compile_student(
+    params: Params, backend: Backend, student: str, precision: str
+) -> CompiledMetrics:
     """Write the artifact of `student` at `precision` and how it does on the test split.
 
+    int8 climbs the ladder of `params.quantize`, judged on val, before test is looked at.
     models/compiled/B/S-P/ and metrics/compiled/B-S-P.json appear only if the compiler ends
     well, the runtime really executes the precision, and its logits are sound; otherwise
     `PipelineError`.
@@ -62,19 +87,34 @@ def compile_student(backend: Backend, student: str, precision: str) -> CompiledM
         )
     tools = versions(backend.packages)
     job = _job(student, precision)
+    attempts: tuple[Attempt, ...] = ()
     with whole_folder(artifact_folder(student, backend.name, precision)) as folder:
-        compiled = backend.compile(job, folder)
-        if precision == "int8" and compiled.int8_op_share < MIN_INT8_SHARE:
-            raise PipelineError(
-                f"asked int8, but the runtime executes {1 - compiled.int8_op_share:.0%} of the "
-                "convolutions and products in float",
-                where=where,
-                fix="leave int8 out of this backend's precisions, or choose another network",
-            )
-        metrics = _evaluate(backend, job, compiled, folder, where)
+        if precision == "int8":
+            climbed = _climb(backend, job, params, folder, where)
+            job, compiled, attempts = climbed.job, climbed.compiled, climbed.attempts
+        else:
+            compiled = backend.compile(job, folder)
+            _check(job, compiled, where)
+        metrics = _evaluate(backend, job, compiled, folder, attempts, where)
         _record(backend, job, compiled, tools, folder)
         metrics.write(compiled_metrics_file(student, backend.name, precision))
     return metrics
+
+
+def _climb(backend: Backend, job: Job, params: Params, folder: Path, where: str) -> Climbed:
+    """The first int8 artifact that loses little enough on val, or the one that loses least."""
+    images, labels = load_split("val")
+    threads = os.cpu_count() or 1
+    _, card = load_pixels_to_logits(job.student_folder)
+
+    def judge(candidate: Job, compiled: Compiled, made: Path) -> float:
+        _check(candidate, compiled, where)
+        runner = backend.load(made / compiled.model_file, threads)
+        return top1(logits_of(runner, images, label=where), labels)
+
+    return climb(
+        backend, job, params.quantize, card.val_top1, judge, partial(retrain, params), folder
+    )
 
 
 def precisions(backend: str) -> tuple[str, ...]:
@@ -90,6 +130,7 @@ def _job(student: str, precision: str) -> Job:
         raise PipelineError(
             f"`{student}` has not been exported", where=str(onnx), fix="run `dvc repro`"
         )
+    model, card = load_pixels_to_logits(STUDENTS / student)
     return Job(
         student=student,
         precision=precision,
@@ -97,11 +138,47 @@ def _job(student: str, precision: str) -> Job:
         student_folder=STUDENTS / student,
         calibration=load_calibration(),
         manifest=Manifest.read(PACKED / "manifest.json"),
+        layers=product_layers(model, card.image_size, card.channels),
     )
 
 
+def _check(job: Job, compiled: Compiled, where: str) -> None:
+    """Raise `PipelineError` unless the runtime executes what was asked."""
+    proof = compiled.proof
+    if (proof.input_type, proof.output_type) != ("uint8", "float32"):
+        raise PipelineError(
+            f"takes {proof.input_type} and gives {proof.output_type}, "
+            "where raw pixels are uint8 and logits float32",
+            where=where,
+            fix="report the network and the versions of the tools",
+        )
+    if job.precision != "int8":
+        return
+    stray, kept = proof.float_products, job.recipe.float_layers
+    if len(stray) < len(kept):
+        raise PipelineError(
+            f"meant to keep {', '.join(kept)} in float, but the runtime computes only "
+            f"{len(stray)} product(s) so",
+            where=where,
+            fix="leave `float_layers` out of quantize.rungs",
+        )
+    if len(stray) > len(kept) and 1 - proof.int8_mac_share > 1 - MIN_INT8_MAC_SHARE:
+        more = f" and {len(stray) - _NAMED} more" if len(stray) > _NAMED else ""
+        raise PipelineError(
+            f"asked int8, but the runtime computes {1 - proof.int8_mac_share:.1%} of the "
+            f"multiply-accumulates in float: {', '.join(map(str, stray[:_NAMED]))}{more}",
+            where=where,
+            fix="leave int8 out of this backend's precisions, or choose another network",
+        )
+
+
 def _evaluate(
-    backend: Backend, job: Job, compiled: Compiled, folder: Path, where: str
+    backend: Backend,
+    job: Job,
+    compiled: Compiled,
+    folder: Path,
+    attempts: tuple[Attempt, ...],
+    where: str,
 ) -> CompiledMetrics:
     evaluator = backend.evaluator()
     if evaluator is None:
@@ -118,16 +195,23 @@ def _evaluate(
     logits = logits_of(backend.load(model, os.cpu_count() or 1), images, label=where)
     if not np.isfinite(logits).all():
         raise PipelineError("some logits are not finite numbers", where=where)
+    error = np.abs(logits - reference)
+    lost, won = lost_and_won(logits, reference, labels)
     metrics = CompiledMetrics(
         top1=top1(logits, labels),
         top1_drop=top1(reference, labels) - top1(logits, labels),
         agreement=agreement(logits, reference),
-        max_logit_error=float(np.abs(logits - reference).max()),
+        lost=lost,
+        won=won,
+        max_logit_error=float(error.max()),
+        mean_logit_error=float(error.mean()),
+        snr_db=signal_to_noise(logits, reference),
         images=len(images),
-        size_bytes=_size(model),
-        int8_op_share=compiled.int8_op_share,
+        size_bytes=opened_bytes(model),
+        int8_mac_share=compiled.proof.int8_mac_share,
         evaluated_with=evaluator,
         ships_with=backend.name,
+        ladder=attempts,
     )
     if job.precision == "fp32" and metrics.agreement < MIN_FLOAT_AGREEMENT:
         raise PipelineError(
@@ -139,12 +223,6 @@ def _evaluate(
     return metrics
 
 
-def _size(model: Path) -> int:
-    """Bytes that the runtime opens: the model, and OpenVINO's weights beside it."""
-    weights = model.with_suffix(".bin")
-    return model.stat().st_size + (weights.stat().st_size if weights.is_file() else 0)
-
-
 def _record(
     backend: Backend, job: Job, compiled: Compiled, tools: dict[str, str], folder: Path
 ) -> None:
@@ -154,18 +232,18 @@ def _record(
         backend=backend.name,
         precision=job.precision,
         model_file=compiled.model_file,
-        quantizer=compiled.quantizer,
+        quantizer=f"{compiled.quantizer}; {job.recipe}" if int8 else compiled.quantizer,
         calibration_digest=job.manifest.calibration_digest if int8 else None,
         image_size=job.manifest.image_size,
         channels=job.manifest.channels,
         classes=job.manifest.classes,
-        operators=compiled.operators,
-        int8_op_share=compiled.int8_op_share,
+        proof=compiled.proof,
         versions=tools,
         digests={
             file.relative_to(folder).as_posix(): sha256(file)
             for file in sorted(folder.rglob("*"))
             if file.is_file()
         },
-        notes=compiled.notes,
+        notes=compiled.notes
+        + ((_RETRAINED,) if job.student_folder != STUDENTS / job.student else ()),
     ).write(folder / "artifact.json")

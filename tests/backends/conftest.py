@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +63,41 @@ def train(act: str) -> tuple[torch.nn.Module, ModelCard]:
         optimizer.step()
     torch.set_num_threads(threads)
     return model, card
+
+
+def count_macs(model: torch.nn.Module, image: tuple[int, ...]) -> list[int]:
+    """Multiply-accumulates of every layer that one image [H, W, C] of bytes meets: torch's view.
+
+    Nothing of it comes from a runtime or an exported file.
+    """
+    counts: list[int] = []
+
+    def count(module: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
+        if isinstance(module, torch.nn.Conv2d):
+            inner = module.in_channels // module.groups * math.prod(module.kernel_size)
+        else:
+            assert isinstance(module, torch.nn.Linear)
+            inner = module.in_features
+        counts.append(output.numel() * inner)
+
+    kinds = (torch.nn.Conv2d, torch.nn.Linear)
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, kinds)]
+    with torch.no_grad():
+        model(torch.zeros(1, *image, dtype=torch.uint8))
+    for hook in hooks:
+        hook.remove()
+    return counts
+
+
+@pytest.fixture(scope="session")
+def torch_macs() -> Callable[[torch.nn.Module, tuple[int, ...]], list[int]]:
+    return count_macs
+
+
+@pytest.fixture(scope="session")
+def macs(student: Path) -> int:
+    """All multiply-accumulates of `student` for one image."""
+    return sum(count_macs(load_pixels_to_logits(student)[0], (SIZE, SIZE, CHANNELS)))
 
 
 @pytest.fixture(scope="session")

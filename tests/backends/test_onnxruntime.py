@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from pipeline.backends.base import Compiled, Job
-from pipeline.backends.onnxruntime import OnnxRuntime, executed_operators, open_session
+from pipeline.backends.onnxruntime import OnnxRuntime, _inspect, open_session
 from pipeline.backends.qdq import quantize
 from pipeline.errors import PipelineError
 from pipeline.measure.accuracy import agreement, top1
@@ -30,22 +31,59 @@ def int8(job: Jobs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Compiled,
 
 
 def test_fp32_is_the_exported_file_and_gives_the_logits_of_torch(
-    job: Jobs, tmp_path: Path, test_images: Split, torch_logits: NDArray[np.float32]
+    job: Jobs, tmp_path: Path, test_images: Split, torch_logits: NDArray[np.float32], macs: int
 ) -> None:
     compiled = OnnxRuntime().compile(job("fp32"), tmp_path)
     assert (tmp_path / compiled.model_file).read_bytes() == job("fp32").onnx.read_bytes()
-    assert compiled.int8_op_share == 0
+    assert (compiled.proof.macs, compiled.proof.int8_mac_share) == (macs, 0)
     logits = OnnxRuntime().load(tmp_path / compiled.model_file, 1)(test_images[0])
     np.testing.assert_allclose(logits, torch_logits, atol=1e-3)
 
 
 def test_int8_executes_every_convolution_and_product_in_integers(
-    int8: tuple[Compiled, Path],
+    int8: tuple[Compiled, Path], macs: int
 ) -> None:
-    compiled, _ = int8
-    assert compiled.int8_op_share == 1
-    assert compiled.operators["QLinearConv"] > 5
-    assert compiled.operators["QGemm"] == 1
+    proof = int8[0].proof
+    assert (proof.macs, proof.float_products, proof.int8_mac_share) == (macs, (), 1)
+    assert proof.per_channel and proof.partitions is None
+    assert (proof.input_type, proof.output_type) == ("uint8", "float32")
+
+
+def with_float_constants(file: Path, kind: str, place: int, result: Path) -> onnx.NodeProto:
+    """Write `file` with float weights and bias for its `place`-th node of `kind`; that node."""
+    model = onnx.load(file)
+    node = [node for node in model.graph.node if node.op_type == kind][place]
+    makers = {maker.output[0]: maker for maker in model.graph.node}
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for i in (1, 2):
+        integers, scales = (values[name] for name in makers[node.input[i]].input[:2])
+        floats = integers * scales.reshape(-1, *[1] * (integers.ndim - 1))
+        node.input[i] = f"float_{i}"
+        model.graph.initializer.append(
+            numpy_helper.from_array(floats.astype(np.float32), f"float_{i}")
+        )
+    onnx.save(model, result)
+    return node
+
+
+def test_a_product_in_float_is_named_as_the_exported_file_names_it(
+    int8: tuple[Compiled, Path], job: Jobs, macs: int, tmp_path: Path
+) -> None:
+    head = with_float_constants(int8[1], "Gemm", 0, tmp_path / "mixed.onnx")
+    assert head.name in {node.name for node in onnx.load(job("fp32").onnx).graph.node}
+    proof = _inspect(tmp_path / "mixed.onnx")
+    (product,) = proof.float_products
+    assert product.name == head.name
+    assert 0 < product.macs == round((1 - proof.int8_mac_share) * macs)
+
+
+def test_a_float_convolution_between_int8_ones_stays_float(
+    int8: tuple[Compiled, Path], tmp_path: Path
+) -> None:
+    """Unless it is told not to, the runtime rounds it per tensor when it opens the file."""
+    with_float_constants(int8[1], "Conv", 1, tmp_path / "mixed.onnx")
+    proof = _inspect(tmp_path / "mixed.onnx")
+    assert len(proof.float_products) == 1 and proof.per_channel
 
 
 def test_int8_keeps_the_accuracy(
@@ -83,8 +121,8 @@ def test_pixels_are_the_int8_input(
     assert values[reader.input[1]] == 1 / 64 and values[reader.input[2]] == 128
 
     literal = tmp_path / "literal.onnx"
-    onnx.save(quantize(job("int8").onnx, job("int8").calibration, "uint8")[0], literal)
-    assert {"Cast", "Sub"} <= set(executed_operators(literal))
+    onnx.save(quantize(job("int8"), "uint8")[0], literal)
+    assert {"Cast", "Sub"} <= {node.op_type for node in onnx.load(literal).graph.node}
     images = test_images[0]
     assert (open_session(literal, 1)(images) == open_session(int8[1], 1)(images)).all()
 
@@ -125,10 +163,10 @@ def test_a_student_with_another_normalisation_is_refused(job: Jobs, tmp_path: Pa
             tensor.CopyFrom(numpy_helper.from_array(mean, tensor.name))
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(PipelineError, match="does not begin with"):
-        quantize(tmp_path / "other.onnx", job("int8").calibration, "uint8")
+        quantize(replace(job("int8"), onnx=tmp_path / "other.onnx"), "uint8")
 
 
 @pytest.mark.parametrize("images", [1, 7, 61])
 def test_any_number_of_calibration_images_will_do(job: Jobs, images: int) -> None:
-    model, _ = quantize(job("int8").onnx, job("int8").calibration[:images], "uint8")
+    model, _ = quantize(replace(job("int8"), calibration=job("int8").calibration[:images]), "uint8")
     assert any(node.op_type == "QuantizeLinear" for node in model.graph.node)

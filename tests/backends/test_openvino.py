@@ -44,14 +44,16 @@ def test_int8_keeps_the_answers(
     assert np.abs(found - torch_logits).max() > 0, "nothing was quantized"
 
 
-def test_the_share_of_int8_is_what_the_runtime_executes(made: Made) -> None:
-    assert made["fp32"][1].int8_op_share == 0
-    record = made["int8"][1]
+def test_the_proof_is_of_what_the_runtime_executes(made: Made, macs: int) -> None:
+    exact, int8 = made["fp32"][1].proof, made["int8"][1].proof
+    assert exact.macs == int8.macs == macs
+    assert (exact.int8_mac_share, exact.per_channel) == (0, None)
     # NNCF leaves a squeeze-and-excitation of ReLU and sigmoid in float: four small products.
-    floats = record.operators.get("Convolution f32", 0)
-    int8 = record.operators["Convolution u8"] + record.operators["FullyConnected u8"]
-    assert floats in (0, 4)
-    assert record.int8_op_share == int8 / (int8 + floats)
+    assert len(int8.float_products) in (0, 4)
+    assert int8.int8_mac_share == 1 - sum(p.macs for p in int8.float_products) / macs > 0.99
+    assert {p.name for p in int8.float_products} <= {p.name for p in exact.float_products}
+    assert int8.per_channel and int8.partitions is None
+    assert (int8.input_type, int8.output_type) == ("uint8", "float32")
 
 
 def test_int8_weights_take_a_quarter(made: Made) -> None:

@@ -32,14 +32,14 @@ def compiled(
 
 
 def test_nvidias_parser_reads_the_precision_that_was_asked(
-    compiled: tuple[str, Compiled, Path],
+    compiled: tuple[str, Compiled, Path], macs: int
 ) -> None:
     precision, result, _ = compiled
-    kind = {"fp16": "half", "int8": "int8"}[precision]
-    assert result.operators[f"convolution {kind}"] > 5
-    assert result.operators[f"matrix_multiply {kind}"] == 1
-    assert not {"convolution float", "matrix_multiply float"} & set(result.operators)
-    assert result.int8_op_share == (precision == "int8")
+    int8 = precision == "int8"
+    assert (result.proof.macs, result.proof.int8_mac_share) == (macs, float(int8))
+    assert result.proof.per_channel is (True if int8 else None)
+    assert result.proof.partitions is None
+    assert (result.proof.input_type, result.proof.output_type) == ("uint8", "float32")
 
 
 def test_nvidias_builder_makes_an_engine_of_it(compiled: tuple[str, Compiled, Path]) -> None:
@@ -89,7 +89,7 @@ def test_int8_weights_are_stored_in_8_bits(compiled: tuple[str, Compiled, Path])
 
 def test_a_zero_point_other_than_zero_is_refused(job: Jobs, tmp_path: Path) -> None:
     """The check by NVIDIA's parser can fail, and its words reach the user."""
-    model, front = quantize(job("int8").onnx, job("int8").calibration, "int8 symmetric")
+    model, front = quantize(job("int8"), "int8 symmetric")
     (node,) = (node for node in model.graph.node if front.tensor in node.input)
     (zero,) = (tensor for tensor in model.graph.initializer if tensor.name == node.input[2])
     zero.CopyFrom(numpy_helper.from_array(np.array(1, np.int8), zero.name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,24 +50,27 @@ def test_int8_keeps_the_answers(
     assert np.abs(found - torch_logits).max() > 0, "nothing was quantized"
 
 
-def test_the_share_of_int8_is_what_the_file_computes(made: Made) -> None:
-    assert made["fp32"][1].int8_op_share == 0
-    assert made["fp16"][1].int8_op_share == 0
-    assert made["int8"][1].int8_op_share == 1
-    floats = [kind for kind in made["int8"][1].operators if kind.endswith(" float32")]
-    assert not floats
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_proof_is_of_what_the_file_computes(made: Made, precision: str, macs: int) -> None:
+    proof = made[precision][1].proof
+    int8 = precision == "int8"
+    assert (proof.macs, proof.int8_mac_share) == (macs, float(int8))
+    assert proof.per_channel is (True if int8 else None)
+    assert (proof.input_type, proof.output_type) == ("uint8", "float32")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_what_the_accelerated_kernels_leave_is_noted(made: Made, precision: str) -> None:
-    record = made[precision][1]
-    (note,) = record.notes
-    taken, partitions, *left = (int(number) for number in re.findall(r"\b\d+\b", note))
-    assert taken + sum(left) == sum(record.operators.values())
-    assert 1 <= partitions <= taken
-    assert ("1 QUANTIZE uint8" if precision == "int8" else "1 CAST uint8") in note
-    swishes = record.operators.get("HARD_SWISH int8", 0)
-    assert (f"{swishes} HARD_SWISH int8" in note) == (swishes > 0)
+def test_what_the_accelerated_kernels_leave_is_told(made: Made, precision: str) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    folder, record = made[precision]
+    partitions = record.proof.partitions
+    assert partitions is not None and partitions.delegated >= 1
+    first = "QUANTIZE uint8" if precision == "int8" else "CAST uint8"
+    interpreter = Interpreter(str(folder / MODEL_FILE))
+    swishes = sum(node["op_name"] == "HARD_SWISH" for node in interpreter._get_ops_details())
+    left = {"HARD_SWISH int8": swishes} if precision == "int8" and swishes else {}
+    assert partitions.builtin == {first: 1} | left
 
 
 def test_smaller_precisions_give_smaller_files(made: Made) -> None:

@@ -7,7 +7,16 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipeline.contracts import BENCHMARK, Manifest, read_curve
+from pipeline.contracts import (
+    BENCHMARK,
+    Artifact,
+    FloatProduct,
+    Manifest,
+    Partitions,
+    Proof,
+    artifact_folder,
+    read_curve,
+)
 from pipeline.deliver import plots
 from pipeline.deliver.report import HTML, MARKDOWN, PARETO, TRAINING, report
 from pipeline.deliver.results import Row, gather
@@ -15,6 +24,8 @@ from pipeline.errors import PipelineError
 from pipeline.measure.benchmark import benchmark
 from pipeline.measure.fingerprint import update_fingerprint
 from pipeline.params import Params
+
+STUDENT = "mnv4_small_050"
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +53,48 @@ def test_the_report_tells_everything_that_was_recorded(measured: Params) -> None
             assert all(note in page for note in row.notes)
         for fact in ("three colours", "c" * 16, "0.9000", "0.8000", "1,234", measured.profile):
             assert fact in page
+
+
+def prove(backend: str, precision: str, proof: Proof) -> None:
+    """Replace the record of the workspace's artifact by one of this precision and proof."""
+    known = artifact_folder(STUDENT, backend, {"tensorrt": "fp16"}.get(backend, "fp32"))
+    record = Artifact.read(known / "artifact.json")
+    record.model_copy(update={"precision": precision, "proof": proof}).write(
+        known / "artifact.json"
+    )
+
+
+def test_the_report_tells_what_runs_in_int8(measured: Params) -> None:
+    head, long = FloatProduct(name="head|<1>", macs=12_000), FloatProduct(name="x" * 99, macs=8_000)
+    prove(
+        "onnxruntime",
+        "int8",
+        Proof(
+            macs=1_000_000,
+            float_products=(head, long),
+            per_channel=False,
+            partitions=Partitions(delegated=3, builtin={"HARD_SWISH int8": 2, "PAD int8": 1}),
+            input_type="uint8",
+            output_type="float32",
+        ),
+    )
+    report(measured)
+    rest = "3 delegated; built-in kernels: 2 HARD_SWISH int8, 1 PAD int8"
+    shown = ("1,000,000", "98.0%", "(12,000 MACs)", f"…{'x' * 59} (8,000 MACs)", "no", rest)
+    for file, name in ((MARKDOWN, r"head\|<1>"), (HTML, "head|&lt;1&gt;")):
+        section = file.read_text().split("What runs in int8")[1].split("Float networks")[0]
+        assert all(cell in section for cell in (name, *shown, "uint8 to float32"))
+        assert section.count("x" * 60) == 0
+
+
+def test_a_float_artifact_does_not_list_its_products(measured: Params) -> None:
+    products = tuple(FloatProduct(name=f"layer {i}", macs=5) for i in range(7))
+    values = {"macs": 35, "float_products": products, "per_channel": None, "partitions": None}
+    prove("tensorrt", "fp16", Proof(**values, input_type="uint8", output_type="float32"))
+    report(measured)
+    section = MARKDOWN.read_text().split("What runs in int8")[1].split("Float networks")[0]
+    (line,) = (line for line in section.splitlines() if "TensorRT fp16" in line)
+    assert "| all 7 |" in line and "0.0%" in line and "layer" not in line
 
 
 def test_the_page_needs_no_network(measured: Params) -> None:

@@ -11,7 +11,7 @@ from pipeline.contracts import (
     Latency,
     compiled_metrics_file,
 )
-from pipeline.deliver.results import best_per_backend, gather, numbered_notes, table
+from pipeline.deliver.results import Row, best_per_backend, gather, numbered_notes, table
 from pipeline.errors import PipelineError
 from pipeline.measure.fingerprint import read_fingerprint
 from pipeline.params import Params
@@ -127,6 +127,55 @@ def test_the_best_is_the_fastest_within_the_limits(workspace: Params) -> None:
     best = best_per_backend([slower, row, outside, unmeasured])
     assert best == {"onnxruntime": row, "tensorrt": None}
     assert best_per_backend([row, faster])["onnxruntime"] is faster
+
+
+def beside_int8(params: Params, **latencies: BenchmarkRow) -> list[Row]:
+    """The rows of ONNX Runtime, LiteRT and TensorRT with latencies by `backend_precision`."""
+    asked: dict[str, list[str]] = {}
+    rows = {}
+    for name, latency in latencies.items():
+        backend, precision = name.split("_")
+        asked.setdefault(backend, []).append(precision)
+        rows[f"{STUDENT}/{backend}/{precision}"] = latency
+        fp32 = CompiledMetrics.read(compiled_metrics_file(STUDENT, "onnxruntime", "fp32"))
+        fp32.write(compiled_metrics_file(STUDENT, backend, precision))
+    record()
+    BenchmarkRecord.read(BENCHMARK).model_copy(update={"rows": rows}).write(BENCHMARK)
+    tree = params.model_dump()
+    for backend in tree["backends"]:
+        tree["backends"][backend]["precisions"] = tuple(asked.get(backend, ()))
+    return gather(Params.model_validate(tree))
+
+
+def slower(rows: list[Row]) -> list[str]:
+    return [note for row in rows for note in row.notes if "slower" in note]
+
+
+@pytest.mark.parametrize(("p50", "told"), [(0.2, False), (0.257, False), (0.258, True)])
+def test_int8_that_is_clearly_slower_than_float_says_so(
+    workspace: Params, p50: float, told: bool
+) -> None:
+    rows = beside_int8(workspace, onnxruntime_fp32=measured(0.25), onnxruntime_int8=measured(p50))
+    note = "int8 is slower here than fp32: p50 0.258 against 0.250 ms"
+    assert slower(rows) == [note] * told
+    assert (note in rows[1].notes) == told
+
+
+def test_int8_is_compared_with_the_fastest_float_of_its_own_backend(workspace: Params) -> None:
+    rows = beside_int8(
+        workspace,
+        onnxruntime_fp32=measured(0.1),
+        tflite_fp32=measured(0.3),
+        tflite_fp16=measured(0.2),
+        tflite_int8=measured(0.25),
+    )
+    assert slower(rows) == ["int8 is slower here than fp16: p50 0.250 against 0.200 ms"]
+
+
+def test_what_was_not_measured_is_slower_than_nothing(workspace: Params) -> None:
+    assert not slower(beside_int8(workspace, onnxruntime_fp32=NO_GPU, onnxruntime_int8=measured(1)))
+    assert not slower(beside_int8(workspace, onnxruntime_fp32=measured(1), onnxruntime_int8=NO_GPU))
+    assert not slower(beside_int8(workspace, onnxruntime_int8=measured(1)))
 
 
 def test_equal_notes_share_a_number(workspace: Params) -> None:

@@ -1,0 +1,1 @@
+"""The recovery ladder: what is tried when int8 loses too much."""

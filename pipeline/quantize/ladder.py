@@ -1,0 +1,146 @@
+"""An int8 artifact that loses too much is made anew, rung by rung, until it does not."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.backends.base import Backend, Compiled, Job, opened_bytes
+from pipeline.contracts import Attempt
+from pipeline.errors import PipelineError
+from pipeline.params import Quantize, Rung
+from pipeline.quantize.sensitivity import most_sensitive
+
+Judge = Callable[[Job, Compiled, Path], float]
+"""Top-1 on val, a fraction, of what a job was compiled to in a folder, by its own runtime."""
+
+Retrain = Callable[[Job], Job]
+"""The job of the same student after it went on learning under int8's rounding."""
+
+
+@dataclass(frozen=True)
+class Climbed:
+    """What was kept, the job that made it, and all that was tried, in order."""
+
+    compiled: Compiled
+    job: Job
+    attempts: tuple[Attempt, ...]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """One attempt; without `compiled` it failed."""
+
+    job: Job
+    record: Attempt
+    folder: Path
+    compiled: Compiled | None = None
+
+
+def climb(
+    backend: Backend,
+    job: Job,
+    settings: Quantize,
+    float_top1: float,
+    judge: Judge,
+    retrain: Retrain,
+    folder: Path,
+) -> Climbed:
+    """Compile `job` into the empty `folder` by the first recipe that loses little enough.
+
+    `float_top1` is the float student's on val. Every rung starts from the best recipe below
+    it. If none keeps `settings.max_drop`, the best on val stays, of equals the first. What a
+    rung cannot do is recorded as its failure; only the backend's own recipe must succeed, or
+    its `PipelineError` is raised.
+    """
+    made: list[_Made] = []
+
+    def best() -> _Made:
+        return max(made, key=lambda one: -1 if one.compiled is None else one.record.val_top1 or 0)
+
+    def good_enough() -> bool:
+        return bool(made) and (best().record.val_drop or 0) <= settings.max_drop
+
+    scratch = folder / "attempts"
+    scratch.mkdir()
+    for rung in settings.rungs:
+        if good_enough():
+            break
+        start = best().job if made else job
+        for candidate in _candidates(rung, backend, start, job, settings, retrain):
+            place = scratch / str(len(made))
+            made.append(_attempt(rung, backend, candidate, float_top1, judge, place))
+            if good_enough():
+                break
+    kept = best()
+    for file in kept.folder.iterdir():
+        shutil.move(file, folder)
+    shutil.rmtree(scratch)
+    assert kept.compiled is not None  # the first rung succeeds or raises
+    records = (one.record.model_copy(update={"kept": one is kept}) for one in made)
+    return Climbed(kept.compiled, kept.job, tuple(records))
+
+
+def _candidates(
+    rung: Rung, backend: Backend, best: Job, plain: Job, settings: Quantize, retrain: Retrain
+) -> Iterator[Job]:
+    """The jobs of a rung, each made only when it is asked for."""
+    recipe = best.recipe
+    if rung == "default":
+        yield plain
+    elif rung == "ranges":
+        for ranges in backend.ranges:
+            yield replace(best, recipe=replace(recipe, ranges=ranges))
+    elif rung == "bias_correction" and backend.bias_correction:
+        yield replace(best, recipe=replace(recipe, bias_correction=True))
+    elif rung == "float_layers":
+        layers = _with_sources(most_sensitive(best), best.layers)
+        for count in range(1, min(settings.float_layers, len(layers)) + 1):
+            yield replace(best, recipe=replace(recipe, float_layers=layers[:count]))
+    elif rung == "training":
+        trained = retrain(plain)
+        yield trained
+        if recipe != trained.recipe:  # it was the best for the weights before
+            yield replace(trained, recipe=recipe)
+
+
+def _with_sources(worst: tuple[str, ...], executed: tuple[str, ...]) -> tuple[str, ...]:
+    """Behind each of the `worst` layers, the one executed before it, where it is not there yet.
+
+    What a layer reads is rounded by who wrote it, too, on backends whose int8 kernels write
+    int8: it is float only if both are.
+    """
+    found: dict[str, None] = {}
+    for layer in worst:
+        found[layer] = None
+        if place := executed.index(layer):
+            found[executed[place - 1]] = None
+    return tuple(found)
+
+
+def _attempt(
+    rung: Rung, backend: Backend, job: Job, float_top1: float, judge: Judge, folder: Path
+) -> _Made:
+    folder.mkdir()
+    start = time.perf_counter()
+    compiled, top1, failure = None, None, None
+    try:
+        compiled = backend.compile(job, folder)
+        top1 = judge(job, compiled, folder)
+    except PipelineError as error:
+        if rung == "default":
+            raise
+        failure = str(error)
+    record = Attempt(
+        rung=rung,
+        recipe=str(job.recipe),
+        val_top1=top1,
+        val_drop=None if top1 is None else float_top1 - top1,
+        seconds=round(time.perf_counter() - start, 1),
+        size_bytes=opened_bytes(folder / compiled.model_file) if compiled else None,
+        failure=failure,
+    )
+    return _Made(job, record, folder, compiled)

@@ -1,0 +1,51 @@
+"""Which layers int8 hurts most, measured in torch on the calibration set."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from pipeline.backends.base import Job
+from pipeline.distill.fake_quantization import calibrate, fake_quantization
+from pipeline.networks.build import PixelsToLogits, load_pixels_to_logits
+from pipeline.networks.inference import predict
+
+IMAGES = 128
+"""Of the calibration set; their order is drawn, so that the first are a sample."""
+
+
+def product_layers(model: PixelsToLogits, image_size: int, channels: int) -> tuple[str, ...]:
+    """Names in `model.network` of the convolutions and linear layers, in order of execution."""
+    names: list[str] = []
+
+    def note(name: str, *_: object) -> None:
+        names.append(name)
+
+    hooks = [
+        module.register_forward_hook(partial(note, name))
+        for name, module in model.network.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    image = torch.zeros(1, image_size, image_size, channels, dtype=torch.uint8)
+    predict(model, image.numpy())
+    for hook in hooks:
+        hook.remove()
+    return tuple(names)
+
+
+def most_sensitive(job: Job) -> tuple[str, ...]:
+    """The student's convolutions and products, the one that int8 hurts most first.
+
+    Each is rounded to int8 by itself. What counts is the power of the error in the logits.
+    """
+    model, _ = load_pixels_to_logits(job.student_folder)
+    images = job.calibration[:IMAGES]
+    grids = calibrate(model, images)
+    exact = predict(model, images)
+    noise = {}
+    for name, grid in grids.items():
+        with fake_quantization(model.network, {name: grid}):
+            noise[name] = float((predict(model, images) - exact).square().mean())
+    return tuple(sorted(noise, key=lambda name: -noise[name]))
