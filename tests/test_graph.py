@@ -44,7 +44,9 @@ def templates(file: Path) -> set[Path]:
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
-    return {file.parent / name for name in names if name.endswith(".j2") and "/" not in name}
+    beside = {name for name in names if name.endswith(".j2") and "/" not in name}
+    shipped = {name for name in names if name.startswith("on-device/")}
+    return {file.parent / name for name in beside | shipped}
 
 
 def closure(script: Path) -> set[Path]:

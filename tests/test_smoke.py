@@ -144,9 +144,16 @@ def compiled(project: Project) -> list[tuple[Artifact, CompiledMetrics]]:
 def test_int8_is_int8_and_float_is_float(project: Project) -> None:
     for artifact, _ in compiled(project):
         if artifact.precision == "int8":
-            assert artifact.int8_op_share >= 0.9, artifact
+            assert artifact.proof.int8_mac_share >= 0.98, artifact
+            assert artifact.proof.per_channel
         else:
-            assert artifact.int8_op_share == 0
+            assert artifact.proof.int8_mac_share == 0
+        assert (artifact.proof.input_type, artifact.proof.output_type) == ("uint8", "float32")
+
+
+def test_every_runtime_computes_the_same_network(project: Project) -> None:
+    found = {(artifact.student, artifact.proof.macs) for artifact, _ in compiled(project)}
+    assert len(found) == len(project.params().students.enabled)
 
 
 def test_one_calibration_set_for_all_backends(project: Project) -> None:

@@ -1,15 +1,21 @@
-"""The harness: how long one inference takes, and nothing but NumPy is needed to know it."""
+"""The harness: how long one inference takes, and nothing but NumPy is needed to know it.
+
+Bundles carry a copy of this file: it has to run on Python 3.8 with the NumPy of that time.
+"""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
 WAKE_RUNS = 5
 """Untimed inferences before a round: others have used the caches meanwhile."""

@@ -1,0 +1,46 @@
+"""OpenVINO on the CPU, with the settings under which this model was measured."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from common import Runner
+
+# OpenVINO reports its use to its makers, unless this package cannot be imported.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
+def load(model: str, threads: int) -> Runner:
+    """`model` for one image of fixed shape, in one stream on `threads` threads.
+
+    Layers that are not int8 compute in float32: left alone, OpenVINO takes bfloat16 where the
+    CPU has it, and gives other logits than those of the lab.
+    """
+    import openvino
+
+    core = openvino.Core()
+    network = core.read_model(model)
+    network.reshape([1, *list(network.input().partial_shape)[1:]])
+    properties = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    request = core.compile_model(network, "CPU", properties).create_infer_request()
+
+    def run(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        logits: np.ndarray[Any, Any] = request.infer([image])[0].copy()
+        return logits
+
+    return run
+
+
+def versions() -> dict[str, str]:
+    import openvino
+
+    return {"openvino": openvino.get_version().split("-")[0]}

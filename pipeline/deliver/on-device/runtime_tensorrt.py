@@ -1,0 +1,150 @@
+"""TensorRT (10.3 or newer) or TensorRT for RTX: the engine that build_engine.py made here.
+
+Buffers are handled by CUDA's driver itself, which is there wherever an NVIDIA GPU works.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from common import BundleError
+
+if TYPE_CHECKING:
+    from common import Runner
+
+ENGINE = "model.engine"
+OLDEST = (10, 3)
+BUILD = "python build_engine.py"
+
+
+def load(model: str, threads: int) -> Runner:
+    """The engine beside `model`, for one image at a time; `threads` are the CPU's and unused."""
+    del threads
+    file = Path(model).with_name(ENGINE)
+    trt = tensorrt()
+    log = logger(trt)
+    if not file.is_file():
+        raise BundleError(f"there is no {ENGINE} yet: it is built on the GPU that runs it", BUILD)
+    device = Device()
+    runtime = trt.Runtime(log)
+    engine = runtime.deserialize_cuda_engine(file.read_bytes())
+    if engine is None:
+        raise BundleError(
+            f"{trt.__name__} {trt.__version__} cannot read {ENGINE}: {complaint(log)}",
+            f"an engine fits one GPU and one version; build it anew: {BUILD}",
+        )
+    context = engine.create_execution_context()
+    if context is None:
+        raise BundleError(f"the engine cannot be prepared: {complaint(log)}")
+    shape = (1, *tuple(engine.get_tensor_shape("image"))[1:])
+    logits = np.empty((1, engine.get_tensor_shape("logits")[-1]), np.float32)
+    pixels = device.allocate(int(np.prod(shape)))
+    answer = device.allocate(logits.nbytes)
+    context.set_input_shape("image", shape)
+    context.set_tensor_address("image", pixels)
+    context.set_tensor_address("logits", answer)
+
+    def run(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if image.shape != shape or image.dtype != np.uint8:
+            raise BundleError(f"an image is uint8 {list(shape)}, not {image.dtype} {image.shape}")
+        device.upload(np.ascontiguousarray(image), pixels)
+        if not context.execute_async_v3(device.stream):
+            raise BundleError(f"the engine failed: {complaint(log)}")
+        device.download(answer, logits)
+        return logits.copy()
+
+    return run
+
+
+def versions() -> dict[str, str]:
+    trt = tensorrt()
+    return {trt.__name__: trt.__version__}
+
+
+def tensorrt() -> Any:
+    """The module, TensorRT's own first. Raises `ImportError` where there is none."""
+    for name in ("tensorrt", "tensorrt_rtx"):
+        if importlib.util.find_spec(name):
+            trt = importlib.import_module(name)
+            found = tuple(int(part) for part in trt.__version__.split(".")[:2])
+            if name == "tensorrt" and found < OLDEST:
+                raise BundleError(
+                    f"TensorRT {trt.__version__} is too old for strongly typed int8 networks",
+                    "install TensorRT 10.3 or newer (Jetson: JetPack 6.1 or newer)",
+                )
+            return trt
+    raise ImportError("neither tensorrt nor tensorrt_rtx is installed")
+
+
+def logger(trt: Any) -> Any:
+    class Log(trt.ILogger):  # type: ignore[misc]
+        """Keeps errors for our own messages; the rest is chatter."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message.strip())
+
+    return Log()
+
+
+def complaint(log: Any) -> str:
+    return str(log.errors[0]) if log.errors else "no reason given"
+
+
+class Device:
+    """The first GPU: one stream, buffers, and copies to and fro, by CUDA's driver API."""
+
+    def __init__(self) -> None:
+        name = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+        try:
+            self._cuda = ctypes.CDLL(name)
+        except OSError as error:
+            raise BundleError(
+                f"there is no NVIDIA driver here: {error}", "run this on a machine with a GPU"
+            ) from None
+        device, context, stream = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuInit", ctypes.c_uint(0))
+        self._call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
+        # the primary context is the one that TensorRT itself computes in
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+        self._call("cuCtxSetCurrent", context)
+        self._call("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(1))  # non-blocking
+        self._stream = stream
+
+    @property
+    def stream(self) -> int:
+        return self._stream.value or 0
+
+    def allocate(self, size: int) -> int:
+        """Address of `size` bytes on the GPU; they live as long as the process."""
+        pointer = ctypes.c_uint64()
+        self._call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(size))
+        return pointer.value
+
+    def upload(self, source: np.ndarray[Any, Any], target: int) -> None:
+        host, size = ctypes.c_void_p(source.ctypes.data), ctypes.c_size_t(source.nbytes)
+        self._call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(target), host, size, self._stream)
+
+    def download(self, source: int, target: np.ndarray[Any, Any]) -> None:
+        """Copy, and wait for everything before it on the stream."""
+        host, size = ctypes.c_void_p(target.ctypes.data), ctypes.c_size_t(target.nbytes)
+        self._call("cuMemcpyDtoHAsync_v2", host, ctypes.c_uint64(source), size, self._stream)
+        self._call("cuStreamSynchronize", self._stream)
+
+    def _call(self, function: str, *arguments: Any) -> None:
+        status = getattr(self._cuda, function)(*arguments)
+        if status:
+            text = ctypes.c_char_p()
+            self._cuda.cuGetErrorString(ctypes.c_int(status), ctypes.byref(text))
+            said = (text.value or b"unknown error").decode()
+            raise BundleError(f"CUDA's {function} failed: {said}")

@@ -1,0 +1,129 @@
+"""Does this machine give the answers that the lab saw? One verdict, exit code 0 or 1.
+
+    python verify.py [--json FILE]
+
+First every file against SHA256SUMS, then the golden images one by one against the logits
+that the same model gave where it was made, within the tolerances of bundle.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import (
+    FOLDER,
+    BundleError,
+    bundle_digest,
+    damaged,
+    finish,
+    golden,
+    identity,
+    machine,
+    open_model,
+    record,
+    write_json,
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Compare this machine's answers with the lab's.")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the CPU; 1")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, too")
+    if (FOLDER / "graph.py").exists():
+        parser.add_argument(
+            "--graph", action="store_const", const="graph", default="runtime", dest="module",
+            help="run the graph by ONNX Runtime on the CPU, not the engine on the GPU",
+        )  # fmt: skip
+    parser.set_defaults(module="runtime")
+    arguments = parser.parse_args()
+    if arguments.threads < 1:
+        parser.error("--threads is at least 1")
+    result = verify(arguments.threads, arguments.module)
+    if arguments.json:
+        write_json(arguments.json, result)
+    for line in _lines(result):
+        print(line)
+    print(f"{result['verdict']}: {result['why']}")
+    return 0 if result["verdict"] == "PASSED" else 1
+
+
+def verify(threads: int, module: str) -> dict[str, Any]:
+    """The verdict, why, and what it rests on."""
+    result: dict[str, Any] = {"verdict": "FAILED", "why": "", "machine": machine()}
+    try:
+        wrong = damaged()
+        result["bundle"] = {"digest": bundle_digest()}
+        if not wrong:
+            result["bundle"] = identity()
+            result.update(compare(threads, module))
+            wrong = _beyond(result)
+    except BundleError as error:
+        wrong = [str(error)]
+    what = ", ".join(f"{k} {v}" for k, v in result.get("runtime", {}).items())
+    result["verdict"] = "FAILED" if wrong else "PASSED"
+    result["why"] = "; ".join(wrong) or f"{what} gives the lab's answers on this machine"
+    return result
+
+
+def compare(threads: int, module: str) -> dict[str, Any]:
+    """The golden images, one by one, beside the logits that belong to them."""
+    images, labels, expected = golden()
+    run, versions = open_model(threads, module)
+    try:
+        logits = np.concatenate([run(images[i : i + 1]) for i in range(len(images))])
+    except BundleError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise BundleError(f"the runtime fails on a golden image: {text}") from error
+    errors = np.abs(logits.astype(np.float64) - expected)
+    return {
+        "runtime": versions,
+        "threads": threads,
+        "images": len(images),
+        "same_argmax": float((logits.argmax(axis=1) == expected.argmax(axis=1)).mean()),
+        "max_logit_error": float(errors.max()),
+        "mean_logit_error": float(errors.mean()),
+        "top1": float((logits.argmax(axis=1) == labels).mean()),
+        "golden_top1": float((expected.argmax(axis=1) == labels).mean()),
+        "tolerances": record()["tolerances"],
+    }
+
+
+def _beyond(result: dict[str, Any]) -> list[str]:
+    """What lies outside the tolerances; a logit that is not a number lies outside."""
+    limits, found = result["tolerances"], []
+    if not result["same_argmax"] >= limits["min_same_argmax"]:
+        found.append(f"the class is the lab's on {result['same_argmax']:.1%} of the images only")
+    for key in ("max_logit_error", "mean_logit_error"):
+        if not result[key] <= limits[key]:
+            found.append(f"{key.replace('_', ' ')} is {result[key]:.3g}, beyond {limits[key]:.3g}")
+    return found
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    if "runtime" not in result:
+        return []
+    bundle, limits = result["bundle"], result["tolerances"]
+    runtime = ", ".join(f"{name} {version}" for name, version in result["runtime"].items())
+    rows = (
+        ("same class", f"{result['same_argmax']:.1%}", f"at least {limits['min_same_argmax']:.1%}"),
+        ("right class", f"{result['top1']:.1%}", f"{result['golden_top1']:.1%} in the lab"),
+        *(
+            (key.replace("_", " "), f"{result[key]:.3g}", f"at most {limits[key]:.3g}")
+            for key in ("max_logit_error", "mean_logit_error")
+        ),
+    )
+    return [
+        "{student} for {backend}, {precision}; bundle {digest}".format(**bundle),
+        "{cpu}, kernel {kernel}, python {python}, numpy {numpy}".format(**result["machine"]),
+        f"{result['images']} images by {runtime}",
+        *(f"  {name:16}  {value:>8}, {limit}" for name, value, limit in rows),
+    ]
+
+
+if __name__ == "__main__":
+    finish(main)

@@ -1,0 +1,102 @@
+"""A small real student, compiled for every backend as the stages would have left it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.backends.base import Job, versions
+from pipeline.backends.registry import NAMES, backend
+from pipeline.contracts import (
+    PACKED,
+    Artifact,
+    CompiledMetrics,
+    artifact_folder,
+    compiled_metrics_file,
+)
+from pipeline.deliver.bundle import write_bundles
+from pipeline.export.onnx import export_onnx
+from pipeline.files import sha256
+from pipeline.networks.build import load_pixels_to_logits, save_model
+from pipeline.params import load_params
+from tests.backends.conftest import draw, job, train
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+STUDENT = "mnv4_small_050"
+
+__all__ = ["job", "shipped", "student"]
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("student")
+    save_model(folder, *train("relu"))
+    export_onnx(*load_pixels_to_logits(folder), opset=20, file=folder / "model.onnx")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shipped(
+    job: Callable[[str], Job], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, list[Path]]]:
+    """Bundles by backend, of the precisions in params.yaml; converting for LiteRT is slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("shipped")
+        patch.chdir(folder)
+        tree = yaml.safe_load(PARAMS.read_text())
+        tree["students"]["enabled"] = [STUDENT]
+        tree["backends"]["tflite"]["precisions"] = ["fp16", "int8"]
+        Path("params.yaml").write_text(yaml.safe_dump(tree))
+        params = load_params()
+        PACKED.mkdir(parents=True)
+        for part, array in zip(("images", "labels"), draw(100, seed=2), strict=True):
+            np.save(PACKED / f"test_{part}.npy", array)
+        job("fp32").manifest.write(PACKED / "manifest.json")
+        for name, precision in params.backends.pairs():
+            compile_artifact(name, job(precision))
+        found = {name: [] for name in NAMES}
+        for bundle in write_bundles(params):
+            path = folder / "models/bundles" / f"{STUDENT}-{bundle.backend}-{bundle.precision}"
+            found[bundle.backend].append(path)
+    yield found
+
+
+def compile_artifact(name: str, job: Job) -> None:
+    """What the stage `compile_<name>` leaves, but for the accuracy."""
+    runtime = backend(name)
+    folder = artifact_folder(STUDENT, name, job.precision)
+    folder.mkdir(parents=True)
+    compiled = runtime.compile(job, folder)
+    Artifact(
+        student=STUDENT,
+        backend=name,
+        precision=job.precision,
+        model_file=compiled.model_file,
+        quantizer=compiled.quantizer,
+        calibration_digest=None,
+        image_size=job.manifest.image_size,
+        channels=job.manifest.channels,
+        classes=job.manifest.classes,
+        proof=compiled.proof,
+        versions=versions(runtime.packages),
+        digests={file.name: sha256(file) for file in sorted(folder.iterdir())},
+    ).write(folder / "artifact.json")
+    CompiledMetrics(
+        top1=1.0,
+        top1_drop=0.0,
+        agreement=1.0,
+        lost=0,
+        won=0,
+        max_logit_error=0.0,
+        mean_logit_error=0.0,
+        snr_db=None,
+        images=100,
+        size_bytes=(folder / compiled.model_file).stat().st_size,
+        int8_mac_share=compiled.proof.int8_mac_share,
+        evaluated_with=runtime.evaluator() or "",
+        ships_with=name,
+    ).write(compiled_metrics_file(STUDENT, name, job.precision))
