@@ -197,21 +197,31 @@ def test_reproducing_again_runs_no_stage(project: Project) -> None:
     assert "Running stage" not in said and "up to date" in said
 
 
+def branches(project: Project, *students: str) -> set[str]:
+    """The stages of these students that may train: the ladder's last rung trains, too."""
+    params = project.params()
+    names = students or params.students.enabled
+    return {f"distill@{name}" for name in names} | {
+        f"compile_{backend}@{name}-{precision}"
+        for name in names
+        for backend, precision in params.backends.pairs()
+    }
+
+
 def test_editing_one_student_touches_its_branch_alone(project: Project, student: str) -> None:
     key = f"students.zoo.{student}.args"
     old = project.set(key, {"drop_rate": 0.1})
-    assert project.changed_stages() == {f"distill@{student}"}
+    assert project.changed_stages() == branches(project, student)
     project.set(key, old)
 
 
 def test_another_loss_or_temperature_never_runs_the_teacher_again(project: Project) -> None:
-    students = {f"distill@{name}" for name in project.params().students.enabled}
     key = "profiles.smoke.distill.losses"
     losses = yaml.safe_load((project.folder / "params.yaml").read_text())["profiles"]["smoke"]
     other = [{"name": "kl", "weight": 1.0, "options": {"temperature": 2.0}}]
     assert losses["distill"]["losses"] != other
     old = project.set(key, other)
-    assert project.changed_stages() == students
+    assert project.changed_stages() == branches(project)
     project.set(key, old)
 
 
@@ -225,8 +235,7 @@ def test_a_changed_module_touches_the_stages_that_import_it(project: Project) ->
     file = project.folder / "pipeline/distill/losses/logits.py"
     text = file.read_text()
     file.write_text(text + "# changed\n")
-    students = {f"distill@{name}" for name in project.params().students.enabled}
-    assert project.changed_stages() == students
+    assert project.changed_stages() == branches(project)
     file.write_text(text)
     assert not project.changed_stages()
 
