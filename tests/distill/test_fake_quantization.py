@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from pipeline.backends.base import Job
 from pipeline.backends.onnxruntime import open_session
 from pipeline.backends.qdq import quantize
 from pipeline.contracts import ModelCard
@@ -213,7 +214,8 @@ def int8_logits(
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         export_onnx(student, card, opset=20, file=source)
-        onnx.save(quantize(source, calibration, "uint8")[0], target)
+        job = Job("student", "int8", source, Path(folder), calibration, manifest=None)
+        onnx.save(quantize(job, "uint8")[0], target)
         return torch.from_numpy(open_session(target, 1)(images))
 
 
