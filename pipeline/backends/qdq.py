@@ -59,17 +59,7 @@ def quantize(
 
     symmetric = activations == "int8 symmetric"
     zero_point = np.array(0, np.int8) if symmetric else np.array(128, np.uint8)
-    options: dict[str, Any] = {
-        # The best logit often leads by less than one step of 8 bits.
-        "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
-    }
-    if symmetric:
-        options |= {
-            "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
-            "ActivationSymmetric": True,
-            "WeightSymmetric": True,
-            "QuantizeBias": False,
-        }
+    options = _options(symmetric)
     method = CalibrationMethod.MinMax
     if job.recipe.ranges:
         method = CalibrationMethod.Percentile
@@ -101,6 +91,18 @@ def quantize(
     properties = onnx.load(job.onnx, load_external_data=False).metadata_props
     onnx.helper.set_model_props(model, {entry.key: entry.value for entry in properties})
     return model, front
+
+
+def _options(symmetric: bool) -> dict[str, Any]:
+    if not symmetric:
+        # The best logit often leads by less than one step of 8 bits.
+        return {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]}
+    return {
+        "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
+        "ActivationSymmetric": True,
+        "WeightSymmetric": True,
+        "QuantizeBias": False,
+    }
 
 
 def find_front(model: onnx.ModelProto) -> Front:

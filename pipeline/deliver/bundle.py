@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +19,15 @@ from pipeline.contracts import (
     BUNDLES,
     PACKED,
     Artifact,
-    Bundle,
     CompiledMetrics,
-    Golden,
     Manifest,
-    Preprocessing,
-    Tolerances,
     artifact_folder,
     bundle_folder,
     compiled_metrics_file,
     load_split,
 )
 from pipeline.deliver.bundle_readme import readme
+from pipeline.deliver.bundle_record import Bundle, Golden, Preprocessing, Tolerances
 from pipeline.errors import PipelineError
 from pipeline.files import sha256, whole_folder, write_whole
 from pipeline.measure import latency
@@ -147,14 +145,7 @@ def _write_bundle(
 
 def _artifact(folder: Path, manifest: Manifest) -> Artifact:
     """The record of a compiled folder whose files are those that were compiled."""
-    artifact = Artifact.read(folder / "artifact.json")
-    for file, digest in artifact.digests.items():
-        if not (folder / file).is_file() or sha256(folder / file) != digest:
-            raise PipelineError(
-                "is missing or not the file that was compiled",
-                where=str(folder / file),
-                fix="`dvc checkout` brings it back, `dvc repro` makes it anew",
-            )
+    artifact = Artifact.read_whole(folder)
     for field in ("classes", "image_size", "channels"):
         if getattr(artifact, field) != getattr(manifest, field):
             raise PipelineError(
@@ -238,11 +229,11 @@ def _install(name: str) -> dict[str, tuple[str, ...]]:
 
 
 def _preprocessing(artifact: Artifact) -> Preprocessing:
-    colour = "grey" if artifact.channels == 1 else "RGB"
+    colour: Literal["grey", "RGB"] = "grey" if artifact.channels == 1 else "RGB"
     return Preprocessing(
         size=artifact.image_size,
         channels=artifact.channels,
-        colour="grey" if artifact.channels == 1 else "RGB",
+        colour=colour,
         steps=tuple(step.format(colour=colour, size=artifact.image_size) for step in STEPS),
     )
 

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.contracts import Bundle
-
-TITLES = {
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "tflite": "LiteRT (TensorFlow Lite)",
-    "tensorrt": "TensorRT",
-}
+from pipeline.deliver.bundle_record import Bundle
+from pipeline.deliver.results import RUNTIME_NAMES
 
 
 def readme(bundle: Bundle) -> str:
@@ -17,7 +11,7 @@ def readme(bundle: Bundle) -> str:
     shape = f"[N, {bundle.image_size}, {bundle.image_size}, {bundle.channels}]"
     colour = "grey" if bundle.channels == 1 else "RGB"
     limits, golden = bundle.tolerances, bundle.golden
-    return f"""# {bundle.student}, {bundle.precision}, for {TITLES[bundle.backend]}
+    return f"""# {bundle.student}, {bundle.precision}, for {RUNTIME_NAMES[bundle.backend]}
 
 An image classifier of {len(bundle.classes)} classes (labels.txt).
 

@@ -16,7 +16,6 @@ from pipeline.backends.registry import NAMES, backend
 from pipeline.contracts import Artifact, artifact_folder
 from pipeline.data.images import load_image
 from pipeline.errors import PipelineError
-from pipeline.files import sha256
 from pipeline.measure.compile import precisions
 from pipeline.params import load_params
 
@@ -41,14 +40,7 @@ def predict(
             where=str(folder),
             fix="name it in params.yaml (students.enabled, backends) and run `dvc repro`",
         )
-    artifact = Artifact.read(folder / "artifact.json")
-    for file, digest in artifact.digests.items():
-        if not (folder / file).is_file() or sha256(folder / file) != digest:
-            raise PipelineError(
-                "is missing or not the file that was compiled",
-                where=str(folder / file),
-                fix="`dvc checkout` brings it back, `dvc repro` makes it anew",
-            )
+    artifact = Artifact.read_whole(folder)
     runtime = backend(backend_name)
     used = runtime.evaluator()
     if used is None:

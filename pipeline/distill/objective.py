@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -143,9 +144,21 @@ class Distillation(Objective):
             theirs = [teacher[_whose(term, self.settings)][tap] for tap in term.taps]
             if loss.target == "features":
                 found[key] = Adapter(ours[0][1], theirs[0][1])
+            elif loss.target == "maps" and min(math.prod(s[2:]) for s in (*ours, *theirs)) == 1:
+                raise PipelineError(
+                    f"`{term.name}` compares where features are, but the tap `{term.taps[0]}` has "
+                    f"one position: {_size(ours[0])} in the student, {_size(theirs[0])} in the "
+                    "teacher",
+                    where="distill.losses",
+                    fix="choose an earlier tap: `python -m pipeline taps` shows their sizes",
+                )
             elif loss.target == "levels":
                 found[key] = ReviewAdapter(ours, theirs)
         return nn.ModuleDict(found)
+
+
+def _size(shape: torch.Size) -> str:
+    return " x ".join(map(str, shape[1:]))
 
 
 def needs_logits(terms: tuple[LossTerm, ...]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import typing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +31,6 @@ from pipeline.measure.accuracy import agreement, logits_of, lost_and_won, signal
 from pipeline.networks.build import load_pixels_to_logits
 from pipeline.params import Backends, Params, load_params
 from pipeline.quantize.ladder import Climbed, climb
-from pipeline.quantize.retrain import retrain
 from pipeline.quantize.sensitivity import product_layers
 
 MIN_INT8_MAC_SHARE = 0.98
@@ -103,9 +103,12 @@ def compile_student(
 
 def _climb(backend: Backend, job: Job, params: Params, folder: Path, where: str) -> Climbed:
     """The first int8 artifact that loses little enough on val, or the one that loses least."""
+    from pipeline.quantize.retrain import retrain  # all of training, which float needs not load
+
     images, labels = load_split("val")
     threads = os.cpu_count() or 1
-    _, card = load_pixels_to_logits(job.student_folder)
+    model, card = load_pixels_to_logits(job.student_folder)
+    job = replace(job, layers=product_layers(model, card.image_size, card.channels))
 
     def judge(candidate: Job, compiled: Compiled, made: Path) -> float:
         _check(candidate, compiled, where)
@@ -130,7 +133,6 @@ def _job(student: str, precision: str) -> Job:
         raise PipelineError(
             f"`{student}` has not been exported", where=str(onnx), fix="run `dvc repro`"
         )
-    model, card = load_pixels_to_logits(STUDENTS / student)
     return Job(
         student=student,
         precision=precision,
@@ -138,7 +140,6 @@ def _job(student: str, precision: str) -> Job:
         student_folder=STUDENTS / student,
         calibration=load_calibration(),
         manifest=Manifest.read(PACKED / "manifest.json"),
-        layers=product_layers(model, card.image_size, card.channels),
     )
 
 

@@ -32,12 +32,13 @@ class Climbed:
 
 @dataclass(frozen=True)
 class _Made:
-    """One attempt; without `compiled` it failed."""
+    """One attempt. Where it failed, its top-1 on val is -1, and `compiled` may be missing."""
 
     job: Job
     record: Attempt
     folder: Path
-    compiled: Compiled | None = None
+    compiled: Compiled | None
+    top1: float
 
 
 def climb(
@@ -59,10 +60,10 @@ def climb(
     made: list[_Made] = []
 
     def best() -> _Made:
-        return max(made, key=lambda one: -1 if one.compiled is None else one.record.val_top1 or 0)
+        return max(made, key=lambda one: one.top1)
 
     def good_enough() -> bool:
-        return bool(made) and (best().record.val_drop or 0) <= settings.max_drop
+        return bool(made) and float_top1 - best().top1 <= settings.max_drop
 
     scratch = folder / "attempts"
     scratch.mkdir()
@@ -143,4 +144,4 @@ def _attempt(
         size_bytes=opened_bytes(folder / compiled.model_file) if compiled else None,
         failure=failure,
     )
-    return _Made(job, record, folder, compiled)
+    return _Made(job, record, folder, compiled, -1.0 if top1 is None else top1)

@@ -14,7 +14,6 @@ from pipeline.backends.registry import NAMES, backend
 from pipeline.contracts import (
     PACKED,
     Artifact,
-    CompiledMetrics,
     artifact_folder,
     compiled_metrics_file,
 )
@@ -24,6 +23,7 @@ from pipeline.files import sha256
 from pipeline.networks.build import load_pixels_to_logits, save_model
 from pipeline.params import load_params
 from tests.backends.conftest import draw, job, train
+from tests.conftest import flawless
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 STUDENT = "mnv4_small_050"
@@ -85,18 +85,7 @@ def compile_artifact(name: str, job: Job) -> None:
         versions=versions(runtime.packages),
         digests={file.name: sha256(file) for file in sorted(folder.iterdir())},
     ).write(folder / "artifact.json")
-    CompiledMetrics(
-        top1=1.0,
-        top1_drop=0.0,
-        agreement=1.0,
-        lost=0,
-        won=0,
-        max_logit_error=0.0,
-        mean_logit_error=0.0,
-        snr_db=None,
-        images=100,
-        size_bytes=(folder / compiled.model_file).stat().st_size,
-        int8_mac_share=compiled.proof.int8_mac_share,
-        evaluated_with=runtime.evaluator() or "",
-        ships_with=name,
-    ).write(compiled_metrics_file(STUDENT, name, job.precision))
+    share, by = compiled.proof.int8_mac_share, runtime.evaluator() or ""
+    flawless(folder / compiled.model_file, share, by, name).write(
+        compiled_metrics_file(STUDENT, name, job.precision)
+    )

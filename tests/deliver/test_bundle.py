@@ -15,9 +15,10 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from pipeline.contracts import BUNDLES, PACKED, Bundle, Preprocessing, artifact_folder
+from pipeline.contracts import BUNDLES, PACKED, artifact_folder
 from pipeline.data.images import load_image
 from pipeline.deliver.bundle import golden_indices, write_bundles
+from pipeline.deliver.bundle_record import Bundle, Preprocessing
 from pipeline.errors import PipelineError
 from pipeline.files import sha256
 from pipeline.measure import latency

@@ -136,6 +136,14 @@ def test_a_wrong_tap_fails_before_training(student_taps: dict[str, str], said: s
         Distillation(model(), known, terms, student_taps, teachers(), pixels)
 
 
+def test_attention_over_a_single_position_is_refused() -> None:
+    """There its map is always 1: the loss would be zero and nobody would notice."""
+    pixels, terms = torch.from_numpy(split(1)[0][:1]), (term("attention_transfer"), LABELS)
+    known, taps = {"resnet": model(RESNET)}, {"late": "global_pool.pool"}
+    with pytest.raises(PipelineError, match=r"has one position: \d+ x 1 x 1 in the student"):
+        Distillation(model(), known, terms, taps, teachers(), pixels)
+
+
 def test_losses_that_leave_the_classifier_untrained_are_refused() -> None:
     with pytest.raises(PipelineError, match="no term reaches the classifier"):
         distillation((term("hint"), term("rkd")))
