@@ -7,13 +7,15 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.contracts import FloatProduct, Manifest, Partitions, Proof
 from pipeline.errors import PipelineError
+
+T = TypeVar("T")
 
 Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Raw pixels uint8 [N, H, W, C] in, logits float32 [N, classes] out, any N >= 1."""
@@ -51,29 +53,30 @@ class Job:
     """Module names of the student's convolutions and products, in order of execution."""
     recipe: Recipe = Recipe()
 
-    def places(self, found: int) -> tuple[int, ...]:
-        """Which of the `found` convolutions and products of a graph the recipe keeps in float.
+    def kept(self, products: Sequence[T]) -> tuple[T, ...]:
+        """Those of a graph's convolutions and products that the recipe keeps in float.
 
         Graphs hold them in the order in which the student executes them. Raises
         `PipelineError` where their number differs.
         """
-        if self.recipe.float_layers and found != len(self.layers):
+        if self.recipe.float_layers and len(products) != len(self.layers):
             raise PipelineError(
                 f"layers cannot be kept in float: the student has {len(self.layers)} convolutions "
-                f"and products, the graph {found}",
+                f"and products, the graph {len(products)}",
                 where=self.student,
             )
-        return tuple(self.layers.index(name) for name in self.recipe.float_layers)
+        return tuple(products[self.layers.index(name)] for name in self.recipe.float_layers)
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compiler did."""
+    """What a compiler did; `kept_float` names the products that the recipe left in float."""
 
     model_file: str
     quantizer: str | None
     proof: Proof
     notes: tuple[str, ...] = ()
+    kept_float: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

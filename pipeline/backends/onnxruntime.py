@@ -55,11 +55,13 @@ class OnnxRuntime:
         file = folder / MODEL
         int8 = job.precision == "int8"
         notes: tuple[str, ...] = ()
+        kept: tuple[str, ...] = ()
         if int8:
-            model, front = quantize(job, "uint8")
-            notes = (_ALL_BITS, _EXACT_INPUT) if _feed_pixels(model, front) else (_ALL_BITS,)
-            notes += (_FLOAT_LAYERS,) if job.recipe.float_layers else ()
-            onnx.save(model, file)
+            made = quantize(job, "uint8")
+            exact, kept = _feed_pixels(made.model, made.front), made.kept_float
+            notes = (_ALL_BITS, _EXACT_INPUT) if exact else (_ALL_BITS,)
+            notes += (_FLOAT_LAYERS,) if kept else ()
+            onnx.save(made.model, file)
         else:
             shutil.copyfile(job.onnx, file)
         return Compiled(
@@ -67,6 +69,7 @@ class OnnxRuntime:
             quantizer=f"{QUANTIZER}, uint8 asymmetric activations" if int8 else None,
             proof=_inspect(file),
             notes=notes,
+            kept_float=kept,
         )
 
     def load(self, model: Path, threads: int) -> Runner:

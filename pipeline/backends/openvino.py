@@ -56,13 +56,15 @@ class OpenVino:
         versions(self.packages)
         model = _convert(job.onnx)
         quantizer = None
+        kept: tuple[str, ...] = ()
         notes = [PRECISION_NOTE]
         if job.precision == "int8":
-            model = _quantize(model, job)
+            model, kept = _quantize(model, job)
             quantizer = "NNCF: preset mixed, int8 weights per channel"
             notes.append(_pin_input_range(model))
         _save(model, folder / MODEL_FILE)
-        return Compiled(MODEL_FILE, quantizer, _inspect(folder / MODEL_FILE), tuple(notes))
+        proof = _inspect(folder / MODEL_FILE)
+        return Compiled(MODEL_FILE, quantizer, proof, tuple(notes), kept)
 
     def load(self, model: Path, threads: int) -> Runner:
         """A runner for one image at a time or many: one stream, one synchronous request.
@@ -127,8 +129,10 @@ def _compile(model: openvino.Model, threads: int, batch: int) -> openvino.Compil
     return openvino.Core().compile_model(model, "CPU", properties)
 
 
-def _quantize(model: openvino.Model, job: Job) -> openvino.Model:
-    """`model` by NNCF: its own ranges and fast bias correction where the recipe has no others.
+def _quantize(model: openvino.Model, job: Job) -> tuple[openvino.Model, tuple[str, ...]]:
+    """`model` by NNCF, and the names of the products that the recipe left in float.
+
+    Ranges are NNCF's own and bias correction is its fast one where the recipe has no others.
 
     `histogram` takes the ranges with the least square error. NNCF's means over images were
     tried, too: students of small images lost three times as much by them as by its default.
@@ -141,18 +145,19 @@ def _quantize(model: openvino.Model, job: Job) -> openvino.Model:
     if job.recipe.ranges == "histogram":
         advanced.activations_range_estimator_params = RangeEstimatorParametersSet.HISTOGRAM
     products = [node for node in model.get_ordered_ops() if node.get_type_name() in PRODUCTS]
-    kept = [products[place].get_friendly_name() for place in job.places(len(products))]
+    kept = job.kept([node.get_friendly_name() for node in products])
     samples = [job.calibration[i : i + 1] for i in range(len(job.calibration))]
-    return nncf.quantize(
+    quantized = nncf.quantize(
         model,
         nncf.Dataset(samples),
         preset=nncf.QuantizationPreset.MIXED,
         target_device=nncf.TargetDevice.CPU,
         subset_size=len(samples),
         fast_bias_correction=not job.recipe.bias_correction,
-        ignored_scope=nncf.IgnoredScope(names=kept) if kept else None,
+        ignored_scope=nncf.IgnoredScope(names=list(kept)) if kept else None,
         advanced_parameters=advanced,
     )
+    return quantized, kept
 
 
 def _pin_input_range(model: openvino.Model) -> str:

@@ -26,6 +26,15 @@ _ARITHMETIC = ("Cast", "Sub", "Add", "Mul", "Div")
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """A Q/DQ model, the front of its graph, and the names of the products left in float."""
+
+    model: onnx.ModelProto
+    front: Front
+    kept_float: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Front:
     """The nodes that make normalised NCHW floats of raw pixels, and the tensor they give."""
 
@@ -33,10 +42,8 @@ class Front:
     tensor: str
 
 
-def quantize(
-    job: Job, activations: Literal["uint8", "int8 symmetric"]
-) -> tuple[onnx.ModelProto, Front]:
-    """A Q/DQ model of an exported student by the job's recipe, and the front of its graph.
+def quantize(job: Job, activations: Literal["uint8", "int8 symmetric"]) -> Quantized:
+    """A Q/DQ model of an exported student by the job's recipe.
 
     The input is quantized at the scale 1/64 that the pixels already have (zero point 128,
     symmetric: 0), thus without any error. Ranges are the least and largest values over the
@@ -70,8 +77,7 @@ def quantize(
         quant_pre_process(job.onnx, prepared)
         graph = onnx.load(prepared)
         front = find_front(graph)
-        products = [node.name for node in graph.graph.node if node.op_type in PRODUCTS]
-        kept = [products[place] for place in job.places(len(products))]
+        kept = job.kept([node.name for node in graph.graph.node if node.op_type in PRODUCTS])
         scale = np.array(1 / 64, np.float32)
         override = {front.tensor: [{"scale": scale, "zero_point": zero_point}]}
         quantize_static(
@@ -90,7 +96,7 @@ def quantize(
         model = onnx.load(result)
     properties = onnx.load(job.onnx, load_external_data=False).metadata_props
     onnx.helper.set_model_props(model, {entry.key: entry.value for entry in properties})
-    return model, front
+    return Quantized(model, front, kept)
 
 
 def _options(symmetric: bool) -> dict[str, Any]:

@@ -54,8 +54,11 @@ class TensorRT:
         """
         file = folder / MODEL
         int8 = job.precision == "int8"
+        kept: tuple[str, ...] = ()
         if int8:
-            onnx.save(quantize(job, "int8 symmetric")[0], file)
+            made = quantize(job, "int8 symmetric")
+            onnx.save(made.model, file)
+            kept = made.kept_float
         else:
             onnx.save(_half(job.onnx), file)
         network = Network(file)
@@ -75,6 +78,7 @@ class TensorRT:
             quantizer=f"{QUANTIZER}, int8 symmetric activations" if int8 else None,
             proof=network.proof(),
             notes=tuple(notes),
+            kept_float=kept,
         )
 
     def load(self, model: Path, threads: int) -> Runner:

@@ -54,10 +54,11 @@ class TFLite:
             )
         versions(self.packages)
         with _quiet():
-            content, quantizer = builders[job.precision](job)
+            content, quantizer, kept = builders[job.precision](job)
         path = folder / MODEL_FILE
         path.write_bytes(content)
-        return Compiled(MODEL_FILE, quantizer, inspect(_interpreter(path, threads=1)))
+        proof = inspect(_interpreter(path, threads=1))
+        return Compiled(MODEL_FILE, quantizer, proof, kept_float=kept)
 
     def load(self, model: Path, threads: int) -> Runner:
         """A runner that gives the interpreter one image after the other.
@@ -76,28 +77,31 @@ class TFLite:
         return None if self.evaluator() else "the package ai-edge-litert is not installed"
 
 
-def _float32(job: Job) -> tuple[bytes, str | None]:
+_Built = tuple[bytes, str | None, tuple[str, ...]]
+"""A .tflite, its quantizer, and the products that the recipe left in float, by name."""
+
+
+def _float32(job: Job) -> _Built:
     import torch
 
     from pipeline.networks.build import load_pixels_to_logits
 
     model, _ = load_pixels_to_logits(job.student_folder)
-    return _convert(model, torch.tensor(job.calibration[:SAMPLES])), None
+    return _convert(model, torch.tensor(job.calibration[:SAMPLES])), None, ()
 
 
-def _float16(job: Job) -> tuple[bytes, str | None]:
+def _float16(job: Job) -> _Built:
     from ai_edge_quantizer.quantizer import Quantizer
     from ai_edge_quantizer.recipe_manager import RecipeManager
 
     recipe = RecipeManager()
     recipe.add_weight_only_config(".*", "*", num_bits=16, algorithm_key="float_casting")
     quantizer = Quantizer(bytearray(_float32(job)[0]), recipe.get_quantization_recipe())
-    return _quantized(quantizer, None), (
-        "ai-edge-quantizer: weights stored in float16, from which XNNPACK computes in float32"
-    )
+    stored = "ai-edge-quantizer: weights stored in float16, from which XNNPACK computes in float32"
+    return _quantized(quantizer, None), stored, ()
 
 
-def _int8(job: Job) -> tuple[bytes, str | None]:
+def _int8(job: Job) -> _Built:
     """Static int8: the network on normalised input is quantized, then fed with pixels.
 
     The pixel x of (x - 128) / 64 is the quantized input at scale 1/64, zero point 128. One
@@ -125,16 +129,18 @@ def _int8(job: Job) -> tuple[bytes, str | None]:
     for boundary in ("INPUT", "OUTPUT"):  # stay float in the signature
         recipe.add_quantization_config(".*", boundary, algorithm_key="no_quantize")
     content = _convert(model, torch.tensor(images[:SAMPLES]))
-    for scope, operator in _kept(content, job):
+    kept = _kept(content, job)
+    for _, scope, operator in kept:
         recipe.add_quantization_config(scope, operator, algorithm_key="no_quantize")
     ranges = _calibrate(content, recipe, images, job.recipe.ranges)
     quantizer = Quantizer(bytearray(content), recipe.get_quantization_recipe())
     content = _with_pixel_input(_quantized(quantizer, ranges))
-    return content, "ai-edge-quantizer: static, int8 weights per channel"
+    names = tuple(name for name, _, _ in kept)
+    return content, "ai-edge-quantizer: static, int8 weights per channel", names
 
 
-def _kept(content: bytes, job: Job) -> list[tuple[str, str]]:
-    """Scope and type of the operators that the job's recipe keeps in float."""
+def _kept(content: bytes, job: Job) -> tuple[tuple[str, str, str], ...]:
+    """Name, scope and type of the operators that the job's recipe keeps in float."""
     from ai_edge_quantizer.utils.tfl_flatbuffer_utils import (
         TFL_OP_CODE_TO_NAME,
         get_op_scope,
@@ -144,12 +150,17 @@ def _kept(content: bytes, job: Job) -> list[tuple[str, str]]:
     model = read_model(content)
     graph = model.subgraphs[0]
     kinds = [TFL_OP_CODE_TO_NAME.get(code.builtinCode) for code in model.operatorCodes]
-    products = [
-        (f"^{re.escape(get_op_scope(operator, graph.tensors))}$", kinds[operator.opcodeIndex])
-        for operator in graph.operators
-        if kinds[operator.opcodeIndex] in PRODUCTS
-    ]
-    return [products[place] for place in job.places(len(products))]
+    return job.kept(
+        [
+            (
+                graph.tensors[operator.outputs[0]].name.decode(),
+                f"^{re.escape(get_op_scope(operator, graph.tensors))}$",
+                kinds[operator.opcodeIndex],
+            )
+            for operator in graph.operators
+            if kinds[operator.opcodeIndex] in PRODUCTS
+        ]
+    )
 
 
 def _convert(model: torch.nn.Module, samples: torch.Tensor) -> bytes:

@@ -70,7 +70,7 @@ def calibrate(model: PixelsToLogits, images: NDArray[np.uint8]) -> dict[str, Gri
 
     with ExitStack() as hooks:
         hooks.callback(model.network.register_forward_pre_hook(keep).remove)
-        for path, layer in _products(model.network).items():
+        for path, layer in products(model.network).items():
             hooks.callback(layer.register_forward_pre_hook(partial(note, path)).remove)
         predict(model, images)
     return {path: Grid.spanning(*ends) for path, ends in ranges.items()} | grids
@@ -89,7 +89,7 @@ def fake_quantization(network: nn.Module, grids: Mapping[str, Grid]) -> Iterator
 
     Afterwards the network is the plain one again, with the parameters as they have become.
     """
-    layers = _products(network)
+    layers = products(network)
     with ExitStack() as undo:
         for path, grid in grids.items():
             layer = layers[path]
@@ -143,7 +143,7 @@ class _RoundedWeight(nn.Module):
         return round_weight(weight)
 
 
-def _products(network: nn.Module) -> dict[str, nn.Module]:
+def products(network: nn.Module) -> dict[str, nn.Module]:
     """What runs in int8: convolutions of every kind and linear layers, by path."""
     kinds = (nn.Conv2d, nn.Linear)
     return {path: m for path, m in network.named_modules() if isinstance(m, kinds)}

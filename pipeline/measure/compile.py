@@ -155,19 +155,20 @@ def _check(job: Job, compiled: Compiled, where: str) -> None:
         )
     if job.precision != "int8":
         return
-    stray, kept = proof.float_products, job.recipe.float_layers
-    if len(stray) < len(kept):
+    names = {product.name for product in proof.float_products}
+    if rounded := [name for name in compiled.kept_float if name not in names]:
         raise PipelineError(
-            f"meant to keep {', '.join(kept)} in float, but the runtime computes only "
-            f"{len(stray)} product(s) so",
+            f"meant to keep {', '.join(rounded)} in float, but the runtime computes it in int8",
             where=where,
             fix="leave `float_layers` out of quantize.rungs",
         )
-    if len(stray) > len(kept) and 1 - proof.int8_mac_share > 1 - MIN_INT8_MAC_SHARE:
+    stray = [p for p in proof.float_products if p.name not in compiled.kept_float]
+    share = sum(product.macs for product in stray) / proof.macs if proof.macs else 1.0
+    if share > 1 - MIN_INT8_MAC_SHARE:
         more = f" and {len(stray) - _NAMED} more" if len(stray) > _NAMED else ""
         raise PipelineError(
-            f"asked int8, but the runtime computes {1 - proof.int8_mac_share:.1%} of the "
-            f"multiply-accumulates in float: {', '.join(map(str, stray[:_NAMED]))}{more}",
+            f"asked int8, but the runtime computes {share:.1%} of the multiply-accumulates in "
+            f"float: {', '.join(map(str, stray[:_NAMED]))}{more}",
             where=where,
             fix="leave int8 out of this backend's precisions, or choose another network",
         )

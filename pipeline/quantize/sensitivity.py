@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import nn
 
 from pipeline.backends.base import Job
-from pipeline.distill.fake_quantization import calibrate, fake_quantization
+from pipeline.distill.fake_quantization import calibrate, fake_quantization, products
 from pipeline.networks.build import PixelsToLogits, load_pixels_to_logits
 from pipeline.networks.inference import predict
 
@@ -25,8 +24,7 @@ def product_layers(model: PixelsToLogits, image_size: int, channels: int) -> tup
 
     hooks = [
         module.register_forward_hook(partial(note, name))
-        for name, module in model.network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        for name, module in products(model.network).items()
     ]
     image = torch.zeros(1, image_size, image_size, channels, dtype=torch.uint8)
     predict(model, image.numpy())

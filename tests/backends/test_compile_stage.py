@@ -157,10 +157,11 @@ class FloatInside(OnnxRuntime):
 
 
 class Deaf(OnnxRuntime):
-    """Keeps nothing in float, whatever the recipe says."""
+    """Says that it keeps layers in float as the recipe asks, and does not."""
 
     def compile(self, job: Job, folder: Path) -> Compiled:
-        return super().compile(dataclasses.replace(job, recipe=Recipe()), folder)
+        compiled = super().compile(dataclasses.replace(job, recipe=Recipe()), folder)
+        return dataclasses.replace(compiled, kept_float=job.recipe.float_layers)
 
 
 class FloatInput(OnnxRuntime):

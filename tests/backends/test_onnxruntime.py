@@ -121,7 +121,7 @@ def test_pixels_are_the_int8_input(
     assert values[reader.input[1]] == 1 / 64 and values[reader.input[2]] == 128
 
     literal = tmp_path / "literal.onnx"
-    onnx.save(quantize(job("int8"), "uint8")[0], literal)
+    onnx.save(quantize(job("int8"), "uint8").model, literal)
     assert {"Cast", "Sub"} <= {node.op_type for node in onnx.load(literal).graph.node}
     images = test_images[0]
     assert (open_session(literal, 1)(images) == open_session(int8[1], 1)(images)).all()
@@ -168,5 +168,6 @@ def test_a_student_with_another_normalisation_is_refused(job: Jobs, tmp_path: Pa
 
 @pytest.mark.parametrize("images", [1, 7, 61])
 def test_any_number_of_calibration_images_will_do(job: Jobs, images: int) -> None:
-    model, _ = quantize(replace(job("int8"), calibration=job("int8").calibration[:images]), "uint8")
+    few = replace(job("int8"), calibration=job("int8").calibration[:images])
+    model = quantize(few, "uint8").model
     assert any(node.op_type == "QuantizeLinear" for node in model.graph.node)

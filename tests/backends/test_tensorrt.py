@@ -89,7 +89,8 @@ def test_int8_weights_are_stored_in_8_bits(compiled: tuple[str, Compiled, Path])
 
 def test_a_zero_point_other_than_zero_is_refused(job: Jobs, tmp_path: Path) -> None:
     """The check by NVIDIA's parser can fail, and its words reach the user."""
-    model, front = quantize(job("int8"), "int8 symmetric")
+    made = quantize(job("int8"), "int8 symmetric")
+    model, front = made.model, made.front
     (node,) = (node for node in model.graph.node if front.tensor in node.input)
     (zero,) = (tensor for tensor in model.graph.initializer if tensor.name == node.input[2])
     zero.CopyFrom(numpy_helper.from_array(np.array(1, np.int8), zero.name))

@@ -215,7 +215,7 @@ def int8_logits(
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         export_onnx(student, card, opset=20, file=source)
         job = Job("student", "int8", source, Path(folder), calibration, manifest=None)
-        onnx.save(quantize(job, "uint8")[0], target)
+        onnx.save(quantize(job, "uint8").model, target)
         return torch.from_numpy(open_session(target, 1)(images))
 
 

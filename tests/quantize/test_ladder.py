@@ -19,7 +19,7 @@ from pipeline.measure.accuracy import logits_of, top1
 from pipeline.networks.build import load_pixels_to_logits, save_model
 from pipeline.params import Quantize
 from pipeline.quantize.ladder import Climbed, climb
-from pipeline.quantize.sensitivity import most_sensitive, product_layers
+from pipeline.quantize.sensitivity import most_sensitive
 
 Jobs = Callable[[str], Job]
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -54,13 +54,6 @@ class Scripted:
 
 def climbed(job: Job, folder: Path, rungs: tuple[str, ...], judge: Scripted) -> Climbed:
     return climb(OnnxRuntime(), job, settings(*rungs), 0.900, judge, no_training, folder)
-
-
-@pytest.fixture
-def int8(job: Jobs) -> Job:
-    made = job("int8")
-    model, card = load_pixels_to_logits(made.student_folder)
-    return replace(made, layers=product_layers(model, card.image_size, card.channels))
 
 
 def test_a_default_that_is_good_enough_is_all_that_is_made(int8: Job, tmp_path: Path) -> None:
