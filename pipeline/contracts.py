@@ -98,6 +98,7 @@ class ModelCard(Record):
     args: dict[str, Any]
     stem_stride: Literal["auto", 1, 2]
     stem_pool: Literal["auto"] | bool
+    hard_swish: Literal["keep", "relu6", "decomposed"] = "keep"
     image_size: int = Field(description="of the data, in pixels")
     input_size: int = Field(description="that the network sees; other images are resized to it")
     channels: int
@@ -215,6 +216,11 @@ class Artifact(Record):
     channels: int
     classes: tuple[str, ...]
     proof: Proof
+    exact_input_images: int | None = Field(
+        None,
+        description="images whose logits are the same bits for pixels x and for (x - 128) / 64 in "
+        "float; null for float precisions",
+    )
     versions: dict[str, str]
     digests: dict[str, str] = Field(description="SHA-256 of every other file in the folder")
     notes: tuple[str, ...] = ()
@@ -246,6 +252,13 @@ class Attempt(Record):
     kept: bool = False
 
 
+class LayerNoise(Record):
+    """How far int8 takes the output of a convolution or product from the float student's."""
+
+    name: str = Field(description="of the module in the student")
+    snr_db: float | None = Field(description="signal to noise in dB; null where both are equal")
+
+
 class CompiledMetrics(Record):
     """metrics/compiled/B-S-P.json: the whole test split through `evaluated_with`."""
 
@@ -263,6 +276,7 @@ class CompiledMetrics(Record):
     evaluated_with: str = Field(description="the runtime and version that gave the answers")
     ships_with: str = Field(description="the runtime that the artifact is made for")
     ladder: tuple[Attempt, ...] = Field((), description="of int8, in order; one of them is kept")
+    layers: tuple[LayerNoise, ...] = Field((), description="of int8, in order of execution, on val")
 
 
 class Latency(Record):

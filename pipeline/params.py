@@ -82,11 +82,17 @@ class Training(Group):
     tensorboard: bool = Field(False, description="curves for TensorBoard, too, in .work/")
 
 
+HardSwish = Literal["keep", "relu6", "decomposed"]
+
+
 class Network(Group):
     arch: str = Field(description="a timm name")
     args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
     stem_stride: Literal["auto", 1, 2] = "auto"
     stem_pool: Literal["auto"] | bool = "auto"
+    hard_swish: HardSwish = Field(
+        "keep", description="relu6, or decomposed into what int8 kernels have, before training"
+    )
     taps: dict[Name, str] = Field({}, description="tap name: module path in the network")
 
 

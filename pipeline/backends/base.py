@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,12 @@ T = TypeVar("T")
 
 Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Raw pixels uint8 [N, H, W, C] in, logits float32 [N, classes] out, any N >= 1."""
+
+FloatRunner = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""Normalised pixels float32 [N, H, W, C] in, logits float32 [N, classes] out."""
+
+LayerOutputs = dict[str, NDArray[np.float32]]
+"""By name of a convolution or product, float32 [N, elements], channels first."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,22 @@ class Backend(Protocol):
     def load(self, model: Path, threads: int) -> Runner:
         """Open a compiled file for inference on `threads` CPU threads (or its accelerator)."""
 
+    def in_float(self, job: Job, folder: Path) -> Path:
+        """The model that `compile` quantizes, where it lies or in the empty `folder`."""
+
+    def layer_outputs(self, model: Path, images: NDArray[np.uint8]) -> LayerOutputs:
+        """What the convolutions and products of a model give for `images` [N, H, W, C].
+
+        As the next layer reads it, thus after a ReLU that is fused, and after rounding. The
+        float model has them in order of execution, under the names that its int8 one has, too.
+        """
+
+    def float_fed(self, model: Path) -> FloatRunner:
+        """An int8 artifact that takes (x - 128) / 64 in float and quantizes it, not pixels x.
+
+        Raises `PipelineError` for a graph that begins in an unknown way.
+        """
+
     def evaluator(self) -> str | None:
         """Name and version of the runtime that `load` uses here; null if it cannot run here."""
 
@@ -148,6 +170,11 @@ def opened_bytes(model: Path) -> int:
     """Bytes that the runtime opens: the model, and OpenVINO's weights beside it."""
     weights = model.with_suffix(".bin")
     return model.stat().st_size + (weights.stat().st_size if weights.is_file() else 0)
+
+
+def flat(values: NDArray[Any]) -> NDArray[np.float32]:
+    """What a layer gives, channels first, as float32 [N, elements]."""
+    return np.asarray(values, np.float32).reshape(len(values), -1)
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:

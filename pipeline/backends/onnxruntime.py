@@ -16,7 +16,18 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from pipeline.backends.base import Compiled, Job, Product, Runner, matrix_macs, prove
+from pipeline.backends.base import (
+    Compiled,
+    FloatRunner,
+    Job,
+    LayerOutputs,
+    Product,
+    Runner,
+    matrix_macs,
+    prove,
+)
+from pipeline.backends.onnx_inside import float_fed, layer_outputs
+from pipeline.backends.onnx_session import new_session, open_session, session_options
 from pipeline.backends.qdq import QUANTIZER, RANGES, Front, quantize
 from pipeline.contracts import Proof
 
@@ -75,23 +86,20 @@ class OnnxRuntime:
     def load(self, model: Path, threads: int) -> Runner:
         return open_session(model, threads)
 
+    def in_float(self, job: Job, folder: Path) -> Path:  # noqa: ARG002 - it exists already
+        return job.onnx
+
+    def layer_outputs(self, model: Path, images: NDArray[np.uint8]) -> LayerOutputs:
+        return layer_outputs(model, images)
+
+    def float_fed(self, model: Path) -> FloatRunner:
+        return float_fed(model)
+
     def evaluator(self) -> str:
         return f"onnxruntime {importlib.metadata.version('onnxruntime')}"
 
     def unmeasurable(self) -> None:
         """It runs wherever this project does."""
-
-
-def open_session(model: Path, threads: int) -> Runner:
-    """`model` on the CPU provider with `threads` threads that sleep when they have no work."""
-    session = _session(model, _session_options(threads))
-
-    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32]
-        (logits,) = session.run(["logits"], {"image": np.ascontiguousarray(images)})
-        return logits
-
-    return run
 
 
 def _inspect(file: Path) -> Proof:
@@ -114,12 +122,12 @@ def _inspect(file: Path) -> Proof:
 
 def _optimized(file: Path, level: onnxruntime.GraphOptimizationLevel) -> onnx.ModelProto:
     """The graph that a session makes of `file`."""
-    options = _session_options(threads=1)
+    options = session_options(threads=1)
     options.graph_optimization_level = level
     with tempfile.TemporaryDirectory() as scratch:
         optimized = Path(scratch, "optimized.onnx")
         options.optimized_model_filepath = str(optimized)
-        _session(file, options)
+        new_session(file, options)
         return onnx.load(optimized)
 
 
@@ -166,36 +174,12 @@ def _shapes(model: onnx.ModelProto, tensors: list[str]) -> dict[str, tuple[int, 
         probe.CopyFrom(model)
         del probe.graph.output[:]
         probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-        options = _session_options(threads=1)
+        options = session_options(threads=1)
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = _session(probe.SerializeToString(), options)
+        session = new_session(probe.SerializeToString(), options)
         values = session.run(wanted, {image.name: np.zeros(size, np.uint8)})
         shapes |= {name: value.shape for name, value in zip(wanted, values, strict=True)}
     return shapes
-
-
-def _session(
-    model: Path | bytes, options: onnxruntime.SessionOptions
-) -> onnxruntime.InferenceSession:
-    # That optimizer would round layers that are kept in float between int8 ones to int8, with
-    # one scale for all channels.
-    return onnxruntime.InferenceSession(
-        model,
-        options,
-        providers=["CPUExecutionProvider"],
-        disabled_optimizers=["WeightBiasQuantization"],
-    )
-
-
-def _session_options(threads: int) -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3  # it warns whenever an optimised graph is saved
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    return options
 
 
 def _feed_pixels(model: onnx.ModelProto, front: Front) -> bool:

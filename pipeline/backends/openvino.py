@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import math
+import os
 import re
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -14,7 +16,18 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backends.base import Compiled, Job, Product, Runner, matrix_macs, prove, versions
+from pipeline.backends.base import (
+    Compiled,
+    FloatRunner,
+    Job,
+    LayerOutputs,
+    Product,
+    Runner,
+    flat,
+    matrix_macs,
+    prove,
+    versions,
+)
 from pipeline.contracts import Proof
 from pipeline.errors import PipelineError
 
@@ -80,6 +93,44 @@ class OpenVino:
 
         def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
             request = single if len(images) == 1 else many()
+            logits: NDArray[np.float32] = request.infer([images])[0].copy()
+            return logits
+
+        return run
+
+    def in_float(self, job: Job, folder: Path) -> Path:
+        return folder / self.compile(replace(job, precision="fp32"), folder).model_file
+
+    def layer_outputs(self, model: Path, images: NDArray[np.uint8]) -> LayerOutputs:
+        network = _read(model)
+        products = [node for node in network.get_ordered_ops() if node.get_type_name() in PRODUCTS]
+        ends = [_as_read(node.output(0)) for node in products]
+        network.add_outputs(ends)
+        request = _compile(network, os.cpu_count() or 1, batch=-1).create_infer_request()
+        found = request.infer([images]).values()
+        sources = [result.input_value(0).get_node().get_name() for result in network.get_results()]
+        values = dict(zip(sources, found, strict=True))
+        return {
+            product.get_friendly_name(): flat(values[end.get_node().get_name()])
+            for product, end in zip(products, ends, strict=True)
+        }
+
+    def float_fed(self, model: Path) -> FloatRunner:
+        from openvino import Model, opset13
+
+        network = _read(model)
+        node = network.input().get_node()
+        while node.get_type_name() not in ("FakeQuantize", "Transpose"):  # Convert, (x - 128) / 64
+            readers = _readers(node.output(0))
+            if len(readers) != 1:
+                raise PipelineError("reads its pixels in an unknown way", where=str(model))
+            (node,) = readers
+        floats = opset13.parameter([-1, *network.input().partial_shape[1:]], np.float32)
+        node.input(0).replace_source_output(floats.output(0))
+        fed = Model(network.get_results(), [floats])
+        request = _compile(fed, threads=1, batch=-1).create_infer_request()
+
+        def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
             logits: NDArray[np.float32] = request.infer([images])[0].copy()
             return logits
 
@@ -183,6 +234,25 @@ def _readers(output: openvino.Output) -> list[openvino.Node]:
     """Nodes that read the values of `output`, not its shape alone."""
     nodes = [target.get_node() for target in output.get_target_inputs()]
     return [node for node in nodes if node.get_type_name() != "ShapeOf"]
+
+
+def _as_read(output: openvino.Output) -> openvino.Output:
+    """What becomes of a product's output before another layer reads it."""
+    while True:
+        readers = _readers(output)
+        if len(readers) != 1:
+            return output
+        (node,) = readers
+        bias = node.get_type_name() == "Add" and _is_constant(node.input_value(1).get_node())
+        if not bias and node.get_type_name() not in ("Relu", "Clamp", "FakeQuantize"):
+            return output
+        output = node.output(0)
+
+
+def _is_constant(node: openvino.Node) -> bool:
+    while node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == "Constant")
 
 
 def _save(model: openvino.Model, path: Path) -> None:

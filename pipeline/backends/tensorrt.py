@@ -20,8 +20,19 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from pipeline.backends.base import Compiled, Job, Product, Runner, matrix_macs, prove
-from pipeline.backends.onnxruntime import MODEL, OnnxRuntime, open_session
+from pipeline.backends.base import (
+    Compiled,
+    FloatRunner,
+    Job,
+    LayerOutputs,
+    Product,
+    Runner,
+    matrix_macs,
+    prove,
+)
+from pipeline.backends.onnx_inside import float_fed, layer_outputs
+from pipeline.backends.onnx_session import open_session
+from pipeline.backends.onnxruntime import MODEL, OnnxRuntime
 from pipeline.backends.qdq import QUANTIZER, RANGES, quantize
 from pipeline.contracts import Proof
 from pipeline.errors import PipelineError
@@ -91,6 +102,17 @@ class TensorRT:
             return open_session(portable, threads)
         engine = model.read_bytes() if model.suffix == ".engine" else Network(portable).build()
         return _open_engine(engine, str(model))
+
+    def in_float(self, job: Job, folder: Path) -> Path:  # noqa: ARG002 - it exists already
+        return job.onnx
+
+    def layer_outputs(self, model: Path, images: NDArray[np.uint8]) -> LayerOutputs:
+        """By ONNX Runtime on the portable graph, on a GPU, too: an engine shows no insides."""
+        return layer_outputs(model if model.suffix == ".onnx" else model.with_name(MODEL), images)
+
+    def float_fed(self, model: Path) -> FloatRunner:
+        """The portable graph in ONNX Runtime."""
+        return float_fed(model.with_name(MODEL))
 
     def evaluator(self) -> str:
         if reason := self.unmeasurable():

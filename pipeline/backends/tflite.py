@@ -6,31 +6,39 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
-import logging
-import os
 import re
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backends.base import Compiled, Job, Runner, versions
-from pipeline.backends.tflite_inspect import PRODUCTS, inspect
+from pipeline.backends.base import Compiled, FloatRunner, Job, LayerOutputs, Runner, versions
+from pipeline.backends.tflite_convert import (
+    from_normalised,
+    from_pixels,
+    normalised,
+    quiet,
+    runner,
+    with_float_input,
+    with_pixel_input,
+)
+from pipeline.backends.tflite_inspect import PRODUCTS, inspect, layer_outputs
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 MODEL_FILE = "model.tflite"
 SIGNATURE = "serving_default"
-SAMPLES = 16
-"""Calibration images that check the conversion."""
-MAX_ERROR = 1e-3
-"""Largest error of a converted logit, as a share of the largest logit."""
+
+_HARD_SWISH = "HARD_SWISH int8"
+_SPLIT = (
+    "XNNPACK does not take {} int8 hard-swishes, which split the graph; `hard_swish: relu6` or "
+    "`decomposed` of the student replaces them before distillation"
+)
 
 
 class TFLite:
@@ -53,19 +61,37 @@ class TFLite:
                 fix=f"use {', '.join(builders)}",
             )
         versions(self.packages)
-        with _quiet():
+        with quiet():
             content, quantizer, kept = builders[job.precision](job)
         path = folder / MODEL_FILE
         path.write_bytes(content)
         proof = inspect(_interpreter(path, threads=1))
-        return Compiled(MODEL_FILE, quantizer, proof, kept_float=kept)
+        left = proof.partitions.builtin.get(_HARD_SWISH, 0) if proof.partitions else 0
+        notes = (_SPLIT.format(left),) if left else ()
+        return Compiled(MODEL_FILE, quantizer, proof, notes, kept)
 
     def load(self, model: Path, threads: int) -> Runner:
         """A runner that gives the interpreter one image after the other.
 
         That is the shape that ships, so accuracy and latency are those of the shipped graph.
         """
-        return _runner(_interpreter(model, threads))
+        return runner(_interpreter(model, threads))
+
+    def in_float(self, job: Job, folder: Path) -> Path:
+        file = folder / MODEL_FILE
+        with quiet():
+            file.write_bytes(from_pixels(job))
+        return file
+
+    def layer_outputs(self, model: Path, images: NDArray[np.uint8]) -> LayerOutputs:
+        """By LiteRT's own kernels: what a delegate computes between two layers is not seen."""
+        with quiet():
+            return layer_outputs(model, images)
+
+    def float_fed(self, model: Path) -> FloatRunner:
+        from ai_edge_litert.interpreter import Interpreter
+
+        return runner(Interpreter(model_content=with_float_input(model.read_bytes())))
 
     def evaluator(self) -> str | None:
         try:
@@ -82,12 +108,7 @@ _Built = tuple[bytes, str | None, tuple[str, ...]]
 
 
 def _float32(job: Job) -> _Built:
-    import torch
-
-    from pipeline.networks.build import load_pixels_to_logits
-
-    model, _ = load_pixels_to_logits(job.student_folder)
-    return _convert(model, torch.tensor(job.calibration[:SAMPLES])), None, ()
+    return from_pixels(job), None, ()
 
 
 def _float16(job: Job) -> _Built:
@@ -96,7 +117,7 @@ def _float16(job: Job) -> _Built:
 
     recipe = RecipeManager()
     recipe.add_weight_only_config(".*", "*", num_bits=16, algorithm_key="float_casting")
-    quantizer = Quantizer(bytearray(_float32(job)[0]), recipe.get_quantization_recipe())
+    quantizer = Quantizer(bytearray(from_pixels(job)), recipe.get_quantization_recipe())
     stored = "ai-edge-quantizer: weights stored in float16, from which XNNPACK computes in float32"
     return _quantized(quantizer, None), stored, ()
 
@@ -107,34 +128,20 @@ def _int8(job: Job) -> _Built:
     The pixel x of (x - 128) / 64 is the quantized input at scale 1/64, zero point 128. One
     QUANTIZE operator moves the zero point to int8's; no float arithmetic precedes it.
     """
-    import torch
     from ai_edge_quantizer.quantizer import Quantizer
     from ai_edge_quantizer.recipe_manager import RecipeManager
-    from litert_torch import to_channel_last_io
 
-    from pipeline.networks.build import load_model, student_normalisation
-
-    network, card = load_model(job.student_folder)
-    if card.normalisation != student_normalisation(card.channels):
-        raise PipelineError(
-            f"normalised by mean {card.normalisation.mean}, std {card.normalisation.std}: pixels "
-            "are int8 input only for mean 128, std 64",
-            where=str(job.student_folder),
-            fix="train the student with (x - 128) / 64",
-        )
-    images = (job.calibration.astype(np.float32) - np.float32(128)) / np.float32(64)
-    model = to_channel_last_io(network, args=[0])
     recipe = RecipeManager()
     recipe.add_static_config(".*", "*", activation_num_bits=8, weight_num_bits=8)
     for boundary in ("INPUT", "OUTPUT"):  # stay float in the signature
         recipe.add_quantization_config(".*", boundary, algorithm_key="no_quantize")
-    content = _convert(model, torch.tensor(images[:SAMPLES]))
+    content = from_normalised(job)
     kept = _kept(content, job)
     for _, scope, operator in kept:
         recipe.add_quantization_config(scope, operator, algorithm_key="no_quantize")
-    ranges = _calibrate(content, recipe, images, job.recipe.ranges)
+    ranges = _calibrate(content, recipe, normalised(job.calibration), job.recipe.ranges)
     quantizer = Quantizer(bytearray(content), recipe.get_quantization_recipe())
-    content = _with_pixel_input(_quantized(quantizer, ranges))
+    content = with_pixel_input(_quantized(quantizer, ranges))
     names = tuple(name for name, _, _ in kept)
     return content, "ai-edge-quantizer: static, int8 weights per channel", names
 
@@ -161,40 +168,6 @@ def _kept(content: bytes, job: Job) -> tuple[tuple[str, str, str], ...]:
             if kinds[operator.opcodeIndex] in PRODUCTS
         ]
     )
-
-
-def _convert(model: torch.nn.Module, samples: torch.Tensor) -> bytes:
-    """A .tflite of `model` with input `image`, one of `samples`, and output `logits`.
-
-    Raises `PipelineError` unless LiteRT's answers to `samples` are torch's.
-    """
-    import litert_torch
-    import torch
-    from ai_edge_litert.interpreter import Interpreter
-
-    class Named(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"logits": self.model(image)}
-
-    # litert-torch 0.10 knows constants by the address of their contiguous copy. A weight in
-    # channels-last layout has a copy of a moment, and the next one at its address gets lost.
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.contiguous()
-    converted = litert_torch.convert(Named().eval(), sample_kwargs={"image": samples[:1]})
-    content = bytes(converted.model_content())
-    with torch.no_grad():
-        expected = model(samples).numpy()
-    error = np.abs(_runner(Interpreter(model_content=content))(samples.numpy()) - expected).max()
-    if not error <= MAX_ERROR * np.abs(expected).max():
-        raise PipelineError(
-            f"litert-torch changed the network: logits of LiteRT and torch differ by {error:.2g}",
-            fix="try another version of litert-torch, and report the architecture",
-        )
-    return content
 
 
 def _calibrate(
@@ -232,59 +205,12 @@ def _quantized(quantizer: Any, ranges: dict[str, Any] | None) -> bytes:
     return bytes(result.quantized_model)
 
 
-def _with_pixel_input(content: bytes) -> bytes:
-    """The float input of a quantized model becomes uint8 with scale 1/64, zero point 128.
-
-    The QUANTIZE operator behind it then maps uint8 to int8.
-    """
-    from ai_edge_litert.schema_py_generated import QuantizationParametersT, TensorType
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    graph = model.subgraphs[0]
-    pixels = graph.tensors[graph.inputs[0]]
-    pixels.type = TensorType.UINT8
-    pixels.quantization = QuantizationParametersT()
-    pixels.quantization.scale, pixels.quantization.zeroPoint = [1 / 64], [128]
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
-
-
 def _interpreter(model: Path, threads: int) -> Any:
     from ai_edge_litert.interpreter import Interpreter
 
     if not model.is_file():
         raise PipelineError("there is no such model", where=str(model), fix="run `dvc repro`")
     return Interpreter(str(model), num_threads=threads)
-
-
-def _runner(interpreter: Any) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
-    interpreter.allocate_tensors()
-    image = interpreter.get_input_details()[0]["index"]
-    output = interpreter.get_output_details()[0]
-
-    def run(images: NDArray[Any]) -> NDArray[np.float32]:
-        logits = np.empty((len(images), output["shape"][-1]), np.float32)
-        for i in range(len(images)):
-            interpreter.set_tensor(image, images[i : i + 1])
-            interpreter.invoke()
-            logits[i] = interpreter.get_tensor(output["index"])[0]
-        return logits
-
-    return run
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what the converters say about themselves; errors and other warnings pass."""
-    os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    for chatty in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=".*preserve_all_tensors.*")
-        yield
 
 
 @contextlib.contextmanager

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.backends.base import Product, matrix_macs, prove
+from pipeline.backends.base import LayerOutputs, Product, flat, matrix_macs, prove
 from pipeline.contracts import Partitions, Proof
 
 WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
@@ -31,6 +33,39 @@ def inspect(interpreter: Any) -> Proof:
         np.dtype(interpreter.get_output_details()[0]["dtype"]).name,
         Partitions(delegated=len(delegates), builtin=dict(sorted(builtin.items()))),
     )
+
+
+def layer_outputs(model: Path, images: NDArray[np.uint8]) -> LayerOutputs:
+    """`Backend.layer_outputs` of a .tflite file, by position: converters name layers at will."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(
+        str(model),
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        experimental_preserve_all_tensors=True,
+    )
+    interpreter.allocate_tensors()
+    ends = [
+        node["outputs"][0] for node in interpreter._get_ops_details() if node["op_name"] in PRODUCTS
+    ]
+    pixels = interpreter.get_input_details()[0]["index"]
+    found: list[list[NDArray[np.float32]]] = [[] for _ in ends]
+    for i in range(len(images)):
+        interpreter.set_tensor(pixels, images[i : i + 1])
+        interpreter.invoke()
+        for values, end in zip(found, ends, strict=True):
+            values.append(_real(interpreter, end))
+    return {str(i): flat(np.concatenate(values)) for i, values in enumerate(found)}
+
+
+def _real(interpreter: Any, tensor: int) -> NDArray[np.float32]:
+    """The real numbers that a tensor stands for, channels first."""
+    values: NDArray[np.float32] = interpreter.get_tensor(tensor).astype(np.float32)
+    details = interpreter._get_tensor_details(tensor, 0)
+    if details["dtype"] == np.int8:
+        scale, zero_point = details["quantization"]
+        values = (values - np.float32(zero_point)) * np.float32(scale)
+    return np.moveaxis(values, -1, 1)
 
 
 def _product(interpreter: Any, node: dict[str, Any]) -> Product:

@@ -143,6 +143,31 @@ def training(curves: dict[str, tuple[Epoch, ...]]) -> str:
         return _svg(figure)
 
 
+def noise(rows: list[Row]) -> str:
+    """Signal-to-noise ratio of every layer of the int8 artifacts as SVG, one plot per student."""
+    shown = [row for row in rows if row.metrics and row.metrics.layers]
+    students = list(dict.fromkeys(row.student for row in shown))
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "noise"}):
+        figure = Figure(figsize=(9.5, 2.6 * max(1, len(students))), layout="constrained")
+        grid = figure.subplots(max(1, len(students)), 1, squeeze=False)[:, 0]
+        for axes, student in zip(grid, students, strict=False):
+            for row in shown:
+                if row.student == student and row.metrics:
+                    decibels = [layer.snr_db for layer in row.metrics.layers]
+                    heights = [math.nan if value is None else value for value in decibels]
+                    name, colour = RUNTIME_NAMES[row.backend], COLOURS[row.backend]
+                    axes.plot(heights, "-o", ms=2.5, lw=1, color=colour, label=name)
+            axes.set_title(student, loc="left")
+            axes.set_ylabel("signal to noise, dB")
+            axes.grid(True)
+        if students:
+            grid[-1].set_xlabel("convolution or product, in order of execution")
+            grid[0].legend(frameon=False, ncols=4)
+        else:
+            grid[0].text(0.5, 0.5, "no layer was compared", ha="center")
+        return _svg(figure)
+
+
 def _draw_points(axes: Axes, found: list[Point]) -> None:
     edge = frontier(found)
     axes.plot(

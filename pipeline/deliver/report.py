@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -20,15 +19,21 @@ from pipeline.contracts import (
     Fingerprint,
     Manifest,
     ModelMetrics,
-    Partitions,
     artifact_folder,
     read_curve,
 )
 from pipeline.deliver import plots
+from pipeline.deliver.int8_sections import (
+    Section,
+    ladder_section,
+    noise_section,
+    parity_section,
+    proof_section,
+    replaced_section,
+)
 from pipeline.deliver.results import (
     LEFT_ALIGNED,
     RUNTIME_NAMES,
-    UNKNOWN,
     Row,
     best_per_backend,
     gather,
@@ -40,21 +45,11 @@ from pipeline.params import Params
 
 MARKDOWN, HTML = REPORTS / "report.md", REPORTS / "report.html"
 PARETO, TRAINING = REPORTS / "pareto.svg", REPORTS / "training.svg"
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading and a table; `numeric` tells number columns, `marks` rows that stand out."""
-
-    heading: str
-    columns: tuple[str, ...]
-    numeric: tuple[bool, ...]
-    rows: tuple[tuple[str, ...], ...]
-    marks: tuple[str, ...] = ()
+NOISE = REPORTS / "noise.svg"
 
 
 def report(params: Params) -> None:
-    """Stage `report`: reports/report.md, report.html, pareto.svg and training.svg.
+    """Stage `report`: reports/report.md, report.html and their plots.
 
     Raises `PipelineError` for a record that is missing or foreign; an artifact without
     measurements is no error but a row that says so.
@@ -65,6 +60,8 @@ def report(params: Params) -> None:
     networks += [("students", name) for name in params.students.enabled]
     pareto = plots.pareto(rows)
     training = plots.training({name: read_curve(name) for _, name in networks})
+    noise = plots.noise(rows)
+    students = {name: params.students.zoo[name] for name in params.students.enabled}
     context = {
         "title": "edgestill report",
         "summary": _summary(rows),
@@ -77,15 +74,20 @@ def report(params: Params) -> None:
         "students": [_student_section(name, rows) for name in params.students.enabled],
         "notes": numbered_notes(rows),
         "networks": _networks_section(networks),
-        "parity": _parity_section(rows),
-        "ladder": _ladder_section(rows),
+        "parity": parity_section(rows),
+        "ladder": ladder_section(rows),
         "ladder_limit": f"{params.quantize.max_drop:g}",
-        "proof": _proof_section(artifacts),
+        "replaced": replaced_section(students, rows),
+        "noise": noise_section(rows),
+        "noise_plot": _inline(noise),
+        "noise_file": NOISE.name,
+        "proof": proof_section(artifacts),
         "provenance": [_circumstances(params), _artifacts_section(artifacts)],
     }
     pages = {
         PARETO: pareto,
         TRAINING: training,
+        NOISE: noise,
         MARKDOWN: _render("report.md.j2", context),
         HTML: _render("report.html.j2", context),
     }
@@ -170,45 +172,6 @@ def _networks_section(networks: list[tuple[str, str]]) -> Section:
     return Section("Float networks in torch", columns, (False, True, True, True), tuple(rows))
 
 
-def _parity_section(rows: list[Row]) -> Section:
-    """How far every artifact's answers to the test split lie from the float student's."""
-    columns = ("Artifact", "Same argmax", "Lost", "Won", "Max error", "Mean error", "SNR dB")
-    shown = []
-    for row in rows:
-        if metrics := row.metrics:
-            noise = "exact" if metrics.snr_db is None else f"{metrics.snr_db:.1f}"
-            flips = (f"{metrics.agreement:.4f}", f"{metrics.lost}", f"{metrics.won}")
-            errors = (f"{metrics.max_logit_error:.2g}", f"{metrics.mean_logit_error:.2g}")
-            shown.append((row.name, *flips, *errors, noise))
-    return Section("Parity with the float student", columns, (False, *(True,) * 6), tuple(shown))
-
-
-def _ladder_section(rows: list[Row]) -> Section:
-    """What was tried for every int8 artifact, what each try bought on val, and its price."""
-    columns = ("Artifact", "Rung", "Recipe", "Val top-1", "Drop", "Bytes", "Seconds", "Kept")
-    numeric = (False, False, False, True, True, True, True, False)
-    tried = [(row, attempt) for row in rows if row.metrics for attempt in row.metrics.ladder]
-    return Section(
-        heading="What was tried for int8",
-        columns=columns,
-        numeric=numeric,
-        rows=tuple(
-            (
-                row.name,
-                attempt.rung.replace("_", " "),
-                f"{attempt.recipe}: {attempt.failure}" if attempt.failure else attempt.recipe,
-                UNKNOWN if attempt.val_top1 is None else f"{attempt.val_top1:.4f}",
-                UNKNOWN if attempt.val_drop is None else f"{attempt.val_drop:+.4f}",
-                UNKNOWN if attempt.size_bytes is None else f"{attempt.size_bytes:,}",
-                f"{attempt.seconds:.0f}",
-                "kept" if attempt.kept else "",
-            )
-            for row, attempt in tried
-        ),
-        marks=tuple("measured" if attempt.kept else "not_measured" for _, attempt in tried),
-    )
-
-
 def _circumstances(params: Params) -> Section:
     manifest = Manifest.read(PACKED / "manifest.json")
     benchmark = BenchmarkRecord.read(BENCHMARK)
@@ -264,32 +227,6 @@ def _artifacts(rows: list[Row]) -> dict[str, Artifact]:
         for row in rows
     }
     return {name: Artifact.read(file) for name, file in files.items() if file.exists()}
-
-
-def _proof_section(artifacts: dict[str, Artifact]) -> Section:
-    """What each runtime really executes; the float products of an int8 artifact by name."""
-    shown = []
-    for name, artifact in artifacts.items():
-        proof = artifact.proof
-        products = "; ".join(map(str, proof.float_products)) or "none"
-        if artifact.precision != "int8":
-            products = f"all {len(proof.float_products)}"
-        scales = {None: UNKNOWN, True: "yes", False: "no"}[proof.per_channel]
-        cells = (f"{proof.macs:,}", f"{proof.int8_mac_share:.1%}", products, scales)
-        types = f"{proof.input_type} to {proof.output_type}"
-        shown.append((name, *cells, _partitions(proof.partitions), types))
-    columns = (
-        "Artifact", "MACs", "int8 MACs", "In float", "Scales per channel", "Partitions", "Types"
-    )  # fmt: skip
-    numeric = (False, True, True, False, False, False, False)
-    return Section("What runs in int8", columns, numeric, tuple(shown))
-
-
-def _partitions(partitions: Partitions | None) -> str:
-    if partitions is None:
-        return UNKNOWN
-    rest = ", ".join(f"{count} {kind}" for kind, count in partitions.builtin.items())
-    return f"{partitions.delegated} delegated; built-in kernels: {rest or 'none'}"
 
 
 def _artifacts_section(artifacts: dict[str, Artifact]) -> Section:

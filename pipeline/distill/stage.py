@@ -100,6 +100,7 @@ def model_card(job: Job, manifest: Manifest, model: PixelsToLogits, fitted: Fitt
         args=job.network.args,
         stem_stride=job.network.stem_stride,
         stem_pool=job.network.stem_pool,
+        hard_swish=job.network.hard_swish,
         image_size=manifest.image_size,
         input_size=job.input_size,
         channels=manifest.channels,

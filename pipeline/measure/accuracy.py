@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backends.base import Runner
+from pipeline.contracts import LayerNoise
 from pipeline.progress import track
 
 
@@ -38,6 +40,23 @@ def signal_to_noise(logits: NDArray[np.float32], reference: NDArray[np.float32])
     centred = [z.astype(np.float64) - z.mean(axis=1, keepdims=True) for z in (logits, reference)]
     noise = float(np.square(centred[0] - centred[1]).sum())
     return 10 * math.log10(float(np.square(centred[1]).sum()) / noise) if noise else None
+
+
+def layer_noise(
+    names: Sequence[str], pairs: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]
+) -> tuple[LayerNoise, ...]:
+    """10 log10(|reference|^2 / |output - reference|^2) of each layer, over all images together.
+
+    `pairs` are output and reference, float32 [N, elements], of each of the layers `names`. A
+    reference of zeros alone counts as a signal of 1e-30.
+    """
+    found = []
+    for name, (output, reference) in zip(names, pairs, strict=True):
+        signal = max(float(np.square(reference, dtype=np.float64).sum()), 1e-30)
+        noise = float(np.square(output.astype(np.float64) - reference).sum())
+        snr_db = round(10 * math.log10(signal / noise), 2) if noise else None
+        found.append(LayerNoise(name=name, snr_db=snr_db))
+    return tuple(found)
 
 
 def logits_of(

@@ -28,6 +28,7 @@ from pipeline.contracts import (
 from pipeline.errors import PipelineError
 from pipeline.files import sha256, whole_folder
 from pipeline.measure.accuracy import agreement, logits_of, lost_and_won, signal_to_noise, top1
+from pipeline.measure.inside import Inside, look_inside
 from pipeline.networks.build import load_pixels_to_logits
 from pipeline.params import Backends, Params, load_params
 from pipeline.quantize.ladder import Climbed, climb
@@ -88,15 +89,17 @@ def compile_student(
     tools = versions(backend.packages)
     job = _job(student, precision)
     attempts: tuple[Attempt, ...] = ()
+    inside = Inside()
     with whole_folder(artifact_folder(student, backend.name, precision)) as folder:
         if precision == "int8":
             climbed = _climb(backend, job, params, folder, where)
             job, compiled, attempts = climbed.job, climbed.compiled, climbed.attempts
+            inside = look_inside(backend, job, folder / compiled.model_file, where)
         else:
             compiled = backend.compile(job, folder)
             _check(job, compiled, where)
-        metrics = _evaluate(backend, job, compiled, folder, attempts, where)
-        _record(backend, job, compiled, tools, folder)
+        metrics = _evaluate(backend, job, compiled, folder, attempts, inside, where)
+        _record(backend, job, compiled, inside, tools, folder)
         metrics.write(compiled_metrics_file(student, backend.name, precision))
     return metrics
 
@@ -180,6 +183,7 @@ def _evaluate(
     compiled: Compiled,
     folder: Path,
     attempts: tuple[Attempt, ...],
+    inside: Inside,
     where: str,
 ) -> CompiledMetrics:
     evaluator = backend.evaluator()
@@ -214,6 +218,7 @@ def _evaluate(
         evaluated_with=evaluator,
         ships_with=backend.name,
         ladder=attempts,
+        layers=inside.layers,
     )
     if job.precision == "fp32" and metrics.agreement < MIN_FLOAT_AGREEMENT:
         raise PipelineError(
@@ -226,7 +231,12 @@ def _evaluate(
 
 
 def _record(
-    backend: Backend, job: Job, compiled: Compiled, tools: dict[str, str], folder: Path
+    backend: Backend,
+    job: Job,
+    compiled: Compiled,
+    inside: Inside,
+    tools: dict[str, str],
+    folder: Path,
 ) -> None:
     int8 = job.precision == "int8"
     Artifact(
@@ -240,12 +250,16 @@ def _record(
         channels=job.manifest.channels,
         classes=job.manifest.classes,
         proof=compiled.proof,
+        exact_input_images=inside.exact_input_images,
         versions=tools,
         digests={
             file.relative_to(folder).as_posix(): sha256(file)
             for file in sorted(folder.rglob("*"))
             if file.is_file()
         },
-        notes=compiled.notes
-        + ((_RETRAINED,) if job.student_folder != STUDENTS / job.student else ()),
+        notes=(
+            *compiled.notes,
+            *inside.notes,
+            *((_RETRAINED,) if job.student_folder != STUDENTS / job.student else ()),
+        ),
     ).write(folder / "artifact.json")

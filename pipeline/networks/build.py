@@ -32,7 +32,8 @@ def build_network(
 
     With `pretrained`, timm's weights: its head is new, its stem adapted to `channels`.
     Raises `PipelineError` for an unknown name, arguments that the network does not take, a
-    stem that has no such stride or pooling, and a network that gives no logits for such images.
+    stem that has no such stride or pooling, a hard-swish to be replaced that is not there, and a
+    network that gives no logits for such images.
     """
     if not timm.is_model(network.arch):
         close = difflib.get_close_matches(network.arch, timm.list_models(), n=3)
@@ -58,6 +59,7 @@ def build_network(
     except (TypeError, ValueError, AttributeError, AssertionError) as error:
         raise _unfit(network, error) from None
     _change_stem(model, network, image_size)
+    _change_hard_swish(model, network)
     _try(model, network, classes, torch.zeros(1, channels, image_size, image_size))
     return model
 
@@ -101,6 +103,34 @@ def _change_stem(model: nn.Module, network: Network, image_size: int) -> None:
         raise PipelineError("it has no stem pooling", where=network.arch, fix="`stem_pool: auto`")
     if has_pool and (network.stem_pool is False or (network.stem_pool == "auto" and small)):
         model.maxpool = nn.Identity()
+
+
+class DecomposedHardSwish(nn.Module):
+    """x * relu6(x + 3) / 6 (arXiv 1905.02244): additions, products and clamps have int8 kernels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * (F.relu6(x + 3) * (1 / 6))
+
+
+def _change_hard_swish(model: nn.Module, network: Network) -> None:
+    """Put what `network.hard_swish` asks for in the place of every hard-swish."""
+    if network.hard_swish == "keep":
+        return
+    kind = nn.ReLU6 if network.hard_swish == "relu6" else DecomposedHardSwish
+    parents = [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.Hardswish)
+    ]
+    if not parents:
+        raise PipelineError(
+            "it has no hard-swish that could be replaced",
+            where=network.arch,
+            fix="`hard_swish: keep`",
+        )
+    for parent, name in parents:
+        setattr(parent, name, kind())
 
 
 def _stem(model: nn.Module) -> nn.Conv2d | None:
@@ -168,7 +198,11 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
     """The network of a `save_model` folder in eval mode, channels-last, and its card."""
     card = ModelCard.read(folder / CARD)
     network = Network(
-        arch=card.arch, args=card.args, stem_stride=card.stem_stride, stem_pool=card.stem_pool
+        arch=card.arch,
+        args=card.args,
+        stem_stride=card.stem_stride,
+        stem_pool=card.stem_pool,
+        hard_swish=card.hard_swish,
     )
     model = build_network(
         network, classes=len(card.classes), channels=card.channels, image_size=card.input_size

@@ -86,6 +86,7 @@ def test_it_records_the_artifact_and_its_accuracy(project: Path) -> None:
     assert metrics.size_bytes == (folder / "model.onnx").stat().st_size
     assert abs(metrics.top1_drop) < 0.02 and metrics.agreement > 0.97
     assert metrics.evaluated_with.startswith("onnxruntime 1")
+    assert len(metrics.layers) == 18 and artifact.exact_input_images == 33
 
 
 def test_only_int8_has_a_calibration(project: Path) -> None:

@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.backends import onnxruntime, openvino, tensorrt, tflite, tflite_inspect
+from pipeline.backends import (
+    onnxruntime,
+    openvino,
+    tensorrt,
+    tflite,
+    tflite_convert,
+    tflite_inspect,
+)
 from pipeline.backends.base import Job, Product, matrix_macs, prove
 from pipeline.backends.registry import NAMES, backend
 from pipeline.contracts import Manifest, ModelCard, Partitions, Proof
@@ -111,7 +118,7 @@ def proof_of(name: str, model: PixelsToLogits, file: Path, folder: Path) -> Proo
         openvino._save(openvino._convert(file), folder / "model.xml")
         return openvino._inspect(folder / "model.xml")
     pixels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
-    (folder / "model.tflite").write_bytes(tflite._convert(model, pixels))
+    (folder / "model.tflite").write_bytes(tflite_convert.convert(model, pixels))
     return tflite_inspect.inspect(tflite._interpreter(folder / "model.tflite", threads=1))
 
 

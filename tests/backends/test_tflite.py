@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.backends.base import Compiled, Job
-from pipeline.backends.tflite import MODEL_FILE, TFLite, _convert
+from pipeline.backends.tflite import MODEL_FILE, TFLite
+from pipeline.backends.tflite_convert import convert
 from pipeline.errors import PipelineError
 
 Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -126,7 +127,7 @@ def test_a_conversion_that_changes_the_network_is_refused() -> None:
             return image.flatten(1) * (1.01 if torch.compiler.is_exporting() else 1.0)
 
     with pytest.raises(PipelineError, match="changed the network"):
-        _convert(Fickle(), torch.rand(2, 4, 4, 1))
+        convert(Fickle(), torch.rand(2, 4, 4, 1))
 
 
 def test_an_unknown_precision_is_refused(job: Callable[[str], Job], tmp_path: Path) -> None:

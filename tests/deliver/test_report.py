@@ -10,20 +10,27 @@ import pytest
 from pipeline.contracts import (
     BENCHMARK,
     Artifact,
+    BenchmarkRow,
+    CompiledMetrics,
     FloatProduct,
+    Latency,
+    LayerNoise,
     Manifest,
     Partitions,
     Proof,
     artifact_folder,
+    compiled_metrics_file,
     read_curve,
 )
 from pipeline.deliver import plots
-from pipeline.deliver.report import HTML, MARKDOWN, PARETO, TRAINING, report
+from pipeline.deliver.int8_sections import replaced_section
+from pipeline.deliver.report import HTML, MARKDOWN, NOISE, PARETO, TRAINING, report
 from pipeline.deliver.results import Row, gather
 from pipeline.errors import PipelineError
 from pipeline.measure.benchmark import benchmark
 from pipeline.measure.fingerprint import update_fingerprint
-from pipeline.params import Params
+from pipeline.params import Network, Params
+from tests.conftest import flawless
 
 STUDENT = "mnv4_small_050"
 
@@ -87,6 +94,34 @@ def test_the_report_tells_what_runs_in_int8(measured: Params) -> None:
         assert section.count("x" * 60) == 0
 
 
+def test_the_report_names_the_layers_that_diverge(measured: Params) -> None:
+    noise = {"stem": 31.25, "head|<1>": 7.5, "block": 19.0}
+    layers = tuple(LayerNoise(name=name, snr_db=snr) for name, snr in noise.items())
+    file = compiled_metrics_file(STUDENT, "onnxruntime", "fp32")
+    CompiledMetrics.read(file).model_copy(update={"layers": layers}).write(file)
+    report(measured)
+    section = MARKDOWN.read_text().split("Noise of int8")[1].split("What runs in int8")[0]
+    head = r"head\|<1>"
+    assert f"| {head} | 7.5 | {head} | 7.5 | block | 19.0 |" in section
+    assert HTML.read_text().count("<svg") == 3 and "onnxruntime" not in section
+
+
+def test_a_replaced_hard_swish_stands_beside_the_one_that_was_kept() -> None:
+    kept = Network(arch="mobilenetv3_small_050")
+    students = {"soft": kept, "hard": kept.model_copy(update={"hard_swish": "relu6"})}
+    shown = {"soft": (0.8925, 0.4), "hard": (0.8875, 0.1)}
+    rows = []
+    for student, (top1, p50) in shown.items():
+        metrics = flawless(Path(__file__), 1.0, "ai-edge-litert 2", "tflite")
+        times = Latency(p50=p50, p90=p50, p99=p50)
+        latency = BenchmarkRow(status="measured", latency_ms=times, threads=1)
+        metrics = metrics.model_copy(update={"top1": top1})
+        rows.append(Row(student, "tflite", "int8", "measured", None, metrics, latency, ()))
+    cells = ("hard LiteRT int8", "soft", "0.8875", "-0.0050", "0.100", "0.25")
+    assert replaced_section(students, rows).rows == (cells,)
+    assert replaced_section({"hard": students["hard"]}, rows[1:]).rows == ()
+
+
 def test_a_float_artifact_does_not_list_its_products(measured: Params) -> None:
     products = tuple(FloatProduct(name=f"layer {i}", macs=5) for i in range(7))
     values = {"macs": 35, "float_products": products, "per_channel": None, "partitions": None}
@@ -116,7 +151,7 @@ def test_names_from_outside_are_escaped(measured: Params) -> None:
 
 
 def test_equal_records_give_equal_files(measured: Params) -> None:
-    files = (MARKDOWN, HTML, PARETO, TRAINING)
+    files = (MARKDOWN, HTML, PARETO, TRAINING, NOISE)
     report(measured)
     first = [file.read_bytes() for file in files]
     report(measured)

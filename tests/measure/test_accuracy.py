@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from pipeline.measure.accuracy import (
     agreement,
+    layer_noise,
     logits_of,
     lost_and_won,
     signal_to_noise,
@@ -51,3 +52,12 @@ def test_logits_of_a_split_are_in_order_and_whole_whatever_the_batch() -> None:
 
     assert logits_of(runner, images, batch=3).ravel().tolist() == list(range(7))
     assert seen == [3, 3, 1]
+
+
+def test_noise_of_layers_is_the_ratio_of_powers() -> None:
+    reference = np.full((3, 4), 2.0, np.float32)
+    pairs = [(reference + 0.2, reference), (reference, reference), (reference, 0 * reference)]
+    first, exact, dead = layer_noise(("a", "b", "c"), pairs)
+    assert first.name == "a" and first.snr_db == pytest.approx(20, abs=0.01)
+    assert exact.snr_db is None
+    assert dead.snr_db is not None and dead.snr_db < -300

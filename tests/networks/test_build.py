@@ -63,12 +63,32 @@ def test_width_arguments_reach_timm() -> None:
         (Network(arch="mobilenetv3_smal_050"), "did you mean mobilenetv3_small_050"),
         (Network(arch="resnet18", args={"widht": 2}), "widht"),
         (Network(arch="mobilenetv3_small_050", stem_pool=True), "no stem pooling"),
+        (Network(arch="resnet18", hard_swish="relu6"), "no hard-swish"),
         (Network(arch="vit_tiny_patch16_224", stem_stride=1), "no convolution as its stem"),
     ],
 )
 def test_an_impossible_network_is_named(network: Network, said: str) -> None:
     with pytest.raises(PipelineError, match=said):
         build(network)
+
+
+def test_a_decomposed_hard_swish_is_the_same_function() -> None:
+    plain = build().eval()
+    decomposed = build(MOBILENET.model_copy(update={"hard_swish": "decomposed"})).eval()
+    decomposed.load_state_dict(plain.state_dict())
+    assert not any(isinstance(module, nn.Hardswish) for module in decomposed.modules())
+    images = torch.randn(4, 1, 28, 28)
+    with torch.no_grad():
+        torch.testing.assert_close(decomposed(images), plain(images))
+
+
+def test_relu6_takes_the_place_of_every_hard_swish_also_after_loading(tmp_path: Path) -> None:
+    network = build(MOBILENET.model_copy(update={"hard_swish": "relu6"}))
+    hard = sum(isinstance(module, nn.Hardswish) for module in build().modules())
+    save_model(tmp_path, network, card(hard_swish="relu6"))
+    for model in (network, load_model(tmp_path)[0]):
+        kinds = [type(module) for module in model.modules()]
+        assert nn.Hardswish not in kinds and kinds.count(nn.ReLU6) == hard > 0
 
 
 def test_pixels_to_logits_is_the_network_on_normalised_channels_first_images() -> None:
