@@ -34,6 +34,27 @@ def _parser() -> argparse.ArgumentParser:
     taps.add_argument("network", metavar="ARCH", help="a timm name, a student or a teacher")
     taps.add_argument("--size", type=_count, metavar="PIXELS", help="of the images")
     taps.add_argument("--all", action="store_true", help="every module, not the blocks alone")
+    gate = add("gate", _gate, "judge what is recorded against a baseline; exits 1 on a regression")
+    gate.epilog = (
+        "Exit codes: 0 passed, 1 regression, 2 invalid, 3 inconclusive (0 with "
+        "gate.inconclusive: pass in params.yaml, where the limits are)."
+    )
+    gate.add_argument(
+        "--baseline", default="HEAD", metavar="REV|FOLDER|FILE",
+        help="a git revision (default: HEAD), a folder that holds metrics/, or a file of --save",
+    )  # fmt: skip
+    gate.add_argument("--only", metavar="S/B/P", help="show the findings about one artifact")
+    gate.add_argument(
+        "--rerun", action="store_true", help="time baseline and candidate artifacts side by side"
+    )
+    gate.add_argument(
+        "--baseline-models", type=Path, metavar="FOLDER",
+        help="the baseline's models/compiled for --rerun; else fetched with `dvc get`",
+    )  # fmt: skip
+    gate.add_argument("--json", action="store_true", help="print the whole verdict as JSON")
+    gate.add_argument(
+        "--save", type=Path, metavar="FILE", help="write what is recorded as a baseline; no verdict"
+    )
     predict = add("predict", _predict, "classify images with a compiled artifact")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     predict.add_argument("--student", required=True, metavar="S")
@@ -103,6 +124,16 @@ def _results(_: argparse.Namespace) -> None:
         print(f"The report: {report.resolve().as_uri()}")
     else:
         print("There is no report yet: run `dvc repro`")
+
+
+def _gate(parsed: argparse.Namespace) -> int:
+    from pipeline.deliver.gate.command import Request, gate, save_records
+
+    if parsed.save:
+        save_records(parsed.save)
+        return 0
+    request = Request(parsed.baseline, parsed.only, parsed.rerun, parsed.baseline_models)
+    return gate(request, as_json=parsed.json)
 
 
 def _predict(parsed: argparse.Namespace) -> None:

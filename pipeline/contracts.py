@@ -7,7 +7,7 @@ Every record is a frozen model with strict keys. Accuracies and shares are fract
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,15 +46,22 @@ class Record(BaseModel):
     def read(cls, path: Path) -> Self:
         """Read what `write` wrote; raise `PipelineError` for a missing or foreign file."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            content = path.read_bytes()
         except FileNotFoundError:
             raise PipelineError(
                 f"there is no {cls.__name__} record", where=str(path), fix="run `dvc repro`"
             ) from None
+        return cls.parse(content, str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, where: str) -> Self:
+        """The record in `content`, a file's bytes; `PipelineError` naming `where` if foreign."""
+        try:
+            return cls.model_validate_json(content)
         except ValidationError as error:
             raise PipelineError(
                 f"not a {cls.__name__} record: {error.errors()[0]['msg']}",
-                where=str(path),
+                where=where,
                 fix="remove it and run `dvc repro`",
             ) from None
 
@@ -297,6 +304,9 @@ class BenchmarkRow(Record):
     peak_rss_bytes: int | None = None
     threads: int
     n: int = 0
+    rounds_ms: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+        (), description="p50 of each interleaved round, in order; the reference's are as many"
+    )
 
 
 class Fingerprint(Record):

@@ -28,6 +28,7 @@ from pipeline.contracts import (
     compiled_metrics_file,
 )
 from pipeline.files import sha256
+from pipeline.measure.evidence import Evidence, evidence_file
 from pipeline.params import Params, load_params
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
@@ -110,7 +111,9 @@ def _write_data() -> None:
         image_size=SIZE,
         channels=3,
         counts={"train": counts, "val": counts, "test": counts},
-        digests={"test_images.npy": sha256(PACKED / "test_images.npy")},
+        digests={
+            f"test_{part}.npy": sha256(PACKED / f"test_{part}.npy") for part in ("images", "labels")
+        },
         calibration_digest="c" * 64,
         mean=(128.0,) * 3,
         std=(64.0,) * 3,
@@ -122,7 +125,7 @@ def _write_artifact(backend: str, precision: str) -> None:
     folder = artifact_folder(STUDENT, backend, precision)
     folder.mkdir(parents=True)
     onnx.save(brightest_channel(), folder / "model.onnx")
-    Artifact(
+    artifact = Artifact(
         student=STUDENT,
         backend=backend,
         precision=precision,
@@ -135,7 +138,12 @@ def _write_artifact(backend: str, precision: str) -> None:
         proof=PROOF,
         versions={"onnx": onnx.__version__},
         digests={"model.onnx": sha256(folder / "model.onnx")},
-    ).write(folder / "artifact.json")
+    )
+    artifact.write(folder / "artifact.json")
+    manifest = Manifest.read(PACKED / "manifest.json")
+    Evidence.of(artifact, manifest, np.ones(30, np.bool_)).write(
+        evidence_file(STUDENT, backend, precision)
+    )
     flawless(folder / "model.onnx", 0.0, RUNTIMES[backend], backend).write(
         compiled_metrics_file(STUDENT, backend, precision)
     )

@@ -87,6 +87,11 @@ def test_a_stage_runs_the_script_of_its_name(name: str) -> None:
     assert STAGES[name]["cmd"].split()[:3] == ["python", "-m", f"stages.{name}"]
 
 
+def test_the_gate_judges_and_never_makes_anything_run_but_the_report() -> None:
+    readers = [name for name, stage in STAGES.items() if "gate" in stage.get("params", ())]
+    assert readers == ["report"]
+
+
 def test_every_stage_script_is_a_stage() -> None:
     scripts = {file.stem for file in (ROOT / "stages").glob("*.py")} - {"__init__"}
     assert scripts == set(STAGES)

@@ -198,7 +198,8 @@ def _circumstances(params: Params) -> Section:
         (
             "Limits",
             f"top-1 drop at most {params.gate.max_top1_drop:g}, "
-            f"agreement at least {params.gate.min_agreement:g}",
+            f"agreement at least {params.gate.min_agreement:g}"
+            + (f", top-1 at least {floor:g}" if (floor := params.gate.min_top1) else ""),
         ),
         *_machine(benchmark.fingerprint),
     ]

@@ -186,8 +186,8 @@ def _row(
         reason = "not benchmarked yet, run `dvc repro`"
     else:
         status, reason = latency.status, latency.reason or ""
-    excess = None if metrics is None else _excess(metrics, gate)
-    return Row(student, backend, precision, status, reason or None, metrics, latency, excess)
+    broken = None if metrics is None else excess(metrics, gate)
+    return Row(student, backend, precision, status, reason or None, metrics, latency, broken)
 
 
 def _overtaking(row: Row, rows: list[Row]) -> tuple[str, float] | None:
@@ -205,10 +205,13 @@ def _overtaking(row: Row, rows: list[Row]) -> tuple[str, float] | None:
     return (precision, p50) if row.p50 > CLEARLY * p50 else None
 
 
-def _excess(metrics: CompiledMetrics, gate: Gate) -> tuple[str, ...]:
+def excess(metrics: CompiledMetrics, gate: Gate) -> tuple[str, ...]:
+    """Which of its limits an artifact breaks, whatever there was before it."""
     found = []
     if metrics.top1_drop > gate.max_top1_drop:
         found.append(f"its top-1 drops by more than {gate.max_top1_drop:g}")
     if metrics.agreement < gate.min_agreement:
         found.append(f"it agrees with its float student on less than {gate.min_agreement:.0%}")
+    if gate.min_top1 is not None and metrics.top1 < gate.min_top1:
+        found.append(f"its top-1 is below {gate.min_top1:g}")
     return tuple(found)

@@ -15,7 +15,13 @@ from pipeline.progress import track
 
 def top1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Share in [0, 1] of rows of `logits` [N, C] whose largest entry is at `labels` [N]."""
-    return float((logits.argmax(axis=1) == labels).mean())
+    return float(correct(logits, labels).mean())
+
+
+def correct(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """For each row of `logits` [N, C]: is its largest entry at `labels` [N]."""
+    right: NDArray[np.bool_] = logits.argmax(axis=1) == labels
+    return right
 
 
 def agreement(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
@@ -27,8 +33,7 @@ def lost_and_won(
     logits: NDArray[np.float32], reference: NDArray[np.float32], labels: NDArray[np.int64]
 ) -> tuple[int, int]:
     """How many images [N] only the `reference` gets right, and how many only `logits` [N, C]."""
-    right = logits.argmax(axis=1) == labels
-    was_right = reference.argmax(axis=1) == labels
+    right, was_right = correct(logits, labels), correct(reference, labels)
     return int((was_right & ~right).sum()), int((right & ~was_right).sum())
 
 

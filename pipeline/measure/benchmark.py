@@ -138,6 +138,7 @@ def measure(
             peak_rss_bytes=peaks[name],
             threads=settings.threads,
             n=sum(map(len, rounds)),
+            rounds_ms=tuple(round(float(np.median(times)) / 1e6, 6) for times in rounds),
         )
     return rows, raw
 
@@ -219,14 +220,8 @@ def _keys(params: Params) -> dict[str, tuple[str, str, str]]:
 
 def _targets(params: Params, scratch: Path) -> tuple[list[Target], dict[str, BenchmarkRow]]:
     """The reference and every artifact that can run here, and rows for those that can't."""
-    images, _ = load_split("test")
-    spread = np.linspace(0, len(images) - 1, min(TEST_IMAGES, len(images))).astype(int)
-    np.save(scratch / "test.npy", images[spread])
-    np.save(scratch / "reference.npy", reference_images())
-    (scratch / "reference.onnx").write_bytes(reference_model())
-    targets = [
-        Target(REFERENCE, "onnxruntime", scratch / "reference.onnx", scratch / "reference.npy")
-    ]
+    images = write_test_images(scratch)
+    targets = [reference_target(scratch)]
     rows = {}
     for key, (student, name, precision) in _keys(params).items():
         folder = artifact_folder(student, name, precision)
@@ -236,8 +231,25 @@ def _targets(params: Params, scratch: Path) -> tuple[list[Target], dict[str, Ben
                 status="not_measured", reason=reason, threads=params.benchmark.threads
             )
         else:
-            targets.append(Target(key, name, model, scratch / "test.npy"))
+            targets.append(Target(key, name, model, images))
     return targets, rows
+
+
+def reference_target(scratch: Path) -> Target:
+    """The frozen reference, its files written to `scratch`."""
+    images, model = scratch / "reference.npy", scratch / "reference.onnx"
+    np.save(images, reference_images())
+    model.write_bytes(reference_model())
+    return Target(REFERENCE, "onnxruntime", model, images)
+
+
+def write_test_images(scratch: Path) -> Path:
+    """An .npy file in `scratch`: images from all over the test split, uint8 [N, H, W, C]."""
+    images, _ = load_split("test")
+    spread = np.linspace(0, len(images) - 1, min(TEST_IMAGES, len(images))).astype(int)
+    file = scratch / "test.npy"
+    np.save(file, images[spread])
+    return file
 
 
 def _write_latencies(raw: dict[str, Rounds]) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.backends.base import Backend, Compiled, Job, opened_bytes, versions
 from pipeline.contracts import (
@@ -27,7 +28,15 @@ from pipeline.contracts import (
 )
 from pipeline.errors import PipelineError
 from pipeline.files import sha256, whole_folder
-from pipeline.measure.accuracy import agreement, logits_of, lost_and_won, signal_to_noise, top1
+from pipeline.measure.accuracy import (
+    agreement,
+    correct,
+    logits_of,
+    lost_and_won,
+    signal_to_noise,
+    top1,
+)
+from pipeline.measure.evidence import Evidence, evidence_file
 from pipeline.measure.inside import Inside, look_inside
 from pipeline.networks.build import load_pixels_to_logits
 from pipeline.params import Backends, Params, load_params
@@ -75,9 +84,9 @@ def compile_student(
     """Write the artifact of `student` at `precision` and how it does on the test split.
 
     int8 climbs the ladder of `params.quantize`, judged on val, before test is looked at.
-    models/compiled/B/S-P/ and metrics/compiled/B-S-P.json appear only if the compiler ends
-    well, the runtime really executes the precision, and its logits are sound; otherwise
-    `PipelineError`.
+    models/compiled/B/S-P/, metrics/compiled/B-S-P.json and metrics/evidence/B-S-P.json appear
+    only if the compiler ends well, the runtime really executes the precision, and its logits
+    are sound; otherwise `PipelineError`.
     """
     where = f"compile {backend.name}@{student}-{precision}"
     if precision not in precisions(backend.name):
@@ -98,9 +107,11 @@ def compile_student(
         else:
             compiled = backend.compile(job, folder)
             _check(job, compiled, where)
-        metrics = _evaluate(backend, job, compiled, folder, attempts, inside, where)
-        _record(backend, job, compiled, inside, tools, folder)
+        metrics, right = _evaluate(backend, job, compiled, folder, attempts, inside, where)
+        artifact = _record(backend, job, compiled, inside, tools, folder)
+        evidence = Evidence.of(artifact, job.manifest, right)
         metrics.write(compiled_metrics_file(student, backend.name, precision))
+        evidence.write(evidence_file(student, backend.name, precision))
     return metrics
 
 
@@ -185,7 +196,8 @@ def _evaluate(
     attempts: tuple[Attempt, ...],
     inside: Inside,
     where: str,
-) -> CompiledMetrics:
+) -> tuple[CompiledMetrics, NDArray[np.bool_]]:
+    """How the artifact does on test, and for each image whether it is right, bool [N]."""
     evaluator = backend.evaluator()
     if evaluator is None:
         raise PipelineError(f"{backend.name} cannot run on this machine", where=where)
@@ -227,7 +239,7 @@ def _evaluate(
             where=where,
             fix="report the network and the versions of the tools",
         )
-    return metrics
+    return metrics, correct(logits, labels)
 
 
 def _record(
@@ -237,9 +249,10 @@ def _record(
     inside: Inside,
     tools: dict[str, str],
     folder: Path,
-) -> None:
+) -> Artifact:
+    """Write artifact.json, the last file of the folder."""
     int8 = job.precision == "int8"
-    Artifact(
+    artifact = Artifact(
         student=job.student,
         backend=backend.name,
         precision=job.precision,
@@ -262,4 +275,6 @@ def _record(
             *inside.notes,
             *((_RETRAINED,) if job.student_folder != STUDENTS / job.student else ()),
         ),
-    ).write(folder / "artifact.json")
+    )
+    artifact.write(folder / "artifact.json")
+    return artifact

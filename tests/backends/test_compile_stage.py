@@ -27,6 +27,7 @@ from pipeline.contracts import (
 from pipeline.errors import PipelineError
 from pipeline.files import sha256
 from pipeline.measure.compile import compile_student, precisions
+from pipeline.measure.evidence import Evidence
 from pipeline.params import Params, load_params
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -78,6 +79,9 @@ def test_it_records_the_artifact_and_its_accuracy(project: Path) -> None:
     metrics = compile_student(PARAMS, OnnxRuntime(), "tiny", "int8")
     folder = project / "models/compiled/onnxruntime/tiny-int8"
     artifact = Artifact.read(folder / "artifact.json")
+    evidence = Evidence.read(project / "metrics/evidence/onnxruntime-tiny-int8.json")
+    assert (evidence.proof, evidence.digests) == (artifact.proof, artifact.digests)
+    assert evidence.answers().mean() == metrics.top1
     assert CompiledMetrics.read(project / "metrics/compiled/onnxruntime-tiny-int8.json") == metrics
     assert artifact.digests == {"model.onnx": sha256(folder / "model.onnx")}
     assert set(artifact.versions) == {"onnx", "onnxruntime"}

@@ -117,6 +117,9 @@ def test_benchmark_measures_what_can_run_here_and_says_why_the_rest_cannot(
     assert len(times) == len(rounds) == row.n
     assert (np.bincount(rounds) >= workspace.benchmark.min_runs).all() and rounds.max() == 2
     assert percentiles(times).p50 == row.latency_ms.p50
+    assert len(record.reference.rounds_ms) == 3
+    for number, p50 in enumerate(row.rounds_ms):
+        assert p50 == pytest.approx(np.median(times[rounds == number]) / 1e6, abs=1e-6)
 
     other = record.rows["mnv4_small_050/tensorrt/fp16"]
     if reason := backend("tensorrt").unmeasurable():

@@ -1,0 +1,58 @@
+"""What a regression gate needs of an artifact beyond its metrics; small, and kept in git."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from pipeline.contracts import METRICS, Artifact, Manifest, Proof, Record
+
+EVIDENCE = METRICS / "evidence"
+
+
+class Evidence(Record):
+    """metrics/evidence/B-S-P.json: answers on the test split, and how they are computed."""
+
+    test_digest: str = Field(description="SHA-256 over the digests of the test split's arrays")
+    images: int = Field(ge=1)
+    correct: str = Field(description="one bit per test image, in order: base64 of numpy.packbits")
+    proof: Proof
+    digests: dict[str, str] = Field(description="SHA-256 of every file of the artifact")
+
+    @model_validator(mode="after")
+    def _one_bit_per_image(self) -> Self:
+        try:
+            packed = base64.b64decode(self.correct, validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"`correct` is not base64: {error}") from None
+        if len(packed) != -(-self.images // 8):
+            raise ValueError("`correct` has not one bit per image")
+        return self
+
+    @classmethod
+    def of(cls, artifact: Artifact, manifest: Manifest, correct: NDArray[np.bool_]) -> Self:
+        """Of an artifact that is right where `correct`, bool [N], says so."""
+        arrays = [manifest.digests[f"test_{part}.npy"] for part in ("images", "labels")]
+        return cls(
+            test_digest=hashlib.sha256("\n".join(arrays).encode()).hexdigest(),
+            images=len(correct),
+            correct=base64.b64encode(np.packbits(correct).tobytes()).decode(),
+            proof=artifact.proof,
+            digests=artifact.digests,
+        )
+
+    def answers(self) -> NDArray[np.bool_]:
+        """Which test images the artifact gets right, bool [N]."""
+        packed = np.frombuffer(base64.b64decode(self.correct), np.uint8)
+        return np.unpackbits(packed, count=self.images).astype(np.bool_)
+
+
+def evidence_file(student: str, backend: str, precision: str) -> Path:
+    return EVIDENCE / f"{backend}-{student}-{precision}.json"
