@@ -1,6 +1,7 @@
 """Peak memory of training with N and with ten times as many images, each in its own process.
 
-The real `fit` with recorded signals: one epoch, val and the checkpoint included. Images are
+The real `fit` with recorded signals, val and the checkpoints included: ten epochs of N images and
+one of ten times as many: equal steps, as the heap grows a little with time. Images are
 real ones repeated, in a memory-mapped file in a temporary folder. Anonymous memory (RssAnon)
 is what training itself holds; the peak of all resident memory (VmHWM) counts pages of the
 mapped files, too, which the kernel keeps while nobody else needs the room.
@@ -66,7 +67,7 @@ def status(key: str) -> int:
     raise PipelineError(f"this kernel does not tell {key}", where="/proc/self/status")
 
 
-def lay_out(task: Task, packed: Path, images: int, folder: Path) -> None:
+def lay_out(task: Task, packed: Path, images: int, epochs: int, folder: Path) -> None:
     """What a worker trains on: a train split of so many images, val, and a recording."""
     shape = (images, *task.images.shape[1:])
     pixels = open_memmap(folder / "train_images.npy", "w+", np.uint8, shape)
@@ -78,11 +79,13 @@ def lay_out(task: Task, packed: Path, images: int, folder: Path) -> None:
     np.save(folder / "train_labels.npy", labels)
     for name in ("manifest.json", "val_images.npy", "val_labels.npy"):
         (folder / name).symlink_to(packed.resolve() / name)
-    record = task.signals_record(epochs=1).model_copy(update={"samples": images})
+    record = task.signals_record(epochs).model_copy(update={"samples": images})
     record.write(folder / INDEX)
     (folder / task.teacher).mkdir()
     (logits,) = _open(folder / task.teacher, record, "w+")
-    logits[:] = np.random.default_rng(0).standard_normal(logits.shape, dtype=np.float32)
+    rng = np.random.default_rng(0)
+    for epoch in logits:
+        epoch[:] = rng.standard_normal(epoch.shape, dtype=np.float32)
     logits.flush()
     # Curves and checkpoints are written below the worker's folder; DVCLive looks for this.
     (folder / ".dvc").mkdir()
@@ -90,27 +93,28 @@ def lay_out(task: Task, packed: Path, images: int, folder: Path) -> None:
 
 
 def train(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The worker: an epoch of `fit` in `--packed`."""
+    """The worker: `fit` in `--packed`."""
     fabric = one_device(arguments.threads)
     folder = arguments.packed.resolve()
     task = open_task(arguments)
-    signals = Signals(task.signals_record(epochs=1), folder)
+    signals = Signals(task.signals_record(arguments.epochs), folder)
     val = load_split("val", folder)
     objective = task.objective({})
-    made = Run("benchmark", "benchmark", task.params.seed, task.training(), 1, 60.0)
+    made = Run("benchmark", "benchmark", task.params.seed, task.training(), arguments.epochs, 60.0)
     os.chdir(folder)
     before = status("RssAnon")
     with Watch() as watch:
         fit(fabric, objective, task.views(), val, made, signals)
     return circumstances(task, fabric, ()) | {
         "images": len(task.labels),
+        "epochs": arguments.epochs,
         "before": before,
         "anonymous": watch.highest,
         "resident": status("VmHWM"),
     }
 
 
-def measure(arguments: argparse.Namespace, images: int) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, images: int, epochs: int) -> dict[str, Any]:
     """What `train` found in a process of its own."""
     task = open_task(arguments)
     command = [sys.executable, "-m", "benchmarks.training_memory", "--worker"]
@@ -118,8 +122,8 @@ def measure(arguments: argparse.Namespace, images: int) -> dict[str, Any]:
     if arguments.threads is not None:
         command += ["--threads", str(arguments.threads)]
     with tempfile.TemporaryDirectory() as folder:
-        lay_out(task, arguments.packed, images, Path(folder))
-        command += ["--packed", folder]
+        lay_out(task, arguments.packed, images, epochs, Path(folder))
+        command += ["--packed", folder, "--epochs", str(epochs)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise PipelineError(f"training on {images:,} images failed")
@@ -130,11 +134,13 @@ def measure(arguments: argparse.Namespace, images: int) -> dict[str, Any]:
 def show(small: dict[str, Any], large: dict[str, Any]) -> None:
     print(f"{small['machine']['cpu']}; on {small['device']}, {small['threads']} thread(s)")
     print(", ".join(f"{name} {version}" for name, version in small["versions"].items()))
-    print(f"{small['student']}, images {small['image']}, batch {small['batch']}, one epoch\n")
-    print(f"{'images':>10}{'before':>12}{'peak RssAnon':>16}{'VmHWM':>12}   MiB")
+    print(f"{small['student']}, images {small['image']}, batch {small['batch']}\n")
+    print(f"{'images':>10}{'epochs':>8}{'before':>12}{'peak RssAnon':>16}{'VmHWM':>12}   MiB")
     for row in (small, large):
         sizes = (row[key] / MIB for key in ("before", "anonymous", "resident"))
-        print("{:>10,}{:>12.1f}{:>16.1f}{:>12.1f}".format(row["images"], *sizes))
+        print(
+            "{:>10,}{:>8}{:>12.1f}{:>16.1f}{:>12.1f}".format(row["images"], row["epochs"], *sizes)
+        )
     more = large["images"] - small["images"]
     print(
         f"\n{TIMES} times the images: {large['anonymous'] / small['anonymous']:.3f} of the "
@@ -149,11 +155,13 @@ def main() -> None:
     options.add_argument("--images", type=count, default=20_000, help="N")
     options.add_argument("--save", action="store_true", help=f"write {RESULTS}")
     options.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options.add_argument("--epochs", type=count, default=1, help=argparse.SUPPRESS)
     arguments = options.parse_args()
     if arguments.worker:
         print(json.dumps(train(arguments)))
         return
-    small, large = (measure(arguments, n) for n in (arguments.images, TIMES * arguments.images))
+    small = measure(arguments, arguments.images, epochs=TIMES)
+    large = measure(arguments, TIMES * arguments.images, epochs=1)
     show(small, large)
     if arguments.save:
         write_whole(RESULTS, json.dumps([small, large], indent=2) + "\n")
