@@ -20,7 +20,7 @@ lint: .venv/ready
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	python -m pip install --editable '.[dvc,report,onnxruntime,openvino,tflite,tensorrt,tensorboard,dev]'
+	python -m pip install --no-compile --editable '.[dvc,report,onnxruntime,openvino,tflite,tensorrt,tensorboard,dev]'
 	touch $@
 
 clean: # results stay; DVC's cache and the environment go
