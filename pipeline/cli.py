@@ -30,6 +30,10 @@ def _parser() -> argparse.ArgumentParser:
     add("check", _check, "find what is wrong with params.yaml before anything is computed")
     add("fingerprint", _fingerprint, "record this machine, so that latencies are taken on it")
     add("results", _results, "show what was measured and say where the report lies")
+    home = add(
+        "import-results", _import_results, "take in what a bundle's scripts wrote on a device"
+    )
+    home.add_argument("files", nargs="+", type=Path, metavar="FILE", help="of --json, there")
     taps = add("taps", _taps, "list the modules of a network that feature losses can tap")
     taps.add_argument("network", metavar="ARCH", help="a timm name, a student or a teacher")
     taps.add_argument("--size", type=_count, metavar="PIXELS", help="of the images")
@@ -134,6 +138,15 @@ def _gate(parsed: argparse.Namespace) -> int:
         return 0
     request = Request(parsed.baseline, parsed.only, parsed.rerun, parsed.baseline_models)
     return gate(request, as_json=parsed.json)
+
+
+def _import_results(parsed: argparse.Namespace) -> None:
+    from pipeline.deliver.devices import import_results
+
+    for imported in import_results(parsed.files):
+        result = imported.result
+        said = f"{result.device}: {result.bundle.folder.name}: {result}"
+        print(f"{said}; {imported.file}: {imported.state}")
 
 
 def _predict(parsed: argparse.Namespace) -> None:

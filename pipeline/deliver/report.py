@@ -23,6 +23,7 @@ from pipeline.contracts import (
     read_curve,
 )
 from pipeline.deliver import plots
+from pipeline.deliver.device_rows import RIGHT_ALIGNED, on_devices
 from pipeline.deliver.int8_sections import (
     Section,
     ladder_section,
@@ -74,6 +75,8 @@ def report(params: Params) -> None:
         "students": [_student_section(name, rows) for name in params.students.enabled],
         "notes": numbered_notes(rows),
         "networks": _networks_section(networks),
+        "devices": _devices_section(rows),
+        "local_threads": params.benchmark.threads,
         "parity": parity_section(rows),
         "ladder": ladder_section(rows),
         "ladder_limit": f"{params.quantize.max_drop:g}",
@@ -170,6 +173,22 @@ def _networks_section(networks: list[tuple[str, str]]) -> Section:
         rows.append((shown, *tops, f"{metrics.parameters:,}"))
     columns = ("Network", "Val top-1", "Test top-1", "Parameters")
     return Section("Float networks in torch", columns, (False, True, True, True), tuple(rows))
+
+
+def _devices_section(rows: list[Row]) -> Section:
+    """What devices said of the bundles, beside the local latency of the same artifacts."""
+    found = on_devices(rows)
+    shown = [one.cells() for one in found]
+    columns = tuple(shown[0]) if shown else ()
+    return Section(
+        heading="On devices",
+        columns=columns,
+        numeric=tuple(column in RIGHT_ALIGNED for column in columns),
+        rows=tuple(tuple(cells.values()) for cells in shown),
+        marks=tuple(
+            "outside" if one.failed else "measured" if one.current else "stale" for one in found
+        ),
+    )
 
 
 def _circumstances(params: Params) -> Section:
