@@ -29,12 +29,15 @@ from pipeline.contracts import (
     Manifest,
     Partitions,
     Proof,
+    bundle_folder,
     compiled_metrics_file,
 )
+from pipeline.deliver.devices import import_results
 from pipeline.deliver.gate import accuracy, latency
 from pipeline.deliver.gate.accuracy import Flips
 from pipeline.deliver.gate.latency import RERUN, Slowdown
 from pipeline.deliver.gate.verdict import Commands, Outcome
+from pipeline.files import sha256
 from pipeline.measure.evidence import Evidence, evidence_file
 from pipeline.measure.statistics import paired_log_ratio
 from pipeline.params import Params, load_params
@@ -613,3 +616,24 @@ def test_artifacts_that_are_not_at_hand_are_told_with_the_command(gate: Gate) ->
     assert "--rerun" in finding["command"]
     finding = only(gate("--rerun"), "invalid")  # a repository without DVC
     assert "dvc get . models/compiled --rev" in finding["detail"]
+
+
+def test_a_device_that_refuses_the_bundle_is_a_regression_until_it_is_another(gate: Gate) -> None:
+    student, backend, precision = INT8.split("/")
+    sums = bundle_folder(student, backend, precision) / "SHA256SUMS"
+    sums.parent.mkdir(parents=True)
+    sums.write_text("the sums")
+    identity = {"student": student, "backend": backend, "precision": precision}
+    result = {
+        "verdict": "FAILED", "why": "the class is the lab's on 12% of the images only",
+        "machine": {"cpu": "a board"}, "bundle": {**identity, "digest": sha256(sums)},
+    }  # fmt: skip
+    Path("result.json").write_text(json.dumps(result))
+    import_results([Path("result.json")])
+    finding = only(gate(), "regression")
+    assert (finding["key"], finding["measure"]) == (INT8, "device")
+    assert finding["detail"].startswith("a board: FAILED: the class is the lab's on 12%")
+    sums.write_text("of another build")
+    verdict = gate()
+    assert verdict["exit_code"] == 0
+    assert any("a board" in note["text"] and "stale" in note["text"] for note in verdict["notes"])

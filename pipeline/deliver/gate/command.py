@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from pipeline.deliver.device_rows import on_devices
 from pipeline.deliver.gate.judge import judge
 from pipeline.deliver.gate.latency import RERUN, Slowdown
 from pipeline.deliver.gate.show import show
 from pipeline.deliver.gate.snapshot import Snapshot, baseline_files, folder_files, save, take
-from pipeline.deliver.gate.verdict import ALL, Commands, Finding, Outcome, Verdict
+from pipeline.deliver.gate.verdict import ALL, Commands, Finding, Note, Outcome, Verdict
 from pipeline.errors import PipelineError
 from pipeline.params import Params, load_params
 
@@ -74,8 +75,32 @@ def verdict_on(request: Request, params: Params) -> Verdict:
         except PipelineError as error:
             failure = (_error(RERUN, error, request, name),)
     verdict = judge(baseline, candidate, params.gate, commands, reruns)
-    verdict = replace(verdict, findings=(*failure, *verdict.findings))
+    failed, told = _devices()
+    verdict = replace(
+        verdict, findings=(*failure, *verdict.findings, *failed), notes=(*verdict.notes, *told)
+    )
     return verdict.about(request.only) if request.only else verdict
+
+
+def _devices() -> tuple[list[Finding], list[Note]]:
+    """What devices said of the bundles that are here: a failed verdict is a regression."""
+    findings, notes = [], []
+    for one in on_devices([]):
+        key = "/".join(one.about.bundle.artifact)
+        if one.failed and one.current:
+            text = f"{one.device}: {one.verified}"
+            command = "python verify.py --json FILE, in this bundle on that device"
+            findings.append(Finding(key, "device", Outcome.REGRESSION, None, None, text, command))
+        else:
+            cells = one.cells()
+            notes.append(
+                Note(
+                    key,
+                    f"on {cells['Device']}: p50 {cells['p50 ms']} ms, {one.verified}, "
+                    f"bundle {cells['Bundle']}",
+                )
+            )
+    return findings, notes
 
 
 def _rerun(
