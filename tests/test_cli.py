@@ -66,7 +66,7 @@ def test_predict_for_tensorrt_says_what_really_ran(red: str, capsys) -> None:
     ("named", "message"),
     [
         ({"student": "mnv4_smal_050"}, "did you mean `mnv4_small_050`"),
-        ({"student": "x"}, "there are mnv3_small_050, mnv4_small_050"),
+        ({"student": "x"}, "there are mnv3_small_050, mnv3_small_050_relu6, mnv4"),
         ({"backend": "onnxruntim"}, "did you mean `onnxruntime`"),
         ({"precision": "int4"}, "precision of onnxruntime"),
         ({"precision": "int8"}, "dvc repro"),
