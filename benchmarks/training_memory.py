@@ -152,7 +152,7 @@ def show(small: dict[str, Any], large: dict[str, Any]) -> None:
 
 def main() -> None:
     options = parser("peak memory of training with N and with ten times as many images")
-    options.add_argument("--images", type=count, default=20_000, help="N")
+    options.add_argument("--images", type=count, default=10_000, help="N")
     options.add_argument("--save", action="store_true", help=f"write {RESULTS}")
     options.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options.add_argument("--epochs", type=count, default=1, help=argparse.SUPPRESS)
