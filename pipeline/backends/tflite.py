@@ -26,6 +26,7 @@ from pipeline.backends.tflite_convert import (
     with_pixel_input,
 )
 from pipeline.backends.tflite_inspect import PRODUCTS, inspect, layer_outputs
+from pipeline.backends.tflite_metadata import with_metadata
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ class TFLite:
     def compile(self, job: Job, folder: Path) -> Compiled:
         """Write `model.tflite`: input `image` uint8 [1, H, W, C], output `logits` float32.
 
-        The batch is fixed at 1, the shape that delegates of phones want. The same job gives
-        the same bytes. Raises `PipelineError` for an unknown precision, a package or a
-        student that is missing.
+        The batch is fixed at 1, the shape that delegates of phones want. Metadata and labels are
+        inside. The same job gives the same bytes. Raises `PipelineError` for an unknown
+        precision, a package or a student that is missing.
         """
         builders = {"fp32": _float32, "fp16": _float16, "int8": _int8}
         if job.precision not in builders:
@@ -63,8 +64,10 @@ class TFLite:
         versions(self.packages)
         with quiet():
             content, quantizer, kept = builders[job.precision](job)
+        channels, classes = job.manifest.channels, job.manifest.classes
+        about = f"An image classifier of {len(classes)} classes, {job.precision}."
         path = folder / MODEL_FILE
-        path.write_bytes(content)
+        path.write_bytes(with_metadata(content, job.student, about, channels, classes))
         proof = inspect(_interpreter(path, threads=1))
         left = proof.partitions.builtin.get(_HARD_SWISH, 0) if proof.partitions else 0
         notes = (_SPLIT.format(left),) if left else ()

@@ -46,7 +46,15 @@ SHARED = (
 OWN = {
     "onnxruntime": {"runtime.py": "on-device/runtime_onnxruntime.py"},
     "openvino": {"runtime.py": "on-device/runtime_openvino.py"},
-    "tflite": {"runtime.py": "on-device/runtime_tflite.py"},
+    "tflite": {
+        "runtime.py": "on-device/runtime_tflite.py",
+        "phone.py": "on-device/phone.py",
+        "examples/Classifier.kt": "on-device/examples/Classifier.kt",
+        "examples/Classifier.swift": "on-device/examples/Classifier.swift",
+        "examples/classifier.cc": "on-device/examples/classifier.cc",
+        "examples/decode.h": "on-device/examples/decode.h",
+        "examples/preprocess.h": "on-device/examples/preprocess.h",
+    },
     "tensorrt": {
         "runtime.py": "on-device/runtime_tensorrt.py",
         "build_engine.py": "on-device/build_engine.py",
@@ -243,6 +251,7 @@ def _copy_scripts(name: str, folder: Path) -> None:
     for source in SHARED:
         shutil.copyfile(here / source, folder / Path(source).name)
     for target, source in OWN[name].items():
+        (folder / target).parent.mkdir(exist_ok=True)
         shutil.copyfile(here / source, folder / target)
     shutil.copyfile(latency.__file__, folder / "latency.py")
 

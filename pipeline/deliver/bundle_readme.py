@@ -37,7 +37,7 @@ sha256sum --check SHA256SUMS   # the files alone
 
 With `--json` run.py prints, and with `--json FILE` verify.py and bench.py write, results that
 name the bundle's digest, the SHA-256 of SHA256SUMS; the latter two name this machine as well.
-
+{_phone(bundle)}
 ## Input and output
 
 - `image`: uint8 {shape}, raw {colour} pixels in [0, 255]. Normalisation is inside the
@@ -89,4 +89,28 @@ trtexec --loadEngine=model.engine --shapes=image:1x{shape} --useCudaGraph --noDa
 
 Without a GPU, `python verify.py --graph` replays the graph that the engine is built from, on the
 CPU (`{bundle.install["graph"][0]}`).
+"""
+
+
+def _phone(bundle: Bundle) -> str:
+    """How a LiteRT bundle gets onto a phone, which has no Python."""
+    if bundle.backend != "tflite":
+        return ""
+    return """
+## On a phone
+
+```sh
+python phone.py --benchmark-model benchmark_model --units cpu,gpu,npu --json result.json
+```
+
+pushes the model to an Android phone by `adb`, where the phone's own SHA-256 of it differs, and
+times it there with LiteRT's `benchmark_model`
+(<https://developers.google.com/edge/litert/next/benchmark>). What the GPU or NPU did not take is
+not reported as theirs.
+
+examples/ classifies an image with LiteRT in Kotlin (Classifier.kt), Swift (Classifier.swift) and
+C++ (classifier.cc); your app needs model.tflite, labels.txt and preprocess.json. Each resizes with
+Pillow 13's arithmetic and says what its platform's decoder may change. C++ and Kotlin gave Pillow's
+pixels bit for bit; Swift has not been compiled yet. model.tflite has labels.txt and TFLite metadata
+inside, too.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,6 +104,14 @@ def test_pixels_are_quantized_exactly_though_calibration_lacks_the_darkest(made:
     assert first["op_name"] == "QUANTIZE"
     assert (pixels["dtype"], pixels["quantization"]) == (np.uint8, (1 / 64, 128))
     assert (quantized["dtype"], quantized["quantization"]) == (np.int8, (1 / 64, 0))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_file_carries_metadata_and_its_labels(made: Made, precision: str) -> None:
+    path = made[precision][0] / MODEL_FILE
+    with zipfile.ZipFile(path) as archive:
+        assert archive.read("labels.txt").decode().split() == list("abcdefghij")
+    assert path.read_bytes().count(b"TFLITE_METADATA") == 1
 
 
 def test_any_batch_gives_the_same_logits(made: Made, test_images: Images) -> None:
