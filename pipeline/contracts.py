@@ -298,6 +298,9 @@ class BenchmarkRow(Record):
     status: Literal["measured", "not_measured", "failed"]
     reason: str | None = None
     latency_ms: Latency | None = None
+    p90_interval_ms: tuple[float, float] | None = Field(
+        None, description="95% limits of p90, inferences taken for independent of each other"
+    )
     ratio_to_reference: float | None = Field(None, description="median of p50 ratios by round")
     first_ms: float | None = None
     load_ms: float | None = None
@@ -329,6 +332,7 @@ class BenchmarkRecord(Record):
     fingerprint: Fingerprint
     reference: BenchmarkRow
     reference_digest: str
+    overhead_ns: int | None = Field(None, description="what the harness itself adds to a latency")
     rows: dict[str, BenchmarkRow]
 
 

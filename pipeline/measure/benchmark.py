@@ -32,8 +32,9 @@ from pipeline.errors import PipelineError
 from pipeline.files import write_whole
 from pipeline.measure import worker
 from pipeline.measure.fingerprint import require_fingerprint
-from pipeline.measure.latency import balanced_order, percentiles
+from pipeline.measure.latency import balanced_order, overhead, percentiles
 from pipeline.measure.reference import DIGEST, reference_images, reference_model
+from pipeline.measure.statistics import quantile_interval
 from pipeline.params import Benchmark, Params
 from pipeline.progress import track
 
@@ -42,6 +43,7 @@ LATENCIES = Path("models/benchmark/latencies.npz")
 
 REFERENCE = "reference"
 TEST_IMAGES = 64
+P90_LEVEL = 0.95
 ANSWER_SECONDS = 300
 """A worker that is silent for so long has failed."""
 
@@ -80,6 +82,7 @@ def benchmark(params: Params) -> BenchmarkRecord:
         fingerprint=fingerprint,
         reference=reference,
         reference_digest=DIGEST,
+        overhead_ns=overhead(),
         rows={key: rows[key] for key in _keys(params)},
     )
     _write_latencies(raw)
@@ -132,6 +135,7 @@ def measure(
         rows[name] = BenchmarkRow(
             status="measured",
             latency_ms=Latency(**asdict(percentiles(np.concatenate(rounds)))),
+            p90_interval_ms=_p90_interval(np.concatenate(rounds)),
             ratio_to_reference=ratio(rounds, raw[REFERENCE]),
             first_ms=round(opened[name]["first_ms"], 6),
             load_ms=round(opened[name]["load_ms"], 6),
@@ -147,6 +151,12 @@ def ratio(rounds: Rounds, reference: Rounds) -> float:
     """Median over the rounds of p50 / p50 of the reference in the same round."""
     pairs = zip(rounds, reference, strict=True)
     return round(float(np.median([np.median(a) / np.median(b) for a, b in pairs])), 6)
+
+
+def _p90_interval(nanoseconds: NDArray[np.int64]) -> tuple[float, float] | None:
+    """In milliseconds, to six digits."""
+    limits = quantile_interval(nanoseconds / 1e6, 0.9, P90_LEVEL)
+    return limits and (round(limits[0], 6), round(limits[1], 6))
 
 
 class Worker:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 WAKE_RUNS = 5
 """Untimed inferences before a round: others have used the caches meanwhile."""
 
+OVERHEAD_RUNS = 20000
+"""Of some hundred nanoseconds each."""
+
 
 @dataclass(frozen=True)
 class Percentiles:
@@ -78,6 +81,12 @@ def percentiles(nanoseconds: NDArray[np.int64]) -> Percentiles:
     """p50, p90 and p99 in milliseconds, linear between neighbours, to six digits."""
     p50, p90, p99 = (np.percentile(nanoseconds, (50, 90, 99)) / 1e6).tolist()
     return Percentiles(round(p50, 6), round(p90, 6), round(p99, 6))
+
+
+def overhead() -> int:
+    """Nanoseconds that the harness itself adds to a time: the median of a `run` without work."""
+    harness = Harness(lambda _: None, np.zeros((1, 1, 1, 1), np.uint8))
+    return int(np.median(harness.round(OVERHEAD_RUNS, min_seconds=0.0)))
 
 
 def balanced_order(names: Sequence[str], rounds: int, seed: int) -> list[list[str]]:

@@ -162,6 +162,24 @@ def _found(flips: int, lost: float, level: float) -> float:
     return float(_binomial(flips, lost)[enough[0] :].sum()) if len(enough) else 0.0
 
 
+def quantile_interval(values: ArrayLike, share: float, level: float) -> tuple[float, float] | None:
+    """Limits of the quantile at `share` of what independent `values` [N] are drawn from.
+
+    Two of the values themselves, whatever the distribution: how many lie below the quantile is
+    binomial, so ranks follow that leave out at most (1 - level) / 2 on either side (David and
+    Nagaraja, Order Statistics, 2003, ch. 7.1). None where there are too few values for that,
+    which for p90 and 95% is below 36.
+    """
+    ordered = np.sort(np.asarray(values, float))
+    tail = (1 - level) / 2
+    below = np.cumsum(_binomial(len(ordered), share))  # P(at most k of them lie below)
+    low = int(np.count_nonzero(below <= tail)) - 1
+    high = int(np.searchsorted(below, 1 - tail))
+    if low < 0 or high >= len(ordered):
+        return None
+    return float(ordered[low]), float(ordered[high])
+
+
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """p-values adjusted for being several: reject where one is at most the level.
 

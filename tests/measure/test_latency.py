@@ -16,7 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.measure import benchmark as bench
 from pipeline.measure import reference
 from pipeline.measure.fingerprint import update_fingerprint
-from pipeline.measure.latency import WAKE_RUNS, Harness, balanced_order, percentiles
+from pipeline.measure.latency import WAKE_RUNS, Harness, balanced_order, overhead, percentiles
 from pipeline.params import Params
 
 IMAGES = np.arange(3 * 4, dtype=np.uint8).reshape(3, 2, 2, 1)
@@ -57,6 +57,11 @@ def test_garbage_collection_is_back_after_a_round_that_fails() -> None:
 def test_percentiles_are_milliseconds() -> None:
     found = percentiles(np.arange(0, 101, dtype=np.int64) * 1_000_000)
     assert (found.p50, found.p90, found.p99) == (50.0, 90.0, 99.0)
+
+
+def test_what_the_harness_adds_is_more_than_nothing_and_less_than_a_call_takes() -> None:
+    times = Harness(lambda _: time.sleep(0.001), IMAGES).round(min_runs=5, min_seconds=1e-9)
+    assert 0 < overhead() < times.min()
 
 
 def test_orders_are_seeded_complete_and_balanced() -> None:
@@ -105,9 +110,13 @@ def test_benchmark_measures_what_can_run_here_and_says_why_the_rest_cannot(
     assert record.reference_digest == reference.DIGEST
     assert record.reference.ratio_to_reference == 1.0
 
+    assert record.overhead_ns and record.overhead_ns < 1e6 * record.reference.latency_ms.p50
+
     row = record.rows["mnv4_small_050/onnxruntime/fp32"]
     assert row.status == "measured" and row.reason is None
     assert row.latency_ms and 0 < row.latency_ms.p50 <= row.latency_ms.p90 <= row.latency_ms.p99
+    low, high = row.p90_interval_ms or (0, 0)
+    assert 0 < low <= row.latency_ms.p90 <= high
     assert row.first_ms and row.load_ms and row.ratio_to_reference
     assert row.peak_rss_bytes and 10e6 < row.peak_rss_bytes < 400e6
 

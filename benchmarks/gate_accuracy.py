@@ -1,0 +1,94 @@
+"""Accuracy's half of `benchmarks.gate`: invented answers through the gate's own records.
+
+An image of which the candidate's answer flips is lost with (share + loss) / 2 and won with
+(share - loss) / 2, so that top-1 falls by `loss` on average and stays with a loss of 0. Every
+trial draws all its images anew: trials are independent of each other.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.rates import rate
+from pipeline.contracts import CompiledMetrics, Proof
+from pipeline.deliver.gate.accuracy import Flips, compare_answers, decide
+from pipeline.deliver.gate.snapshot import Recorded
+from pipeline.deliver.gate.verdict import Commands, Outcome
+from pipeline.measure.evidence import Evidence
+from pipeline.measure.statistics import mcnemar_power
+from pipeline.params import Gate
+
+IMAGES, TOP1 = 10_000, 0.92
+SHARES, LOSSES = (0.015, 0.03), (0.0, 0.005)
+KEY = "student/backend/precision"
+
+Answers = NDArray[np.bool_]
+
+
+def judge_answers(
+    trials: int, tests: tuple[int, ...], gate: Gate, seed: int
+) -> list[dict[str, Any]]:
+    """A row for each share of flips, loss and number of tests in a gate run."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for share in SHARES:
+        for loss in LOSSES:
+            flips = [_trial(share, loss, rng) for _ in range(trials)]
+            for count in tests:
+                outcomes = Counter(_outcome(one, count, gate) for one in flips)
+                level = gate.false_alarms / count
+                rows.append(
+                    {
+                        "flips": share,
+                        "loss": loss,
+                        "tests": count,
+                        "outcomes": {outcome: outcomes[outcome] for outcome in Outcome},
+                        "found": rate(outcomes[Outcome.REGRESSION], trials),
+                        "passed": rate(outcomes[Outcome.PASSED], trials),
+                        "predicted": mcnemar_power(IMAGES, round(IMAGES * share), loss, level)
+                        if loss
+                        else None,
+                    }
+                )
+    return rows
+
+
+def _trial(share: float, loss: float, rng: np.random.Generator) -> Flips:
+    before = rng.random(IMAGES) < TOP1
+    lost, won = (share + loss) / 2 / TOP1, (share - loss) / 2 / (1 - TOP1)
+    after = before ^ (rng.random(IMAGES) < np.where(before, lost, won))
+    commands = Commands("benchmark")
+    found = compare_answers(KEY, _recorded(before), _recorded(after), commands)
+    assert isinstance(found, Flips)
+    return found
+
+
+def _outcome(flips: Flips, tests: int, gate: Gate) -> Outcome:
+    """As the strictest step of Holm's has it, where `tests` are more than one."""
+    (finding,), _ = decide([flips], tests, gate, Commands("benchmark"))
+    return finding.outcome
+
+
+def _recorded(correct: Answers) -> Recorded:
+    top1 = float(correct.mean())
+    metrics = CompiledMetrics(
+        top1=top1, top1_drop=0.0, agreement=1.0, lost=0, won=0, max_logit_error=0.0,
+        mean_logit_error=0.0, snr_db=None, images=len(correct), size_bytes=1,
+        int8_mac_share=1.0, evaluated_with="invented", ships_with="invented",
+    )  # fmt: skip
+    evidence = Evidence(
+        test_digest="invented",
+        images=len(correct),
+        correct=base64.b64encode(np.packbits(correct).tobytes()).decode(),
+        proof=Proof(
+            macs=1, float_products=(), per_channel=None, partitions=None,
+            input_type="uint8", output_type="float32",
+        ),
+        digests={},
+    )  # fmt: skip
+    return Recorded(metrics, evidence, None)

@@ -1,0 +1,234 @@
+"""Latency's half of `benchmarks.gate`: long interleaved recordings, cut into comparisons."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import psutil
+
+from benchmarks import slow_worker
+from benchmarks.busy import busy_neighbour
+from benchmarks.rates import rate
+from pipeline.contracts import BenchmarkRecord, BenchmarkRow, Fingerprint, Latency
+from pipeline.deliver.gate.latency import (
+    MEASURE,
+    RERUN,
+    Slowdown,
+    compare_recorded,
+    compare_side_by_side,
+    decide,
+)
+from pipeline.deliver.gate.verdict import Commands, Outcome
+from pipeline.measure import benchmark
+from pipeline.measure.benchmark import REFERENCE, Rounds, Target
+from pipeline.measure.fingerprint import read_fingerprint
+from pipeline.measure.latency import percentiles
+from pipeline.measure.reference import DIGEST
+from pipeline.params import Benchmark, Gate, Params
+
+IDLE, LOADED = "idle", "loaded"
+BASELINE = "baseline"
+SLOWDOWNS = (0.0, 0.05, 0.1, 0.2)
+"""Of a candidate; 0 is the baseline's own file once more."""
+COMMANDS = Commands("benchmark")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`sessions` recordings per state of the machine, each of `blocks` comparisons.
+
+    `visit` is what the stage `benchmark` is asked for, with the rounds of one comparison.
+    """
+
+    sessions: int
+    blocks: int
+    visit: Benchmark
+
+
+@dataclass(frozen=True)
+class Session:
+    """One recording: `raw` times by target, in processes that no other session shares."""
+
+    state: str
+    model: str
+    raw: dict[str, Rounds]
+    load: float
+    """The machine's load average of the last minute when it ended."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One comparison, before it is judged."""
+
+    state: str
+    model: str
+    injected: float
+    slowdown: Slowdown
+
+
+def record(state: str, models: list[Target], plan: Plan, seed: int) -> list[Session]:
+    """The models in turn; every second session of each has the slower candidates, too."""
+    sessions = []
+    settings = plan.visit.model_copy(update={"rounds": plan.visit.rounds * plan.blocks})
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        busy_neighbour(seed) if state == LOADED else nullcontext(),
+        patch.object(benchmark, "worker", slow_worker),  # the module that workers run
+    ):
+        reference = benchmark.reference_target(Path(scratch))
+        for number in range(plan.sessions):
+            model = models[number % len(models)]
+            slower = number // len(models) % 2 == 0
+            targets = [reference, _target(BASELINE, model)]
+            targets += [_target(_name(s), model, s) for s in SLOWDOWNS if slower or not s]
+            print(f"{state}: {number + 1} of {plan.sessions}, {model.name}", file=sys.stderr)
+            rows, raw = benchmark.measure(targets, settings, seed + number)
+            for name, row in rows.items():
+                if row.status != "measured":
+                    raise RuntimeError(f"{model.name}, {name}: {row.reason}")
+            sessions.append(Session(state, model.name, raw, psutil.getloadavg()[0]))
+    return sessions
+
+
+def _name(injected: float) -> str:
+    return f"candidate +{injected:.0%}"
+
+
+def _target(name: str, model: Target, injected: float = 0.0) -> Target:
+    runtime = f"{model.backend}+{injected}" if injected else model.backend
+    return Target(name, runtime, model.model, model.images)
+
+
+def side_by_side(session: Session, plan: Plan) -> Iterator[Trial]:
+    """As `gate --rerun` compares: a block's rounds of the baseline and of a candidate."""
+    for block in range(plan.blocks):
+        rows = _rows(session, block, plan.visit.rounds, plan)
+        for injected in SLOWDOWNS:
+            if _name(injected) in rows:
+                found = compare_side_by_side(session.model, rows[BASELINE], rows[_name(injected)])
+                yield Trial(session.state, session.model, injected, found)
+
+
+def recorded(sessions: list[Session], plan: Plan, rounds: int, gate: Gate) -> Iterator[Trial]:
+    """As `gate` compares two runs of `benchmark`: block by block with the model's next session.
+
+    A run has the first `rounds` rounds of a block.
+    """
+    machine = read_fingerprint()
+    for model in dict.fromkeys(session.model for session in sessions):
+        same = [session for session in sessions if session.model == model]
+        for before, after in zip(same, same[1:] + same[:1], strict=True):
+            for block in range(plan.blocks):
+                rows = _rows(before, block, rounds, plan), _rows(after, block, rounds, plan)
+                for injected in SLOWDOWNS:
+                    if _name(injected) not in rows[1]:
+                        continue
+                    old = _record(model, rows[0], BASELINE, machine)
+                    new = _record(model, rows[1], _name(injected), machine)
+                    found = compare_recorded(model, old, new, gate, COMMANDS, changed=True)
+                    assert isinstance(found, Slowdown)
+                    yield Trial(before.state, model, injected, found)
+
+
+def _rows(session: Session, block: int, rounds: int, plan: Plan) -> dict[str, BenchmarkRow]:
+    """The first `rounds` rounds of a block, as `benchmark` would have recorded them alone."""
+    first = block * plan.visit.rounds
+    return {
+        name: _row(times[first : first + rounds], plan.visit.threads)
+        for name, times in session.raw.items()
+    }
+
+
+def _row(times: Rounds, threads: int) -> BenchmarkRow:
+    return BenchmarkRow(
+        status="measured",
+        latency_ms=Latency(**asdict(percentiles(np.concatenate(times)))),
+        threads=threads,
+        n=sum(map(len, times)),
+        rounds_ms=tuple(round(float(np.median(one)) / 1e6, 6) for one in times),
+    )
+
+
+def _record(
+    key: str, rows: dict[str, BenchmarkRow], name: str, machine: Fingerprint
+) -> BenchmarkRecord:
+    return BenchmarkRecord(
+        fingerprint=machine,
+        reference=rows[REFERENCE],
+        reference_digest=DIGEST,
+        rows={key: rows[name]},
+    )
+
+
+def judge(trials: list[Trial], tests: tuple[int, ...], gate: Gate) -> list[dict[str, Any]]:
+    """A row for each kind of comparison, injected slow-down, state, model and number of tests.
+
+    Beside a state's rows for each model there is one for `all`, and one for `all` states.
+    """
+    rows = []
+    for measure in (RERUN, MEASURE):
+        of_measure = [trial for trial in trials if trial.slowdown.measure == measure]
+        for injected in SLOWDOWNS:
+            of_injected = [trial for trial in of_measure if trial.injected == injected]
+            for state, model, chosen in _groups(of_injected):
+                for count in tests:
+                    row = {"measure": measure, "injected": injected, "state": state}
+                    rows.append(row | {"model": model} | _counted(chosen, count, gate))
+    return rows
+
+
+def _groups(trials: list[Trial]) -> Iterator[tuple[str, str, list[Trial]]]:
+    states = _and_all([trial.state for trial in trials])
+    models = _and_all([trial.model for trial in trials])
+    for state in states:
+        for model in models:
+            if state == "all" and model != models[-1]:
+                continue
+            chosen = [
+                trial
+                for trial in trials
+                if state in (trial.state, "all") and model in (trial.model, "all")
+            ]
+            yield state, model, chosen
+
+
+def _and_all(names: list[str]) -> list[str]:
+    different = list(dict.fromkeys(names))
+    return different + ["all"] * (len(different) > 1)
+
+
+def _counted(trials: list[Trial], tests: int, gate: Gate) -> dict[str, Any]:
+    found = Counter(decide(trial.slowdown, tests, gate, COMMANDS).outcome for trial in trials)
+    ratios = np.exp([trial.slowdown.ratio.estimate for trial in trials])
+    return {
+        "tests": tests,
+        "p50_ms": float(np.median([trial.slowdown.baseline_ms for trial in trials])),
+        "measured": float(np.median(ratios)) - 1,
+        "outcomes": {outcome: found[outcome] for outcome in Outcome},
+        "found": rate(found[Outcome.REGRESSION], len(trials)),
+        "passed": rate(found[Outcome.PASSED], len(trials)),
+    }
+
+
+def latency_trials(
+    states: tuple[str, ...], models: list[Target], plan: Plan, params: Params
+) -> tuple[list[Trial], dict[str, list[float]]]:
+    """Every comparison, and the load averages of each state's sessions."""
+    trials: list[Trial] = []
+    loads = {}
+    rounds = min(params.benchmark.rounds, plan.visit.rounds)
+    for state in states:
+        sessions = record(state, models, plan, params.seed)
+        loads[state] = [session.load for session in sessions]
+        trials += [trial for session in sessions for trial in side_by_side(session, plan)]
+        trials += recorded(sessions, plan, rounds, params.gate)
+    return trials, loads
