@@ -1,8 +1,9 @@
 # Two commands: `make repro` runs the pipeline, `make test` the tests. Both create .venv first.
 PYTHON ?= python3
+BASE ?= origin/main
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro test lint clean
+.PHONY: repro test lint gate clean
 
 repro: .venv/ready
 	python -m pipeline check
@@ -12,6 +13,9 @@ repro: .venv/ready
 
 test: .venv/ready
 	pytest
+
+gate: .venv/ready # what was committed, against BASE, both run anew on the profile `smoke`
+	bash .github/gate.sh $(BASE)
 
 lint: .venv/ready
 	ruff check .

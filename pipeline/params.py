@@ -326,7 +326,7 @@ class Params(Group):
         return self
 
 
-OVERRIDABLE = ("data", "teachers", "views", "distill", "quantize", "benchmark")
+OVERRIDABLE = ("data", "teachers", "views", "distill", "quantize", "benchmark", "gate")
 """What a profile may override. dvc.yaml tracks `profiles.<profile>.<group>` of these, so a
 profile names each of them (`{}` where it changes nothing). `data.folder`, the enabled
 teachers and students and the backends shape the graph itself and are the same in every

@@ -22,7 +22,9 @@ from pipeline.contracts import (
     CompiledMetrics,
     Epoch,
     Manifest,
+    ModelCard,
     ModelMetrics,
+    Normalisation,
     Proof,
     artifact_folder,
     compiled_metrics_file,
@@ -90,8 +92,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     _write_data()
     for backend, precision in params.backends.pairs():
         _write_artifact(backend, precision)
-    _write_training("teachers", params.teachers.enabled[0])
-    _write_training("students", STUDENT)
+    write_training("teachers", params.teachers.enabled[0])
+    write_training("students", STUDENT)
     return params
 
 
@@ -168,7 +170,14 @@ def flawless(model: Path, int8_mac_share: float, runtime: str, backend: str) -> 
     )
 
 
-def _write_training(kind: str, name: str) -> None:
+def write_training(kind: str, name: str) -> None:
+    """The card, metrics and curve of a network, without its weights."""
+    ModelCard(
+        arch="resnet10t", args={}, stem_stride="auto", stem_pool="auto", image_size=SIZE,
+        input_size=SIZE, channels=3, classes=COLOURS,
+        normalisation=Normalisation(mean=(128.0,) * 3, std=(64.0,) * 3), parameters=1234, seed=0,
+        epochs=3, best_epoch=2, val_top1=0.9, data_digest="d" * 64, versions={},
+    ).write(Path("models") / kind / name / "card.json")  # fmt: skip
     file = METRICS / kind / f"{name}.json"
     ModelMetrics(val_top1=0.9, test_top1=0.8, parameters=1234).write(file)
     plots = CURVES / name / "plots" / "metrics"

@@ -26,8 +26,8 @@ from pipeline.contracts import (
     compiled_metrics_file,
     load_split,
 )
-from pipeline.deliver.bundle_readme import readme
 from pipeline.deliver.bundle_record import Bundle, Golden, Preprocessing, Tolerances
+from pipeline.deliver.model_card import Lineage, model_card
 from pipeline.errors import PipelineError
 from pipeline.files import sha256, whole_folder, write_whole
 from pipeline.measure import latency
@@ -88,12 +88,14 @@ def write_bundles(params: Params) -> list[Bundle]:
     chosen = golden_indices(len(images))
     tests = (np.ascontiguousarray(images[chosen]), labels[chosen])
     asked = [(s, b, p) for s in params.students.enabled for b, p in params.backends.pairs()]
+    lineages = {student: Lineage.read(student, params) for student in params.students.enabled}
     written = []
     with whole_folder(BUNDLES) as scratch:
         for student, name, precision in track(asked, "bundle", len(asked), "bundles"):
             folder = scratch / bundle_folder(student, name, precision).name
             folder.mkdir()
-            written.append(_write_bundle(student, name, precision, manifest, tests, folder))
+            lineage = lineages[student]
+            written.append(_write_bundle(lineage, name, precision, manifest, tests, folder))
     return written
 
 
@@ -104,13 +106,14 @@ def golden_indices(images: int) -> NDArray[np.int64]:
 
 
 def _write_bundle(
-    student: str,
+    lineage: Lineage,
     name: str,
     precision: str,
     manifest: Manifest,
     tests: tuple[NDArray[np.uint8], NDArray[np.int64]],
     folder: Path,
 ) -> Bundle:
+    student = lineage.student.name
     compiled = artifact_folder(student, name, precision)
     artifact = _artifact(compiled, manifest)
     metrics = CompiledMetrics.read(compiled_metrics_file(student, name, precision))
@@ -145,7 +148,8 @@ def _write_bundle(
     bundle.write(folder / "bundle.json")
     _preprocessing(artifact).write(folder / "preprocess.json")
     write_whole(folder / "labels.txt", "".join(f"{label}\n" for label in artifact.classes))
-    write_whole(folder / "README.md", readme(bundle))
+    card = model_card(bundle, artifact, metrics, manifest, lineage)
+    write_whole(folder / "README.md", card)
     _copy_scripts(name, folder)
     _write_sums(folder)
     return bundle

@@ -13,6 +13,7 @@ from pipeline.backends.base import Job, versions
 from pipeline.backends.registry import NAMES, backend
 from pipeline.contracts import (
     PACKED,
+    SPLITS,
     Artifact,
     artifact_folder,
     compiled_metrics_file,
@@ -23,7 +24,7 @@ from pipeline.files import sha256
 from pipeline.networks.build import load_pixels_to_logits, save_model
 from pipeline.params import load_params
 from tests.backends.conftest import draw, job, train
-from tests.conftest import flawless
+from tests.conftest import flawless, write_training
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 STUDENT = "mnv4_small_050"
@@ -55,7 +56,11 @@ def shipped(
         PACKED.mkdir(parents=True)
         for part, array in zip(("images", "labels"), draw(100, seed=2), strict=True):
             np.save(PACKED / f"test_{part}.npy", array)
-        job("fp32").manifest.write(PACKED / "manifest.json")
+        manifest = job("fp32").manifest
+        counts = dict.fromkeys(SPLITS, manifest.counts["train"])
+        manifest.model_copy(update={"counts": counts}).write(PACKED / "manifest.json")
+        write_training("teachers", params.teachers.enabled[0])
+        write_training("students", STUDENT)
         for name, precision in params.backends.pairs():
             compile_artifact(name, job(precision))
         found = {name: [] for name in NAMES}
