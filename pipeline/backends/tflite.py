@@ -37,8 +37,8 @@ SIGNATURE = "serving_default"
 
 _HARD_SWISH = "HARD_SWISH int8"
 _SPLIT = (
-    "XNNPACK does not take {} int8 hard-swishes, which split the graph; `hard_swish: relu6` or "
-    "`decomposed` of the student replaces them before distillation"
+    "XNNPACK does not take {} int8 hard-swishes, which split the graph; `hard_swish: relu6` "
+    "of the student replaces them before distillation"
 )
 
 

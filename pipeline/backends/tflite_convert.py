@@ -28,7 +28,7 @@ MAX_ERROR = 1e-3
 CONVERTED = Path(".work/tflite")
 """Conversions take most of a compile stage's time, and several stages want the same."""
 
-_PACKAGES = ("litert-torch", "torch")
+_PACKAGES = ("litert-torch",)
 
 
 def from_pixels(job: Job) -> bytes:
@@ -76,10 +76,11 @@ def normalised(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def _once(job: Job, kind: str, make: Callable[[], bytes]) -> bytes:
     """What `make` gives, or gave before for the same student, by the same code and packages."""
+    from pipeline.distill.checkpoints import run_key
+
     student = [sha256(job.student_folder / name) for name in ("model.safetensors", "card.json")]
     samples = hashlib.sha256(job.calibration[:SAMPLES].tobytes()).hexdigest()
-    parts = (kind, *student, samples, sha256(Path(__file__)), versions(_PACKAGES))
-    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
+    key = run_key(kind, *student, samples, versions(_PACKAGES))
     file = CONVERTED / f"{job.student}-{kind}-{key}.tflite"
     if not file.exists():
         for old in CONVERTED.glob(f"{job.student}-{kind}-*"):
