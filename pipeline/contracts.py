@@ -266,6 +266,23 @@ class LayerNoise(Record):
     snr_db: float | None = Field(description="signal to noise in dB; null where both are equal")
 
 
+class ReliabilityBin(Record):
+    """Images whose most probable class has a probability in one of equal parts of [0, 1]."""
+
+    images: int
+    confidence: float = Field(description="mean of these probabilities")
+    accuracy: float = Field(description="share of right answers")
+
+
+class Mistake(Record):
+    """A test image with a wrong answer; classes are places in the manifest's."""
+
+    image: int
+    label: int
+    answer: int
+    probability: float = Field(description="that the softmax gives to `answer`")
+
+
 class CompiledMetrics(Record):
     """metrics/compiled/B-S-P.json: the whole test split through `evaluated_with`."""
 
@@ -294,6 +311,14 @@ class Latency(Record):
     p99: float
 
 
+class Throughput(Record):
+    """Many images a call, on all cores."""
+
+    images_per_second: float = Field(description="median over rounds")
+    batch: int
+    threads: int
+
+
 class BenchmarkRow(Record):
     status: Literal["measured", "not_measured", "failed"]
     reason: str | None = None
@@ -305,6 +330,7 @@ class BenchmarkRow(Record):
     first_ms: float | None = None
     load_ms: float | None = None
     peak_rss_bytes: int | None = None
+    throughput: Throughput | None = None
     threads: int
     n: int = 0
     rounds_ms: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(

@@ -8,6 +8,7 @@ import typing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,6 @@ from pipeline.errors import PipelineError
 from pipeline.files import sha256, whole_folder
 from pipeline.measure.accuracy import (
     agreement,
-    correct,
     logits_of,
     lost_and_won,
     signal_to_noise,
@@ -38,10 +38,10 @@ from pipeline.measure.accuracy import (
 )
 from pipeline.measure.evidence import Evidence, evidence_file
 from pipeline.measure.inside import Inside, look_inside
-from pipeline.networks.build import load_pixels_to_logits
 from pipeline.params import Backends, Params, load_params
-from pipeline.quantize.ladder import Climbed, climb
-from pipeline.quantize.sensitivity import product_layers
+
+if TYPE_CHECKING:
+    from pipeline.quantize.ladder import Climbed
 
 MIN_INT8_MAC_SHARE = 0.98
 """An int8 artifact with fewer of its multiply-accumulates in int8 has been left in float."""
@@ -107,9 +107,23 @@ def compile_student(
         else:
             compiled = backend.compile(job, folder)
             _check(job, compiled, where)
-        metrics, right = _evaluate(backend, job, compiled, folder, attempts, inside, where)
         artifact = _record(backend, job, compiled, inside, tools, folder)
-        evidence = Evidence.of(artifact, job.manifest, right)
+        model = folder / compiled.model_file
+        evaluator = backend.evaluator()
+        if evaluator is None:
+            raise PipelineError(f"{backend.name} cannot run on this machine", where=where)
+        logits, labels = _answers(backend, model, where)
+        metrics = CompiledMetrics(
+            **_beside_float(job, logits, labels, where),
+            images=len(labels),
+            size_bytes=opened_bytes(model),
+            int8_mac_share=compiled.proof.int8_mac_share,
+            evaluated_with=evaluator,
+            ships_with=backend.name,
+            ladder=attempts,
+            layers=inside.layers,
+        )
+        evidence = Evidence.of(artifact, job.manifest, logits, labels)
         metrics.write(compiled_metrics_file(student, backend.name, precision))
         evidence.write(evidence_file(student, backend.name, precision))
     return metrics
@@ -117,7 +131,11 @@ def compile_student(
 
 def _climb(backend: Backend, job: Job, params: Params, folder: Path, where: str) -> Climbed:
     """The first int8 artifact that loses little enough on val, or the one that loses least."""
-    from pipeline.quantize.retrain import retrain  # all of training, which float needs not load
+    # seconds of torch and of all training, which float precisions need not load
+    from pipeline.networks.build import load_pixels_to_logits
+    from pipeline.quantize.ladder import climb
+    from pipeline.quantize.retrain import retrain
+    from pipeline.quantize.sensitivity import product_layers
 
     images, labels = load_split("val")
     threads = os.cpu_count() or 1
@@ -188,58 +206,47 @@ def _check(job: Job, compiled: Compiled, where: str) -> None:
         )
 
 
-def _evaluate(
-    backend: Backend,
-    job: Job,
-    compiled: Compiled,
-    folder: Path,
-    attempts: tuple[Attempt, ...],
-    inside: Inside,
-    where: str,
-) -> tuple[CompiledMetrics, NDArray[np.bool_]]:
-    """How the artifact does on test, and for each image whether it is right, bool [N]."""
-    evaluator = backend.evaluator()
-    if evaluator is None:
-        raise PipelineError(f"{backend.name} cannot run on this machine", where=where)
+def _answers(
+    backend: Backend, model: Path, where: str
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The artifact's logits [N, C] for the test split, and its labels [N]."""
     images, labels = load_split("test")
+    logits = logits_of(backend.load(model, os.cpu_count() or 1), images, label=where)
+    if not np.isfinite(logits).all():
+        raise PipelineError("some logits are not finite numbers", where=where)
+    return logits, labels
+
+
+def _beside_float(
+    job: Job, logits: NDArray[np.float32], labels: NDArray[np.int64], where: str
+) -> dict[str, Any]:
+    """The figures of `CompiledMetrics` that `logits` and those of the float student give."""
     reference = np.load(ONNX / job.student / "test_logits.npy")
-    if len(reference) != len(images):
+    if len(reference) != len(logits):
         raise PipelineError(
             "torch's logits are of another test split",
             where=str(ONNX / job.student),
             fix="run `dvc repro`",
         )
-    model = folder / compiled.model_file
-    logits = logits_of(backend.load(model, os.cpu_count() or 1), images, label=where)
-    if not np.isfinite(logits).all():
-        raise PipelineError("some logits are not finite numbers", where=where)
-    error = np.abs(logits - reference)
-    lost, won = lost_and_won(logits, reference, labels)
-    metrics = CompiledMetrics(
-        top1=top1(logits, labels),
-        top1_drop=top1(reference, labels) - top1(logits, labels),
-        agreement=agreement(logits, reference),
-        lost=lost,
-        won=won,
-        max_logit_error=float(error.max()),
-        mean_logit_error=float(error.mean()),
-        snr_db=signal_to_noise(logits, reference),
-        images=len(images),
-        size_bytes=opened_bytes(model),
-        int8_mac_share=compiled.proof.int8_mac_share,
-        evaluated_with=evaluator,
-        ships_with=backend.name,
-        ladder=attempts,
-        layers=inside.layers,
-    )
-    if job.precision == "fp32" and metrics.agreement < MIN_FLOAT_AGREEMENT:
+    same = agreement(logits, reference)
+    if job.precision == "fp32" and same < MIN_FLOAT_AGREEMENT:
         raise PipelineError(
-            f"gives torch's answer on {metrics.agreement:.1%} of the test images only: "
-            "the conversion is broken",
+            f"gives torch's answer on {same:.1%} of the test images only: the conversion is broken",
             where=where,
             fix="report the network and the versions of the tools",
         )
-    return metrics, correct(logits, labels)
+    error = np.abs(logits - reference)
+    lost, won = lost_and_won(logits, reference, labels)
+    return {
+        "top1": top1(logits, labels),
+        "top1_drop": top1(reference, labels) - top1(logits, labels),
+        "agreement": same,
+        "lost": lost,
+        "won": won,
+        "max_logit_error": float(error.max()),
+        "mean_logit_error": float(error.mean()),
+        "snr_db": signal_to_noise(logits, reference),
+    }
 
 
 def _record(

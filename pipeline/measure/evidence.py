@@ -1,4 +1,4 @@
-"""What a regression gate needs of an artifact beyond its metrics; small, and kept in git."""
+"""An artifact's answers to the test split and how it computes them; small, and kept in git."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from pipeline.contracts import METRICS, Artifact, Manifest, Proof, Record
+from pipeline.contracts import METRICS, Artifact, Manifest, Mistake, Proof, Record, ReliabilityBin
+from pipeline.measure.accuracy import confusions, correct, reliability, worst_mistakes
 
 EVIDENCE = METRICS / "evidence"
+CONFUSIONS, MISTAKES = 1000, 24  # kept at most: a thousand classes have a million pairs
 
 
 class Evidence(Record):
@@ -23,6 +25,11 @@ class Evidence(Record):
     test_digest: str = Field(description="SHA-256 over the digests of the test split's arrays")
     images: int = Field(ge=1)
     correct: str = Field(description="one bit per test image, in order: base64 of numpy.packbits")
+    confusions: tuple[tuple[int, int, int], ...] = Field(
+        (), description="(label, wrong answer, images), the most frequent first"
+    )
+    reliability: tuple[ReliabilityBin, ...] = ()
+    mistakes: tuple[Mistake, ...] = Field((), description="those of the highest probability")
     proof: Proof
     digests: dict[str, str] = Field(description="SHA-256 of every file of the artifact")
 
@@ -37,13 +44,23 @@ class Evidence(Record):
         return self
 
     @classmethod
-    def of(cls, artifact: Artifact, manifest: Manifest, correct: NDArray[np.bool_]) -> Self:
-        """Of an artifact that is right where `correct`, bool [N], says so."""
+    def of(
+        cls,
+        artifact: Artifact,
+        manifest: Manifest,
+        logits: NDArray[np.float32],
+        labels: NDArray[np.int64],
+    ) -> Self:
+        """Of an artifact that gave `logits` [N, C] for the test split with `labels` [N]."""
+        right = correct(logits, labels)
         arrays = [manifest.digests[f"test_{part}.npy"] for part in ("images", "labels")]
         return cls(
             test_digest=hashlib.sha256("\n".join(arrays).encode()).hexdigest(),
-            images=len(correct),
-            correct=base64.b64encode(np.packbits(correct).tobytes()).decode(),
+            images=len(right),
+            correct=base64.b64encode(np.packbits(right).tobytes()).decode(),
+            confusions=confusions(logits, labels)[:CONFUSIONS],
+            reliability=reliability(logits, labels),
+            mistakes=worst_mistakes(logits, labels, MISTAKES),
             proof=artifact.proof,
             digests=artifact.digests,
         )

@@ -6,11 +6,16 @@ from numpy.typing import NDArray
 
 from pipeline.measure.accuracy import (
     agreement,
+    calibration_error,
+    confusions,
     layer_noise,
     logits_of,
     lost_and_won,
+    probabilities,
+    reliability,
     signal_to_noise,
     top1,
+    worst_mistakes,
 )
 
 
@@ -61,3 +66,55 @@ def test_noise_of_layers_is_the_ratio_of_powers() -> None:
     assert first.name == "a" and first.snr_db == pytest.approx(20, abs=0.01)
     assert exact.snr_db is None
     assert dead.snr_db is not None and dead.snr_db < -300
+
+
+def _drawn(n: int = 5000, classes: int = 4) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Logits, and labels that fall as their probabilities say."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 2, (n, classes)).astype(np.float32)
+    shares = probabilities(logits)
+    labels = (rng.random((n, 1)) > shares.cumsum(axis=1)).sum(axis=1).clip(max=classes - 1)
+    return logits, labels
+
+
+def test_probabilities_are_the_softmax_even_of_large_logits() -> None:
+    assert probabilities(np.float32([[0, np.log(3)]])) == pytest.approx(np.array([[0.25, 0.75]]))
+    assert probabilities(np.float32([[1000, 1000]])).tolist() == [[0.5, 0.5]]
+
+
+def test_reliability_puts_every_image_into_the_bin_of_its_probability() -> None:
+    logits = np.log(np.float32([[0.9, 0.1], [0.8, 0.2], [0.55, 0.45], [0.02, 0.98]]))
+    low, high, top = reliability(logits, np.array([0, 1, 0, 1]), bins=4 * 2)[0:3]
+    assert (low.images, low.accuracy) == (1, 1)
+    assert low.confidence == pytest.approx(0.55)
+    assert (high.images, high.accuracy) == (1, 0)  # 0.8 in (0.75, 0.875]
+    assert (top.images, top.accuracy) == (2, 1)
+    assert top.confidence == pytest.approx((0.9 + 0.98) / 2)
+
+
+def test_calibration_error_is_small_where_labels_fall_as_told_large_if_overconfident() -> None:
+    logits, labels = _drawn()
+    diagram = reliability(logits, labels)
+    assert sum(one.images for one in diagram) == len(labels)
+    assert calibration_error(diagram) < 0.02
+    sharp = reliability(10 * logits, labels)
+    by_hand = abs(probabilities(10 * logits).max(axis=1).mean() - top1(logits, labels))
+    assert calibration_error(sharp) == pytest.approx(by_hand, abs=0.01)
+    assert calibration_error(sharp) > 0.1
+
+
+def test_confusions_and_mistakes_are_of_wrong_answers_alone() -> None:
+    logits, labels = _drawn()
+    wrong = logits.argmax(axis=1) != labels
+    found = confusions(logits, labels)
+    assert sum(count for *_, count in found) == wrong.sum()
+    assert all(label != answer for label, answer, _ in found)
+    assert [count for *_, count in found] == sorted((c for *_, c in found), reverse=True)
+    label, answer, count = found[0]
+    assert count == ((labels == label) & (logits.argmax(axis=1) == answer)).sum()
+    worst = worst_mistakes(logits, labels, 5)
+    confidence = probabilities(logits).max(axis=1)
+    assert [one.probability for one in worst] == sorted(confidence[wrong], reverse=True)[:5]
+    assert all(labels[one.image] == one.label != one.answer for one in worst)
+    assert confusions(logits, logits.argmax(axis=1)) == ()
+    assert worst_mistakes(logits, logits.argmax(axis=1), 5) == ()
