@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from types import FrameType
+
+DEFECT = 70
+"""Exit code of what should not happen: EX_SOFTWARE of BSD's sysexits."""
 
 
 class PipelineError(Exception):
@@ -27,7 +31,8 @@ class PipelineError(Exception):
 def run(main: Callable[[], int | None]) -> None:
     """Run a command and exit: 0 done, 1 an error the user can mend, 130 interrupted.
 
-    Anything else is a defect of this program and keeps its traceback.
+    Anything else is a defect of this program: it keeps its traceback and exits with 70, which
+    no gate's verdict is.
     """
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -47,15 +52,21 @@ def run(main: Callable[[], int | None]) -> None:
             file=sys.stderr,
         )
         code = 130
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"error: {where}the disk is full; nothing half-written was left\n"
-            "  what to do: free some space (`dvc gc --workspace` drops old results) "
-            "and run the same command again",
-            file=sys.stderr,
-        )
-        code = 1
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _tell_full_disk(error)
+            code = 1
+        else:
+            traceback.print_exc()
+            code = DEFECT
     sys.exit(code)
+
+
+def _tell_full_disk(error: OSError) -> None:
+    where = f"{error.filename}: " if error.filename else ""
+    print(
+        f"error: {where}the disk is full; nothing half-written was left\n"
+        "  what to do: free some space (`dvc gc --workspace` drops old results) "
+        "and run the same command again",
+        file=sys.stderr,
+    )

@@ -239,6 +239,9 @@ class Quantize(Group):
     max_drop: Fraction = Field(description="top-1 on val that int8 may lose to the float student")
     rungs: tuple[Rung, ...] = Field(min_length=1, description="tried in this order")
     float_layers: Count = Field(description="so many layers at most stay in float")
+    float_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        description="of all multiply-accumulates, and of all weights, that these may hold"
+    )
     training: QuantizationAware
 
     @model_validator(mode="after")

@@ -40,12 +40,13 @@ def test_a_full_disk_is_a_user_error(capsys: pytest.CaptureFixture[str]) -> None
     assert code == 1 and "m.bin: the disk is full" in said
 
 
-def test_a_defect_keeps_its_traceback() -> None:
-    def main() -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        run(main)
+def test_a_defect_keeps_its_traceback_and_ends_like_no_verdict(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, said = ending(ZeroDivisionError("a defect"), capsys)
+    assert code == 70 and "Traceback" in said and "ZeroDivisionError: a defect" in said
+    code, said = ending(OSError(errno.EIO, "Input/output error"), capsys)
+    assert code == 70 and "Traceback" in said
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])

@@ -143,7 +143,7 @@ class _RoundedWeight(nn.Module):
         return round_weight(weight)
 
 
-def products(network: nn.Module) -> dict[str, nn.Module]:
+def products(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """What runs in int8: convolutions of every kind and linear layers, by path."""
     kinds = (nn.Conv2d, nn.Linear)
     return {path: m for path, m in network.named_modules() if isinstance(m, kinds)}

@@ -12,7 +12,7 @@ from pipeline.backends.base import Backend, Compiled, Job, opened_bytes
 from pipeline.contracts import Attempt
 from pipeline.errors import PipelineError
 from pipeline.params import Quantize, Rung
-from pipeline.quantize.sensitivity import most_sensitive
+from pipeline.quantize.sensitivity import float_costs, most_sensitive
 
 Judge = Callable[[Job, Compiled, Path], float]
 """Top-1 on val, a fraction, of what a job was compiled to in a folder, by its own runtime."""
@@ -98,14 +98,28 @@ def _candidates(
     elif rung == "bias_correction" and backend.bias_correction:
         yield replace(best, recipe=replace(recipe, bias_correction=True))
     elif rung == "float_layers":
-        layers = _with_sources(most_sensitive(best), best.layers)
-        for count in range(1, min(settings.float_layers, len(layers)) + 1):
-            yield replace(best, recipe=replace(recipe, float_layers=layers[:count]))
+        for layers in _kept_float(best, settings):
+            yield replace(best, recipe=replace(recipe, float_layers=layers))
     elif rung == "training":
         trained = retrain(plain)
         yield trained
         if recipe != trained.recipe:  # it was the best for the weights before
             yield replace(trained, recipe=recipe)
+
+
+def _kept_float(job: Job, settings: Quantize) -> Iterator[tuple[str, ...]]:
+    """More and more of the most sensitive layers, as far as the settings let them be float.
+
+    One that would make too much of the network float is passed over: an artifact that is
+    float where it counts is neither small nor fast, however accurate.
+    """
+    costs = float_costs(job)
+    kept: tuple[str, ...] = ()
+    for layer in _with_sources(most_sensitive(job)[: settings.float_layers], job.layers):
+        macs, weights = (sum(costs[name][i] for name in (*kept, layer)) for i in (0, 1))
+        if len(kept) < settings.float_layers and max(macs, weights) <= settings.float_share:
+            kept = (*kept, layer)
+            yield kept
 
 
 def _with_sources(worst: tuple[str, ...], executed: tuple[str, ...]) -> tuple[str, ...]:

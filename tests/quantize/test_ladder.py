@@ -19,7 +19,7 @@ from pipeline.measure.accuracy import logits_of, top1
 from pipeline.networks.build import load_pixels_to_logits, save_model
 from pipeline.params import Quantize
 from pipeline.quantize.ladder import Climbed, climb
-from pipeline.quantize.sensitivity import most_sensitive
+from pipeline.quantize.sensitivity import float_costs, most_sensitive
 
 Jobs = Callable[[str], Job]
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -31,6 +31,7 @@ def settings(*rungs: str) -> Quantize:
             "max_drop": 0.004,
             "rungs": ["default", *rungs],
             "float_layers": 4,
+            "float_share": 1,
             "training": {"epochs": 1, "lr": 0.001},
         }
     )
@@ -78,6 +79,24 @@ def test_each_rung_starts_from_the_best_below_it(int8: Job, tmp_path: Path) -> N
     assert [attempt.kept for attempt in result.attempts] == [False] * 4 + [True]
     assert (tmp_path / "model.onnx").read_bytes() == judge.seen[-1]
     assert len(set(judge.seen)) == 5
+
+
+def test_no_more_of_the_network_stays_in_float_than_is_allowed(int8: Job, tmp_path: Path) -> None:
+    costs = float_costs(int8)
+    assert [sum(shares) for shares in zip(*costs.values(), strict=True)] == pytest.approx([1, 1])
+    cheap = sorted(max(costs[name]) for name in most_sensitive(int8)[:4])[0]
+    limits = settings("float_layers").model_copy(update={"float_share": cheap})
+    judge = Scripted([0.80, 0.85, 0.85, 0.85, 0.85])
+    result = climb(OnnxRuntime(), int8, limits, 0.9, judge, no_training, tmp_path)
+    kept = result.job.recipe.float_layers
+    assert kept and all(sum(costs[name][i] for name in kept) <= cheap for i in (0, 1))
+    assert result.compiled.proof.int8_mac_share >= 1 - cheap - 1e-9
+    (tmp_path / "none").mkdir()
+    none = limits.model_copy(update={"float_share": 0})
+    (attempt,) = climb(
+        OnnxRuntime(), int8, none, 0.9, Scripted([0.8]), no_training, tmp_path / "none"
+    ).attempts
+    assert attempt.rung == "default"
 
 
 def test_the_best_stays_where_none_is_good_enough(int8: Job, tmp_path: Path) -> None:
