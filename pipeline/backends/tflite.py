@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,6 @@ from pipeline.backends.tflite_convert import (
 from pipeline.backends.tflite_inspect import PRODUCTS, inspect, layer_outputs
 from pipeline.backends.tflite_metadata import with_metadata
 from pipeline.errors import PipelineError
-
-if TYPE_CHECKING:
-    pass
 
 MODEL_FILE = "model.tflite"
 SIGNATURE = "serving_default"
