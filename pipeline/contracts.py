@@ -105,7 +105,7 @@ class ModelCard(Record):
     args: dict[str, Any]
     stem_stride: Literal["auto", 1, 2]
     stem_pool: Literal["auto"] | bool
-    hard_swish: Literal["keep", "relu6", "decomposed"] = "keep"
+    hard_swish: Literal["keep", "relu6"] = "keep"
     image_size: int = Field(description="of the data, in pixels")
     input_size: int = Field(description="that the network sees; other images are resized to it")
     channels: int

@@ -82,7 +82,7 @@ class Training(Group):
     tensorboard: bool = Field(False, description="curves for TensorBoard, too, in .work/")
 
 
-HardSwish = Literal["keep", "relu6", "decomposed"]
+HardSwish = Literal["keep", "relu6"]
 
 
 class Network(Group):
@@ -91,7 +91,7 @@ class Network(Group):
     stem_stride: Literal["auto", 1, 2] = "auto"
     stem_pool: Literal["auto"] | bool = "auto"
     hard_swish: HardSwish = Field(
-        "keep", description="relu6, or decomposed into what int8 kernels have, before training"
+        "keep", description="relu6 takes the place of every hard-swish, before training"
     )
     taps: dict[Name, str] = Field({}, description="tap name: module path in the network")
 
@@ -206,6 +206,9 @@ class OpenVino(Group):
 
 class TFLite(Group):
     precisions: tuple[Literal["fp32", "fp16", "int8"], ...]
+    hard_swish: Literal["decomposed", "keep"] = Field(
+        "decomposed", description="how int8 computes hard-swish, for which XNNPACK has no kernel"
+    )
 
 
 class TensorRT(Group):

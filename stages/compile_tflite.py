@@ -5,10 +5,11 @@ from __future__ import annotations
 from pipeline.backends.tflite import TFLite
 from pipeline.errors import run
 from pipeline.measure.compile import compile_from_command_line
+from pipeline.params import load_params
 
 
 def main() -> None:
-    compile_from_command_line(TFLite())
+    compile_from_command_line(TFLite(load_params().backends.tflite.hard_swish))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import importlib.metadata
 import io
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +35,8 @@ SIGNATURE = "serving_default"
 
 _HARD_SWISH = "HARD_SWISH int8"
 _SPLIT = (
-    "XNNPACK does not take {} int8 hard-swishes, which split the graph; `hard_swish: relu6` "
-    "of the student replaces them before distillation"
+    "XNNPACK does not take {} int8 hard-swishes, which split the graph; `hard_swish: decomposed` "
+    "of backends.tflite writes them as what it takes"
 )
 
 
@@ -45,6 +46,10 @@ class TFLite:
     ranges: ClassVar[tuple[str, ...]] = ("min-max", "mean min-max")
     bias_correction: ClassVar[bool] = False
 
+    def __init__(self, hard_swish: Literal["decomposed", "keep"] = "decomposed") -> None:
+        """`hard_swish`: how `compile` writes it in int8; float kernels are there for it."""
+        self._decompose = hard_swish == "decomposed"
+
     def compile(self, job: Job, folder: Path) -> Compiled:
         """Write `model.tflite`: input `image` uint8 [1, H, W, C], output `logits` float32.
 
@@ -52,7 +57,12 @@ class TFLite:
         inside. The same job gives the same bytes. Raises `PipelineError` for an unknown
         precision, a package or a student that is missing.
         """
-        builders = {"fp32": _float32, "fp16": _float16, "int8": _int8}
+        int8 = partial(_int8, decompose_hard_swish=self._decompose)
+        builders: dict[str, Callable[[Job], _Built]] = {
+            "fp32": _float32,
+            "fp16": _float16,
+            "int8": int8,
+        }
         if job.precision not in builders:
             raise PipelineError(
                 f"tflite does not know the precision `{job.precision}`",
@@ -122,7 +132,7 @@ def _float16(job: Job) -> _Built:
     return _quantized(quantizer, None), stored, ()
 
 
-def _int8(job: Job) -> _Built:
+def _int8(job: Job, *, decompose_hard_swish: bool) -> _Built:
     """Static int8: the network on normalised input is quantized, then fed with pixels.
 
     The pixel x of (x - 128) / 64 is the quantized input at scale 1/64, zero point 128. One
@@ -135,7 +145,7 @@ def _int8(job: Job) -> _Built:
     recipe.add_static_config(".*", "*", activation_num_bits=8, weight_num_bits=8)
     for boundary in ("INPUT", "OUTPUT"):  # stay float in the signature
         recipe.add_quantization_config(".*", boundary, algorithm_key="no_quantize")
-    content = from_normalised(job)
+    content = from_normalised(job, decompose_hard_swish=decompose_hard_swish)
     kept = _kept(content, job)
     for _, scope, operator in kept:
         recipe.add_quantization_config(scope, operator, algorithm_key="no_quantize")

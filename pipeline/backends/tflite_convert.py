@@ -44,15 +44,23 @@ def from_pixels(job: Job) -> bytes:
     return _once(job, "pixels", make)
 
 
-def from_normalised(job: Job) -> bytes:
+def from_normalised(job: Job, *, decompose_hard_swish: bool) -> bytes:
     """The student with `image` float32 [1, H, W, C] as its input: (x - 128) / 64.
+
+    Hard-swish can be written as x / 6 * relu6(x + 3) (arXiv 1905.02244): XNNPACK has int8
+    kernels for these three operators, and none for it. In any other order litert-torch 0.10
+    recognises a hard-swish and puts it back.
 
     Raises `PipelineError` for a student that normalises otherwise.
     """
     import torch
     from litert_torch import to_channel_last_io
 
-    from pipeline.networks.build import load_model, student_normalisation
+    from pipeline.networks.build import load_model, replace_hard_swish, student_normalisation
+
+    class Decomposed(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * (1 / 6) * torch.nn.functional.relu6(x + 3)
 
     def make() -> bytes:
         network, card = load_model(job.student_folder)
@@ -63,10 +71,12 @@ def from_normalised(job: Job) -> bytes:
                 where=str(job.student_folder),
                 fix="train the student with (x - 128) / 64",
             )
+        if decompose_hard_swish:
+            replace_hard_swish(network, Decomposed)
         samples = torch.tensor(normalised(job.calibration[:SAMPLES]))
         return convert(to_channel_last_io(network, args=[0]), samples)
 
-    return _once(job, "normalised", make)
+    return _once(job, "decomposed" if decompose_hard_swish else "normalised", make)
 
 
 def normalised(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,32 +106,27 @@ def _change_stem(model: nn.Module, network: Network, image_size: int) -> None:
         model.maxpool = nn.Identity()
 
 
-class DecomposedHardSwish(nn.Module):
-    """x * relu6(x + 3) / 6 (arXiv 1905.02244): additions, products and clamps have int8 kernels."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * (F.relu6(x + 3) * (1 / 6))
-
-
 def _change_hard_swish(model: nn.Module, network: Network) -> None:
-    """Put what `network.hard_swish` asks for in the place of every hard-swish."""
-    if network.hard_swish == "keep":
-        return
-    kind = nn.ReLU6 if network.hard_swish == "relu6" else DecomposedHardSwish
-    parents = [
-        (parent, name)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.Hardswish)
-    ]
-    if not parents:
+    """Put ReLU6 in the place of every hard-swish, if `network.hard_swish` asks for it."""
+    if network.hard_swish == "relu6" and not replace_hard_swish(model, nn.ReLU6):
         raise PipelineError(
             "it has no hard-swish that could be replaced",
             where=network.arch,
             fix="`hard_swish: keep`",
         )
-    for parent, name in parents:
+
+
+def replace_hard_swish(model: nn.Module, kind: Callable[[], nn.Module]) -> int:
+    """Put a `kind` in the place of every hard-swish; how many there were."""
+    places = [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.Hardswish)
+    ]
+    for parent, name in places:
         setattr(parent, name, kind())
+    return len(places)
 
 
 def _stem(model: nn.Module) -> nn.Conv2d | None:

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from pipeline.backends.base import Compiled, Job
 from pipeline.backends.tflite import MODEL_FILE, TFLite
 from pipeline.backends.tflite_convert import convert
+from pipeline.contracts import Partitions
 from pipeline.errors import PipelineError
+from pipeline.networks.build import load_pixels_to_logits
 
 Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 Made = dict[str, tuple[Path, Compiled]]
@@ -62,17 +64,24 @@ def test_the_proof_is_of_what_the_file_computes(made: Made, precision: str, macs
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_what_the_accelerated_kernels_leave_is_told(made: Made, precision: str) -> None:
-    from ai_edge_litert.interpreter import Interpreter
-
-    folder, record = made[precision]
-    partitions = record.proof.partitions
-    assert partitions is not None and partitions.delegated >= 1
+def test_one_operator_is_left_to_other_than_accelerated_kernels(made: Made, precision: str) -> None:
     first = "QUANTIZE uint8" if precision == "int8" else "CAST uint8"
-    interpreter = Interpreter(str(folder / MODEL_FILE))
-    swishes = sum(node["op_name"] == "HARD_SWISH" for node in interpreter._get_ops_details())
-    left = {"HARD_SWISH int8": swishes} if precision == "int8" and swishes else {}
-    assert partitions.builtin == {first: 1} | left
+    record = made[precision][1]
+    assert record.proof.partitions == Partitions(delegated=1, builtin={first: 1})
+    assert record.notes == ()
+
+
+def test_a_hard_swish_that_is_kept_splits_the_int8_graph_and_is_told(
+    made: Made, job: Callable[[str], Job], tmp_path: Path
+) -> None:
+    plain = job("int8")
+    model, _ = load_pixels_to_logits(plain.student_folder)
+    swishes = sum(isinstance(module, torch.nn.Hardswish) for module in model.modules())
+    kept = TFLite("keep").compile(plain, tmp_path)
+    assert kept.proof.partitions is not None
+    assert kept.proof.partitions.builtin.get("HARD_SWISH int8", 0) == swishes
+    assert bool(kept.notes) == bool(swishes)
+    assert kept.proof.macs == made["int8"][1].proof.macs
 
 
 def test_smaller_precisions_give_smaller_files(made: Made) -> None:

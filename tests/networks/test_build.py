@@ -72,16 +72,6 @@ def test_an_impossible_network_is_named(network: Network, said: str) -> None:
         build(network)
 
 
-def test_a_decomposed_hard_swish_is_the_same_function() -> None:
-    plain = build().eval()
-    decomposed = build(MOBILENET.model_copy(update={"hard_swish": "decomposed"})).eval()
-    decomposed.load_state_dict(plain.state_dict())
-    assert not any(isinstance(module, nn.Hardswish) for module in decomposed.modules())
-    images = torch.randn(4, 1, 28, 28)
-    with torch.no_grad():
-        torch.testing.assert_close(decomposed(images), plain(images))
-
-
 def test_relu6_takes_the_place_of_every_hard_swish_also_after_loading(tmp_path: Path) -> None:
     network = build(MOBILENET.model_copy(update={"hard_swish": "relu6"}))
     hard = sum(isinstance(module, nn.Hardswish) for module in build().modules())
