@@ -126,8 +126,8 @@ def matrix_section(one: Answers) -> Section:
             (one.classes[label], one.classes[answer], f"{images:,}")
             for label, answer, images in one.confusions[:LISTED]
         ]
-        columns = ("Label", "Answer", "Images")
-        return Section("Confused most", columns, (False, False, True), tuple(confused))
+        numeric = (False, False, True)
+        return Section("Confused most", ("Label", "Answer", "Images"), numeric, tuple(confused))
     rows = tuple(
         (name, *(f"{count:,}" for count in counts))
         for name, counts in zip(one.classes, one.matrix, strict=True)

@@ -113,7 +113,7 @@ def _draw_points(axes: Axes, found: list[Point]) -> None:
         lw=1,
         zorder=1,
     )
-    for point in found:
+    for point in sorted(found, key=lambda p: -p.size):  # a small one is never hidden
         axes.scatter(
             point.p50,
             point.top1,

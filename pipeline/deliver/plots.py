@@ -43,8 +43,8 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.15,
 }
 
-_BINS = 90  # of a latency distribution, over the whole axis
-_SMOOTH = np.array([1, 2, 3, 2, 1]) / 9
+_BINS = 240  # of a latency distribution, over the whole axis
+_SMOOTH = np.hanning(11)[1:-1]
 _SHOWN = 0.999  # share of each artifact's latencies that the axis holds at least
 
 
@@ -113,7 +113,7 @@ def latencies(strips: list[Strip]) -> str:
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "latencies"}):
         figure = Figure(figsize=(9.5, 0.9 + 0.34 * len(strips)), layout="constrained")
         axes = figure.add_subplot()
-        low = min(float(strip.times.min()) for strip in strips)
+        low = 0.97 * min(float(strip.times.min()) for strip in strips)
         high = max(float(np.quantile(strip.times, _SHOWN)) for strip in strips)
         edges = np.linspace(math.log10(low), math.log10(max(high, 1.05 * low)), _BINS + 1)
         middles = 10 ** ((edges[:-1] + edges[1:]) / 2)
@@ -143,8 +143,10 @@ def latencies(strips: list[Strip]) -> str:
 def log_axis(axes: Axes, low: float, high: float) -> None:
     """A logarithmic x axis whose ticks are plain numbers, as dense as its range allows."""
     axes.set_xscale("log")
-    if high > 6 * low:
+    if high > 20 * low:
         steps: tuple[float, ...] = (1, 2, 5)
+    elif high > 6 * low:
+        steps = (1, 1.5, 2, 3, 5, 7)
     elif high > 2 * low:
         steps = (1, 1.5, 2, 3, 4, 5, 7)
     else:
