@@ -30,6 +30,8 @@ CURVES = METRICS / "curves"
 REPORTS = Path("reports")
 FINGERPRINT = METRICS / "fingerprint.json"
 BENCHMARK = METRICS / "benchmark.json"
+LATENCIES = Path("models/benchmark/latencies.npz")
+"""Single latencies by `S/B/P` and `reference`: `KEY/ns`, int64 [n], `KEY/round`, int32 [n]."""
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

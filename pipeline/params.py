@@ -269,6 +269,10 @@ class Gate(Group):
     max_top1_drop: Fraction = Field(description="of top-1, against the float student")
     min_agreement: Fraction = Field(description="share of its float student's answers")
     min_top1: Fraction | None = Field(None, description="on test, whatever the student reaches")
+    max_p50_ms: Positive | None = Field(None, description="of the report; never kept unmeasured")
+    max_kb: Positive | None = Field(
+        None, description="of the report: 1000 bytes, of what a runtime opens"
+    )
     max_top1_loss: Fraction = Field(0.005, description="of top-1, against the baseline")
     max_slowdown: Positive = Field(0.05, description="of a latency, relative to the baseline")
     max_slowdown_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.contracts import (
     CURVES,
+    LATENCIES,
     METRICS,
     PACKED,
     Artifact,
@@ -77,11 +78,13 @@ def brightest_channel() -> onnx.ModelProto:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
-    """The current folder holds what `benchmark`, `report` and `predict` read.
-
-    One student, at fp32 for ONNX Runtime and at fp16 for TensorRT.
-    """
+    """The current folder holds what `benchmark`, `report` and `predict` read."""
     monkeypatch.chdir(tmp_path)
+    return fill_workspace()
+
+
+def fill_workspace() -> Params:
+    """One student, at fp32 for ONNX Runtime and at fp16 for TensorRT, in the current folder."""
     tree = yaml.safe_load(PARAMS.read_text())
     precisions = {"onnxruntime": ["fp32"], "openvino": [], "tflite": [], "tensorrt": ["fp16"]}
     tree["students"]["enabled"] = [STUDENT]
@@ -149,6 +152,16 @@ def _write_artifact(backend: str, precision: str) -> None:
     )
     flawless(folder / "model.onnx", 0.0, RUNTIMES[backend], backend).write(
         compiled_metrics_file(STUDENT, backend, precision)
+    )
+
+
+def write_latencies(medians_ms: dict[str, float]) -> None:
+    """120 latencies around each median, of the reference and artifacts by `S/B/P`."""
+    LATENCIES.parent.mkdir(parents=True, exist_ok=True)
+    spread = np.linspace(-0.3, 0.5, 120) ** 3 + 1
+    np.savez(
+        LATENCIES,
+        **{f"{key}/ns": (1e6 * p50 * spread).astype(np.int64) for key, p50 in medians_ms.items()},
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import json
+import re
 from importlib.resources import files
 from typing import Any
 
@@ -16,37 +17,39 @@ from pipeline.contracts import (
     REPORTS,
     Artifact,
     BenchmarkRecord,
-    Fingerprint,
     Manifest,
     ModelMetrics,
     artifact_folder,
     read_curve,
 )
-from pipeline.deliver import plots
+from pipeline.deliver import answers_section as answers
+from pipeline.deliver import int8_sections as int8
+from pipeline.deliver import plots, verdict
 from pipeline.deliver.device_rows import RIGHT_ALIGNED, on_devices
-from pipeline.deliver.int8_sections import (
-    Section,
-    ladder_section,
-    noise_section,
-    parity_section,
-    proof_section,
-    replaced_section,
-)
+from pipeline.deliver.int8_sections import Section
+from pipeline.deliver.latency_section import latency_section, strips
+from pipeline.deliver.pareto import pareto
+from pipeline.deliver.provenance import artifacts_section, circumstances_section
 from pipeline.deliver.results import (
-    LEFT_ALIGNED,
     RUNTIME_NAMES,
     Row,
     best_per_backend,
     gather,
     numbered_notes,
-    shown_cells,
 )
 from pipeline.files import write_whole
 from pipeline.params import Params
 
 MARKDOWN, HTML = REPORTS / "report.md", REPORTS / "report.html"
-PARETO, TRAINING = REPORTS / "pareto.svg", REPORTS / "training.svg"
-NOISE = REPORTS / "noise.svg"
+PLOTS = {name: REPORTS / f"{name}.svg" for name in ("pareto", "training", "noise", "latencies")}
+UNANSWERED = (
+    "Confusions, probabilities and mistakes are not recorded: these artifacts were compiled before "
+    "that was done. `dvc repro` compiles them anew."
+)
+_LATENCIES_CAPTION = (
+    "How long single images took, in all rounds together: the long bar is p50, the short one p90, "
+    "grey the frozen reference. The slowest 0.1% may lie outside."
+)
 
 
 def report(params: Params) -> None:
@@ -56,44 +59,28 @@ def report(params: Params) -> None:
     measurements is no error but a row that says so.
     """
     rows = gather(params)
-    artifacts = _artifacts(rows)
-    networks = [("teachers", name) for name in params.teachers.enabled]
-    networks += [("students", name) for name in params.students.enabled]
-    pareto = plots.pareto(rows)
-    training = plots.training({name: read_curve(name) for _, name in networks})
-    noise = plots.noise(rows)
-    students = {name: params.students.zoo[name] for name in params.students.enabled}
+    manifest = Manifest.read(PACKED / "manifest.json")
+    benchmark = BenchmarkRecord.read(BENCHMARK)
+    drawn = {
+        "pareto": pareto(rows),
+        "training": plots.training({name: read_curve(name) for _, name in _networks(params)}),
+        "noise": plots.noise(rows),
+        "latencies": plots.latencies(strips(rows)),
+    }
     context = {
         "title": "edgestill report",
-        "summary": _summary(rows),
-        "best": _best(rows),
-        "pareto": _inline(pareto),
-        "pareto_file": PARETO.name,
-        "pareto_caption": _pareto_caption(rows),
-        "training": _inline(training),
-        "training_file": TRAINING.name,
-        "students": [_student_section(name, rows) for name in params.students.enabled],
-        "notes": numbered_notes(rows),
-        "networks": _networks_section(networks),
-        "devices": _devices_section(rows),
-        "local_threads": params.benchmark.threads,
-        "parity": parity_section(rows),
-        "ladder": ladder_section(rows),
-        "ladder_limit": f"{params.quantize.max_drop:g}",
-        "replaced": replaced_section(students, rows),
-        "noise": noise_section(rows),
-        "noise_plot": _inline(noise),
-        "noise_file": NOISE.name,
-        "proof": proof_section(artifacts),
-        "provenance": [_circumstances(params), _artifacts_section(artifacts)],
+        "about": _about(params, manifest, benchmark),
+        "drawn": {name: _inline(name, svg) for name, svg in drawn.items()},
+        "plots": {name: file.name for name, file in PLOTS.items()},
+        **_results(params, rows),
+        **_sections(params, rows, manifest, benchmark),
+        **_answers(rows, manifest),
     }
-    pages = {
-        PARETO: pareto,
-        TRAINING: training,
-        NOISE: noise,
-        MARKDOWN: _render("report.md.j2", context),
-        HTML: _render("report.html.j2", context),
-    }
+    context["style"] = Markup(_render("report.css.j2", {}))
+    context["script"] = Markup(_render("report.js.j2", {}))
+    pages = {PLOTS[name]: svg for name, svg in drawn.items()}
+    pages[MARKDOWN] = _render("report.md.j2", context)
+    pages[HTML] = _render("report.html.j2", context)
     for file, content in pages.items():
         write_whole(file, content)
 
@@ -112,33 +99,78 @@ def _render(template: str, context: dict[str, Any]) -> str:
     return environment.from_string(source).render(context)
 
 
-def _summary(rows: list[Row]) -> str:
-    counts = Counter(row.status.replace("_", " ") for row in rows)
-    states = ", ".join(f"{count} {status}" for status, count in counts.items())
-    within = sum(row.within_limits for row in rows)
+def _about(params: Params, manifest: Manifest, benchmark: BenchmarkRecord) -> str:
+    """What the figures below are of, in a line."""
+    threads = params.benchmark.threads
     return (
-        f"{len(rows)} artifacts: {states}. {within} of {len(rows)} keep the accuracy limits. "
-        "The fastest of them on each runtime:"
+        f"{manifest.source}, {manifest.size('test'):,} test images; profile {params.profile}, "
+        f"seed {params.seed}; latencies on {benchmark.fingerprint.cpu}, {threads} thread(s)"
     )
 
 
-def _best(rows: list[Row]) -> list[dict[str, str]]:
-    """Per runtime the artifact to ship, or why there is none."""
-    found = []
-    for backend, row in best_per_backend(rows).items():
-        entry = {"runtime": RUNTIME_NAMES[backend]}
-        if row is None:
-            reasons = {note for r in rows if r.backend == backend for note in r.notes[:1]}
-            entry |= {"name": "", "figures": "", "why": "; ".join(sorted(reasons))}
-        else:
-            cells = row.cells()
-            figures = (
-                f"top-1 {cells['Top-1']} ({cells['Drop']} drop), "
-                f"p50 {cells['p50 ms']} ms, {cells['kB']} kB"
-            )
-            entry |= {"name": f"{row.student} {row.precision}", "figures": figures, "why": ""}
-        found.append(entry)
-    return found
+def _results(params: Params, rows: list[Row]) -> dict[str, Any]:
+    """The verdict, the table and what the page's script works on."""
+    data = json.dumps(verdict.page_data(rows, params.gate), ensure_ascii=False)
+    return {
+        "verdict": verdict.verdict(rows, params.gate),
+        "cards": verdict.cards(rows),
+        "limits": verdict.limits(params.gate),
+        "colours": plots.COLOURS,
+        "rows": rows,
+        "best": [row for row in best_per_backend(rows).values() if row],
+        "results": verdict.results_section(rows),
+        "notes": numbered_notes(rows),
+        "students": {row.student: row.student for row in rows},
+        "runtimes": {row.backend: RUNTIME_NAMES[row.backend] for row in rows},
+        "precisions": {row.precision: row.precision for row in rows},
+        "pareto_caption": _pareto_caption(rows),
+        "latencies_caption": _LATENCIES_CAPTION,
+        "data": Markup(data.replace("<", r"\u003c")),
+    }
+
+
+def _sections(
+    params: Params, rows: list[Row], manifest: Manifest, benchmark: BenchmarkRecord
+) -> dict[str, Any]:
+    artifacts = _artifacts(rows)
+    students = {name: params.students.zoo[name] for name in params.students.enabled}
+    return {
+        "networks": _networks_section(_networks(params)),
+        "devices": _devices_section(rows),
+        "local_threads": params.benchmark.threads,
+        "parity": int8.parity_section(rows),
+        "ladder": int8.ladder_section(rows),
+        "ladder_limit": f"{params.quantize.max_drop:g}",
+        "replaced": int8.replaced_section(students, rows),
+        "noise": int8.noise_section(rows),
+        "proof": int8.proof_section(artifacts),
+        "latency": latency_section(rows, benchmark),
+        "provenance": [
+            circumstances_section(params, manifest, benchmark),
+            artifacts_section(artifacts),
+        ],
+    }
+
+
+def _answers(rows: list[Row], manifest: Manifest) -> dict[str, Any]:
+    """Every artifact's answers; the one that is recommended is shown first."""
+    found = answers.gather_answers(rows, manifest)
+    best = verdict.fastest(rows)
+    chosen = next((one for one in found if best and one.key == best.key), None)
+    return {
+        "answers": answers.answers_section(found, rows),
+        "answered": found,
+        "chosen": chosen or next(iter(found), None),
+        "unanswered": UNANSWERED,
+        "confused": answers.matrix_section,
+        "reliable": answers.reliability_section,
+        "thumbnails": answers.thumbnails(found),
+    }
+
+
+def _networks(params: Params) -> list[tuple[str, str]]:
+    networks = [("teachers", name) for name in params.teachers.enabled]
+    return networks + [("students", name) for name in params.students.enabled]
 
 
 def _pareto_caption(rows: list[Row]) -> str:
@@ -148,20 +180,6 @@ def _pareto_caption(rows: list[Row]) -> str:
     )
     missing = [row.name for row in rows if row.metrics is None or row.p50 is None]
     return caption + (f" Not plotted, as not measured: {', '.join(missing)}." if missing else "")
-
-
-def _student_section(student: str, rows: list[Row]) -> Section:
-    notes = numbered_notes(rows)
-    own = [row for row in rows if row.student == student]
-    shown = [shown_cells(row, notes) for row in own]
-    columns = tuple(shown[0])
-    return Section(
-        heading=student,
-        columns=columns,
-        numeric=tuple(column not in LEFT_ALIGNED for column in columns),
-        rows=tuple(tuple(cells.values()) for cells in shown),
-        marks=tuple("outside" if row.excess else row.status for row in own),
-    )
 
 
 def _networks_section(networks: list[tuple[str, str]]) -> Section:
@@ -191,55 +209,6 @@ def _devices_section(rows: list[Row]) -> Section:
     )
 
 
-def _circumstances(params: Params) -> Section:
-    manifest = Manifest.read(PACKED / "manifest.json")
-    benchmark = BenchmarkRecord.read(BENCHMARK)
-    sizes = ", ".join(f"{split} {manifest.size(split):,}" for split in manifest.counts)
-    side, reference = manifest.image_size, benchmark.reference.latency_ms
-    settings = params.benchmark
-    rows = [
-        ("Profile", f"{params.profile}, seed {params.seed}"),
-        ("Data", f"{manifest.source}; licence: {manifest.licence}"),
-        ("Images", f"{sizes}; {side} x {side}, {manifest.channels} channel(s)"),
-        ("Packed arrays", _digests(manifest.digests)),
-        ("Rejected files", f"{len(manifest.rejected)}"),
-        ("Calibration set", f"`{manifest.calibration_digest[:16]}`"),
-        (
-            "Latency",
-            f"batch 1, {settings.threads} thread(s), {settings.rounds} interleaved rounds of at "
-            f"least {settings.min_runs} inferences and {settings.min_seconds:g} s",
-        ),
-        (
-            "Reference model",
-            f"`{benchmark.reference_digest[:16]}`"
-            + (f", p50 {reference.p50:.3f} ms" if reference else ""),
-        ),
-        (
-            "Limits",
-            f"top-1 drop at most {params.gate.max_top1_drop:g}, "
-            f"agreement at least {params.gate.min_agreement:g}"
-            + (f", top-1 at least {floor:g}" if (floor := params.gate.min_top1) else ""),
-        ),
-        *_machine(benchmark.fingerprint),
-    ]
-    rows += [("Warning", warning) for warning in manifest.warnings]
-    return Section("Circumstances", ("What", "Value"), (False, False), tuple(rows))
-
-
-def _machine(machine: Fingerprint) -> list[tuple[str, str]]:
-    return [
-        (
-            "Machine",
-            f"{machine.cpu}, {machine.architecture}, {machine.cores} core(s), "
-            f"{machine.memory_gib} GiB, kernel {machine.kernel}, "
-            f"governor {machine.governor or 'not told'}",
-        ),
-        ("Instruction sets", ", ".join(machine.instruction_sets) or "none of note"),
-        ("Accelerators", ", ".join(machine.accelerators) or "none"),
-        ("Runtimes", _versions(machine.runtimes)),
-    ]
-
-
 def _artifacts(rows: list[Row]) -> dict[str, Artifact]:
     """The record of every artifact by the name of its row; of missing ones the results tell."""
     files = {
@@ -249,30 +218,7 @@ def _artifacts(rows: list[Row]) -> dict[str, Artifact]:
     return {name: Artifact.read(file) for name, file in files.items() if file.exists()}
 
 
-def _artifacts_section(artifacts: dict[str, Artifact]) -> Section:
-    """Every compiled artifact with its quantizer, tools and digests."""
-    shown = [
-        (
-            name,
-            artifact.quantizer or "none",
-            _versions(artifact.versions),
-            _digests(artifact.digests),
-            "; ".join(artifact.notes),
-        )
-        for name, artifact in artifacts.items()
-    ]
-    columns = ("Artifact", "Quantizer", "Versions", "SHA-256", "Notes")
-    return Section("Artifacts", columns, (False,) * 5, tuple(shown))
-
-
-def _versions(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def _digests(digests: dict[str, str]) -> str:
-    return ", ".join(f"{name} `{digest[:16]}`" for name, digest in digests.items())
-
-
-def _inline(svg: str) -> Markup:
-    """An SVG file's content as an element of a page: without the XML prologue."""
-    return Markup(svg[svg.index("<svg") :])
+def _inline(name: str, svg: str) -> Markup:
+    """An SVG file's content as an element of a page, every id of it after `name` and a dash."""
+    body = re.sub(r" *<metadata>.*?</metadata>\n", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    return Markup(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body))

@@ -63,6 +63,11 @@ class Row:
         return f"{self.student} {RUNTIME_NAMES[self.backend]} {self.precision}"
 
     @property
+    def key(self) -> str:
+        """For ids of a page: letters, digits, `_`, `.` and `-`."""
+        return f"{self.student}-{self.backend}-{self.precision}"
+
+    @property
     def within_limits(self) -> bool:
         return self.excess == ()
 
@@ -72,11 +77,21 @@ class Row:
         return times.p50 if times else None
 
     @property
+    def unmeasured(self) -> str | None:
+        """Why it has no latency; None for a measured artifact."""
+        state = self.status.replace("_", " ")
+        return None if self.status == "measured" else f"latency {state}: {self.reason}"
+
+    @property
+    def obstacles(self) -> tuple[str, ...]:
+        """Why it cannot be recommended."""
+        unmeasured = (self.unmeasured,) if self.unmeasured else ()
+        return (*unmeasured, *(f"outside its limits: {excess}" for excess in self.excess or ()))
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a reader must know beside the numbers."""
-        found = []
-        if self.status != "measured":
-            found.append(f"latency {self.status.replace('_', ' ')}: {self.reason}")
+        found = list(self.obstacles)
         if self.metrics and not self.metrics.evaluated_with.startswith(_OWN[self.backend]):
             found.append(f"accuracy taken with {self.metrics.evaluated_with}")
         if self.overtaken_by:
@@ -84,31 +99,34 @@ class Row:
             found.append(
                 f"int8 is slower here than {precision}: p50 {self.p50:.3f} against {p50:.3f} ms"
             )
-        return (*found, *(f"outside its limits: {excess}" for excess in self.excess or ()))
+        return tuple(found)
 
     def cells(self) -> dict[str, str]:
         """Every figure as text by its heading; a dash where nothing is known."""
         metrics, bench = self.metrics, self.latency
         times = bench.latency_ms if bench else None
         share = bench.ratio_to_reference if bench else None
+        many = bench.throughput if bench else None
         limits = {None: UNKNOWN, True: "within", False: "outside"}
         return {
+            "Student": self.student,
             "Runtime": RUNTIME_NAMES[self.backend],
             "Precision": self.precision,
             "Status": self.status.replace("_", " "),
             "Top-1": f"{metrics.top1:.4f}" if metrics else UNKNOWN,
             "Drop": f"{metrics.top1_drop:+.4f}" if metrics else UNKNOWN,
+            "Agreement": f"{metrics.agreement:.4f}" if metrics else UNKNOWN,
             "p50 ms": f"{times.p50:.3f}" if times else UNKNOWN,
             "p90 ms": f"{times.p90:.3f}" if times else UNKNOWN,
-            "kB": f"{metrics.size_bytes / 1000:,.0f}" if metrics else UNKNOWN,
             "× ref": f"{share:.2f}" if share is not None else UNKNOWN,  # noqa: RUF001
-            "Agreement": f"{metrics.agreement:.4f}" if metrics else UNKNOWN,
+            "Images/s": f"{many.images_per_second:,.0f}" if many else UNKNOWN,
+            "kB": f"{metrics.size_bytes / 1000:,.0f}" if metrics else UNKNOWN,
             "int8 MACs": f"{metrics.int8_mac_share:.1%}" if metrics else UNKNOWN,
             "Limits": limits[None if self.excess is None else self.within_limits],
         }
 
 
-LEFT_ALIGNED = ("Runtime", "Precision", "Status", "Limits")
+LEFT_ALIGNED = ("Student", "Runtime", "Precision", "Status", "Limits")
 TERMINAL = ("Runtime", "Precision", "Status", "Top-1", "Drop", "p50 ms", "p90 ms", "kB")
 """What fits into 80 characters."""
 
@@ -186,7 +204,10 @@ def _row(
         reason = "not benchmarked yet, run `dvc repro`"
     else:
         status, reason = latency.status, latency.reason or ""
-    broken = None if metrics is None else excess(metrics, gate)
+    p50 = latency.latency_ms.p50 if latency and latency.latency_ms else None
+    broken = None
+    if metrics is not None:
+        broken = excess(metrics, gate) + over_budget(metrics, p50, gate)
     return Row(student, backend, precision, status, reason or None, metrics, latency, broken)
 
 
@@ -214,4 +235,16 @@ def excess(metrics: CompiledMetrics, gate: Gate) -> tuple[str, ...]:
         found.append(f"it agrees with its float student on less than {gate.min_agreement:.0%}")
     if gate.min_top1 is not None and metrics.top1 < gate.min_top1:
         found.append(f"its top-1 is below {gate.min_top1:g}")
+    return tuple(found)
+
+
+def over_budget(metrics: CompiledMetrics, p50: float | None, gate: Gate) -> tuple[str, ...]:
+    """Which limits of a device an artifact breaks; `p50` in ms is None where not measured."""
+    found = []
+    if gate.max_p50_ms is not None and p50 is None:
+        found.append(f"whether its p50 is at most {gate.max_p50_ms:g} ms was not measured")
+    elif gate.max_p50_ms is not None and p50 is not None and p50 > gate.max_p50_ms:
+        found.append(f"its p50 is above {gate.max_p50_ms:g} ms")
+    if gate.max_kb is not None and metrics.size_bytes / 1000 > gate.max_kb:
+        found.append(f"it is larger than {gate.max_kb:g} kB")
     return tuple(found)

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import base64
+import io
 import re
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.contracts import (
     BENCHMARK,
+    LATENCIES,
+    PACKED,
     Artifact,
     BenchmarkRow,
     CompiledMetrics,
@@ -22,12 +28,17 @@ from pipeline.contracts import (
     compiled_metrics_file,
     read_curve,
 )
+from pipeline.deliver import pareto as pareto_module
 from pipeline.deliver import plots
 from pipeline.deliver.int8_sections import replaced_section
-from pipeline.deliver.report import HTML, MARKDOWN, NOISE, PARETO, TRAINING, report
+from pipeline.deliver.latency_section import strips
+from pipeline.deliver.pareto import Point, frontier, pareto, points
+from pipeline.deliver.report import HTML, MARKDOWN, PLOTS, UNANSWERED, report
 from pipeline.deliver.results import Row, gather
 from pipeline.errors import PipelineError
+from pipeline.measure.accuracy import calibration_error
 from pipeline.measure.benchmark import benchmark
+from pipeline.measure.evidence import Evidence, evidence_file
 from pipeline.measure.fingerprint import update_fingerprint
 from pipeline.params import Network, Params
 from tests.conftest import flawless
@@ -36,18 +47,20 @@ STUDENT = "mnv4_small_050"
 
 
 @pytest.fixture(scope="module")
-def recorded() -> list[bytes]:
+def recorded() -> dict[Path, bytes]:
     """What the one real benchmark of these tests wrote, once it has run."""
-    return []
+    return {}
 
 
 @pytest.fixture
-def measured(workspace: Params, recorded: list[bytes]) -> Params:
+def measured(workspace: Params, recorded: dict[Path, bytes]) -> Params:
     if not recorded:
         update_fingerprint()
         benchmark(workspace)
-        recorded.append(BENCHMARK.read_bytes())
-    BENCHMARK.write_bytes(recorded[0])
+        recorded.update((file, file.read_bytes()) for file in (BENCHMARK, LATENCIES))
+    for file, content in recorded.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
     return workspace
 
 
@@ -60,6 +73,13 @@ def test_the_report_tells_everything_that_was_recorded(measured: Params) -> None
             assert all(note in page for note in row.notes)
         for fact in ("three colours", "c" * 16, "0.9000", "0.8000", "1,234", measured.profile):
             assert fact in page
+
+
+def between(file: Path, heading: str, following: str) -> str:
+    """What a page says under a heading, up to the one that follows."""
+    mark = "## {}" if file == MARKDOWN else "<h2>{}"
+    page = file.read_text().split(mark.format(heading))[1]
+    return page.split(mark.format(following))[0]
 
 
 def prove(backend: str, precision: str, proof: Proof) -> None:
@@ -89,7 +109,7 @@ def test_the_report_tells_what_runs_in_int8(measured: Params) -> None:
     rest = "3 delegated; built-in kernels: 2 HARD_SWISH int8, 1 PAD int8"
     shown = ("1,000,000", "98.0%", "(12,000 MACs)", f"…{'x' * 59} (8,000 MACs)", "no", rest)
     for file, name in ((MARKDOWN, r"head\|<1>"), (HTML, "head|&lt;1&gt;")):
-        section = file.read_text().split("What runs in int8")[1].split("Float networks")[0]
+        section = between(file, "What runs in int8", "Answers")
         assert all(cell in section for cell in (name, *shown, "uint8 to float32"))
         assert section.count("x" * 60) == 0
 
@@ -100,10 +120,10 @@ def test_the_report_names_the_layers_that_diverge(measured: Params) -> None:
     file = compiled_metrics_file(STUDENT, "onnxruntime", "fp32")
     CompiledMetrics.read(file).model_copy(update={"layers": layers}).write(file)
     report(measured)
-    section = MARKDOWN.read_text().split("Noise of int8")[1].split("What runs in int8")[0]
+    section = between(MARKDOWN, "Noise of int8", "What runs in int8")
     head = r"head\|<1>"
     assert f"| {head} | 7.5 | {head} | 7.5 | block | 19.0 |" in section
-    assert HTML.read_text().count("<svg") == 3 and "onnxruntime" not in section
+    assert "noise-figure_1" in HTML.read_text() and "onnxruntime" not in section
 
 
 def test_a_replaced_hard_swish_stands_beside_the_one_that_was_kept() -> None:
@@ -127,18 +147,124 @@ def test_a_float_artifact_does_not_list_its_products(measured: Params) -> None:
     values = {"macs": 35, "float_products": products, "per_channel": None, "partitions": None}
     prove("tensorrt", "fp16", Proof(**values, input_type="uint8", output_type="float32"))
     report(measured)
-    section = MARKDOWN.read_text().split("What runs in int8")[1].split("Float networks")[0]
+    section = between(MARKDOWN, "What runs in int8", "Answers")
     (line,) = (line for line in section.splitlines() if "TensorRT fp16" in line)
     assert "| all 7 |" in line and "0.0%" in line and "layer" not in line
 
 
 def test_the_page_needs_no_network(measured: Params) -> None:
+    answer(wrong=(4, 7))
     report(measured)
     page = HTML.read_text()
-    assert "<script" not in page and "@import" not in page
+    assert not re.search(r"<script[^>]*src", page) and "@import" not in page
     assert not re.search(r"""(src|href)=["'](?!#)""", page)
-    assert not re.search(r"url\((?!#)", page)
-    assert page.count("<svg") == 2
+    assert not re.search(r"url\((?!#|data:image/png;base64,)", page)
+
+
+def test_every_id_of_the_page_is_its_own(measured: Params) -> None:
+    answer(wrong=(4, 7))
+    report(measured)
+    page = HTML.read_text()
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(set(ids)) == len(ids) > 10
+    for anchor in re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page):
+        assert "".join(anchor) in ids
+
+
+def test_without_its_script_the_page_has_no_dead_controls(measured: Params) -> None:
+    report(measured)
+    page = HTML.read_text().split("<script")[0]
+    assert page.count("<form") == len(re.findall("<form [^>]* hidden>", page)) == 2
+    assert "<button" not in re.sub("<form.*?</form>", "", page, flags=re.DOTALL)
+
+
+def answer(wrong: tuple[int, ...], classes: int = 3, at: float = 5.0) -> Evidence:
+    """The fp32 artifact takes these test images for the next class, with logits of `at`."""
+    file = evidence_file(STUDENT, "onnxruntime", "fp32")
+    labels = np.load(PACKED / "test_labels.npy")
+    answers = labels.copy()
+    answers[list(wrong)] = (labels[list(wrong)] + 1) % 3
+    artifact = Artifact.read(artifact_folder(STUDENT, "onnxruntime", "fp32") / "artifact.json")
+    manifest = Manifest.read(PACKED / "manifest.json")
+    logits = at * np.eye(classes, dtype=np.float32)[answers]
+    evidence = Evidence.of(artifact, manifest, logits, labels)
+    evidence.write(file)
+    return evidence
+
+
+def test_the_report_tells_what_is_confused_and_how_sure_the_answers_are(measured: Params) -> None:
+    evidence = answer(wrong=(4, 7, 2))  # two of green, one of blue
+    report(measured)
+    ece = f"{calibration_error(evidence.reliability):.4f}"
+    frequent = "green taken for blue (2); blue taken for red (1)"
+    for file in (MARKDOWN, HTML):
+        section = between(file, "Answers", "Latency")
+        assert ece in section and frequent in section
+        assert "image 2: blue taken for red at 98.7%" in section
+    matrix = ("red | 10 | 0 | 0 |", "green | 0 | 8 | 2 |", "blue | 1 | 0 | 9 |")
+    assert all(line in MARKDOWN.read_text() for line in matrix)
+
+
+def test_a_wrong_image_is_shown_once_however_many_take_it_wrong(measured: Params) -> None:
+    evidence = answer(wrong=(4, 7))
+    evidence.write(evidence_file(STUDENT, "tensorrt", "fp16"))
+    report(measured)
+    page = HTML.read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert page.count('class="thumb t4"') == page.count('class="thumb t7"') == 2
+    uri = re.search(r"\.t7 \{ background-image: url\(data:image/png;base64,([^)]*)", page)
+    assert uri
+    with Image.open(io.BytesIO(base64.b64decode(uri.group(1)))) as picture:
+        shown = np.asarray(picture)
+    assert np.array_equal(shown, np.load(PACKED / "test_images.npy")[7])
+
+
+def test_many_classes_have_a_list_in_place_of_a_matrix(measured: Params) -> None:
+    file = PACKED / "manifest.json"
+    names = ("red", "green", "blue", *(f"class {i}" for i in range(28)))
+    Manifest.read(file).model_copy(update={"classes": names}).write(file)
+    answer(wrong=(4, 7), classes=len(names))
+    report(measured)
+    assert "| green | blue | 2 |" in between(MARKDOWN, "Answers", "Latency")
+    assert 'class="heat"' not in HTML.read_text()
+
+
+def test_records_without_confusions_say_so(measured: Params) -> None:
+    for backend, precision in measured.backends.pairs():
+        file = evidence_file(STUDENT, backend, precision)
+        older = {"confusions": (), "reliability": (), "mistakes": ()}
+        Evidence.read(file).model_copy(update=older).write(file)
+    report(measured)
+    for file in (MARKDOWN, HTML):
+        assert UNANSWERED in between(file, "Answers", "Latency")
+
+
+def test_answers_to_another_test_split_are_refused(measured: Params) -> None:
+    file = evidence_file(STUDENT, "onnxruntime", "fp32")
+    Evidence.read(file).model_copy(update={"images": 29}).write(file)
+    with pytest.raises(PipelineError, match="answers to 29 images, but the test split has 30"):
+        report(measured)
+
+
+def test_every_latency_that_was_measured_is_drawn(measured: Params) -> None:
+    report(measured)
+    (row,) = (row for row in gather(measured) if row.p50 is not None)
+    svg = PLOTS["latencies"].read_text()
+    assert re.findall('<g id="strip-([^"]*)"', svg) == ["reference", row.key]
+    with np.load(LATENCIES) as raw:
+        inferences = len(raw[f"{STUDENT}/onnxruntime/fp32/ns"])
+    assert f"| {row.name} | {inferences:,} | {row.p50:.3f} |" in MARKDOWN.read_text()
+
+
+def test_latencies_that_are_missing_stop_the_report(measured: Params) -> None:
+    with np.load(LATENCIES) as raw:
+        reference = {"reference/ns": raw["reference/ns"]}
+    np.savez(LATENCIES, **reference)
+    with pytest.raises(PipelineError, match=f"no latencies of {STUDENT}/onnxruntime/fp32"):
+        report(measured)
+    LATENCIES.unlink()
+    with pytest.raises(PipelineError, match="the latencies are missing"):
+        report(measured)
 
 
 def test_names_from_outside_are_escaped(measured: Params) -> None:
@@ -151,7 +277,8 @@ def test_names_from_outside_are_escaped(measured: Params) -> None:
 
 
 def test_equal_records_give_equal_files(measured: Params) -> None:
-    files = (MARKDOWN, HTML, PARETO, TRAINING, NOISE)
+    answer(wrong=(4, 7))
+    files = (MARKDOWN, HTML, *PLOTS.values())
     report(measured)
     first = [file.read_bytes() for file in files]
     report(measured)
@@ -162,14 +289,14 @@ def test_a_missing_record_leaves_no_half_report(measured: Params) -> None:
     Path("metrics/teachers/resnet.json").unlink()
     with pytest.raises(PipelineError, match=r"resnet\.json"):
         report(measured)
-    assert not MARKDOWN.exists() and not PARETO.exists()
+    assert not MARKDOWN.exists() and not PLOTS["pareto"].exists()
 
 
 def test_the_plot_holds_what_was_measured_and_names_the_rest(measured: Params) -> None:
     report(measured)
     rows = gather(measured)
     plotted = [row for row in rows if row.p50 is not None]
-    assert len(plots.points(rows)) == len(plotted) >= 1
+    assert len(points(rows)) == len(plotted) >= 1
     caption = re.search(r"Not plotted, as not measured: (.*)\.", MARKDOWN.read_text())
     missing = [row.name for row in rows if row.p50 is None]
     assert (caption.group(1).split(", ") if caption else []) == missing
@@ -178,7 +305,8 @@ def test_the_plot_holds_what_was_measured_and_names_the_rest(measured: Params) -
 def test_plots_are_well_formed_and_follow_the_pages_colours(measured: Params) -> None:
     rows = gather(measured)
     curves = {"resnet": read_curve("resnet")}
-    for svg in (plots.pareto(rows), plots.training(curves), plots.pareto([])):
+    drawn = plots.latencies(strips(rows))
+    for svg in (pareto(rows), plots.training(curves), pareto([]), drawn):
         ElementTree.fromstring(svg)
         assert "currentColor" in svg and "prefers-color-scheme:dark" in svg
         assert "<dc:date>" not in svg
@@ -198,26 +326,26 @@ def crowd(row: Row, n: int) -> list[Row]:
 
 def test_labels_of_crowded_points_do_not_cover_one_another(measured: Params, monkeypatch) -> None:
     placed = []
-    lead = plots._lead
+    lead = pareto_module._lead
 
-    def remember(axes, point, radius, box) -> None:
+    def remember(axes, point, radius, box):
         placed.append(box)
-        lead(axes, point, radius, box)
+        return lead(axes, point, radius, box)
 
-    monkeypatch.setattr(plots, "_lead", remember)
-    plots.pareto(crowd(gather(measured)[0], 14))
+    monkeypatch.setattr(pareto_module, "_lead", remember)
+    pareto(crowd(gather(measured)[0], 14))
     assert len(placed) == 14
     for i, box in enumerate(placed):
         for other in placed[:i]:
-            assert plots._overlap(box, other) < 0.1 * box.area
+            assert pareto_module._overlap(box, other) < 0.1 * box.area
 
 
 def test_the_frontier_is_what_no_other_artifact_beats() -> None:
-    def point(p50: float, top1: float) -> plots.Point:
-        return plots.Point("", "openvino", "int8", p50, top1, 1)
+    def point(p50: float, top1: float) -> Point:
+        return Point("", "", "openvino", "int8", p50, top1, 1)
 
     good = [point(1, 80), point(2, 90), point(4, 91)]
-    assert plots.frontier([point(3, 85), *good[::-1], point(5, 91), point(2, 89)]) == good
+    assert frontier([point(3, 85), *good[::-1], point(5, 91), point(2, 89)]) == good
 
 
 def test_without_a_benchmark_there_is_no_report(measured: Params) -> None:

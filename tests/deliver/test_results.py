@@ -9,9 +9,11 @@ from pipeline.contracts import (
     BenchmarkRow,
     CompiledMetrics,
     Latency,
+    Throughput,
     compiled_metrics_file,
 )
 from pipeline.deliver.results import Row, best_per_backend, gather, numbered_notes, table
+from pipeline.deliver.verdict import cards, verdict
 from pipeline.errors import PipelineError
 from pipeline.measure.fingerprint import read_fingerprint
 from pipeline.params import Params
@@ -127,6 +129,50 @@ def test_the_best_is_the_fastest_within_the_limits(workspace: Params) -> None:
     best = best_per_backend([slower, row, outside, unmeasured])
     assert best == {"onnxruntime": row, "tensorrt": None}
     assert best_per_backend([row, faster])["onnxruntime"] is faster
+
+
+def under(params: Params, **limits: float) -> list[Row]:
+    """The rows of ONNX Runtime (0.25 ms) and TensorRT (not measured) under these limits."""
+    record(onnxruntime=measured(0.25), tensorrt=NO_GPU)
+    gate = params.gate.model_copy(update=limits)
+    return gather(params.model_copy(update={"gate": gate}))
+
+
+def test_a_latency_limit_is_kept_by_what_was_measured_within_it(workspace: Params) -> None:
+    row, unmeasured = under(workspace, max_p50_ms=0.25)
+    assert row.within_limits and not unmeasured.within_limits
+    assert unmeasured.excess == ("whether its p50 is at most 0.25 ms was not measured",)
+    assert unmeasured.cells()["Limits"] == "outside"
+    row, _ = under(workspace, max_p50_ms=0.2)
+    assert row.excess == ("its p50 is above 0.2 ms",)
+    assert best_per_backend([row]) == {"onnxruntime": None}
+    assert all(row.within_limits for row in under(workspace))
+
+
+def test_a_size_limit_counts_thousands_of_bytes(workspace: Params) -> None:
+    change("onnxruntime", "fp32", size_bytes=2_500)
+    assert under(workspace, max_kb=2.5)[0].within_limits
+    assert under(workspace, max_kb=2.4)[0].excess == ("it is larger than 2.4 kB",)
+
+
+def test_the_verdict_names_the_limits_the_fastest_and_why_there_is_none(workspace: Params) -> None:
+    rows = under(workspace, max_p50_ms=0.3)
+    gate = workspace.gate.model_copy(update={"max_p50_ms": 0.3})
+    said = verdict(rows, gate)
+    assert said["count"] == "1 of 2" and said["fastest"].startswith(f"{rows[0].name}, p50 0.250")
+    bounds = "p50 at most 0.3 ms, top-1 drop at most 0.01, agreement at least 0.95"
+    assert said["limits"] == bounds
+    ours, tensorrt = cards(rows)
+    assert (ours.name, ours.why, ours.unmeasured) == (f"{STUDENT} fp32", "", "")
+    assert tensorrt.name == "" and "no NVIDIA GPU here" in tensorrt.why
+    assert tensorrt.unmeasured == "latency not measured: no NVIDIA GPU here"
+
+
+def test_the_table_has_throughput_where_it_was_measured(workspace: Params) -> None:
+    many = Throughput(images_per_second=12345.6, batch=64, threads=2)
+    record(onnxruntime=measured(0.25).model_copy(update={"throughput": many}), tensorrt=NO_GPU)
+    cells = [row.cells()["Images/s"] for row in gather(workspace)]
+    assert cells == ["12,346", "–"]  # noqa: RUF001
 
 
 def beside_int8(params: Params, **latencies: BenchmarkRow) -> list[Row]:

@@ -1,0 +1,75 @@
+"""How the latencies of single images are distributed."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.contracts import LATENCIES, BenchmarkRecord, BenchmarkRow
+from pipeline.deliver.int8_sections import Section
+from pipeline.deliver.plots import COLOURS, GREY, Strip
+from pipeline.deliver.results import UNKNOWN, Row
+from pipeline.errors import PipelineError
+
+REFERENCE = "reference"
+
+
+def strips(rows: list[Row]) -> list[Strip]:
+    """The reference and every measured artifact, in the order of the rows.
+
+    Raises `PipelineError` where their latencies are not recorded.
+    """
+    if not LATENCIES.exists():
+        raise PipelineError(
+            "the latencies are missing", where=str(LATENCIES), fix="run `dvc repro`"
+        )
+    with np.load(LATENCIES) as recorded:
+        found = [Strip(REFERENCE, "reference", GREY, _times(recorded, REFERENCE))]
+        found += [
+            Strip(
+                row.key,
+                row.name,
+                COLOURS[row.backend],
+                _times(recorded, f"{row.student}/{row.backend}/{row.precision}"),
+            )
+            for row in rows
+            if row.p50 is not None
+        ]
+    return found
+
+
+def _times(recorded: np.lib.npyio.NpzFile, key: str) -> NDArray[np.float64]:
+    """Milliseconds [n]."""
+    name = f"{key}/ns"
+    if name not in recorded:
+        raise PipelineError(
+            f"there are no latencies of {key}", where=str(LATENCIES), fix="run `dvc repro`"
+        )
+    milliseconds: NDArray[np.float64] = recorded[name] / 1e6
+    return milliseconds
+
+
+def latency_section(rows: list[Row], record: BenchmarkRecord) -> Section:
+    """What was measured beside the medians, the reference first."""
+    measured = [("reference", record.reference)]
+    measured += [(row.name, row.latency) for row in rows if row.latency and row.p50 is not None]
+    columns = (
+        "Artifact", "Inferences", "p50 ms", "p90 ms", "95% of p90", "p99 ms", "First ms",
+        "Load ms", "Peak MiB",
+    )  # fmt: skip
+    shown = tuple((name, *_cells(bench)) for name, bench in measured)
+    return Section("Latency", columns, (False, *(True,) * 8), shown)
+
+
+def _cells(bench: BenchmarkRow) -> tuple[str, ...]:
+    times, interval, peak = bench.latency_ms, bench.p90_interval_ms, bench.peak_rss_bytes
+    return (
+        f"{bench.n:,}",
+        f"{times.p50:.3f}" if times else UNKNOWN,
+        f"{times.p90:.3f}" if times else UNKNOWN,
+        f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else UNKNOWN,
+        f"{times.p99:.3f}" if times else UNKNOWN,
+        UNKNOWN if bench.first_ms is None else f"{bench.first_ms:.2f}",
+        UNKNOWN if bench.load_ms is None else f"{bench.load_ms:.1f}",
+        UNKNOWN if peak is None else f"{peak / 2**20:.0f}",
+    )

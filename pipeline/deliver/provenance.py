@@ -1,0 +1,77 @@
+"""Where the report's figures come from: settings, data, machine, tools, digests."""
+
+from __future__ import annotations
+
+from pipeline.contracts import Artifact, BenchmarkRecord, Fingerprint, Manifest
+from pipeline.deliver.int8_sections import Section
+from pipeline.deliver.verdict import limits_text
+from pipeline.params import Params
+
+
+def circumstances_section(
+    params: Params, manifest: Manifest, benchmark: BenchmarkRecord
+) -> Section:
+    """Everything that the figures of a run depend on."""
+    sizes = ", ".join(f"{split} {manifest.size(split):,}" for split in manifest.counts)
+    side, reference = manifest.image_size, benchmark.reference.latency_ms
+    settings = params.benchmark
+    rows = [
+        ("Profile", f"{params.profile}, seed {params.seed}"),
+        ("Data", f"{manifest.source}; licence: {manifest.licence}"),
+        ("Images", f"{sizes}; {side} x {side}, {manifest.channels} channel(s)"),
+        ("Packed arrays", _digests(manifest.digests)),
+        ("Rejected files", f"{len(manifest.rejected)}"),
+        ("Calibration set", f"`{manifest.calibration_digest[:16]}`"),
+        (
+            "Latency",
+            f"batch 1, {settings.threads} thread(s), {settings.rounds} interleaved rounds of at "
+            f"least {settings.min_runs} inferences and {settings.min_seconds:g} s",
+        ),
+        (
+            "Reference model",
+            f"`{benchmark.reference_digest[:16]}`"
+            + (f", p50 {reference.p50:.3f} ms" if reference else ""),
+        ),
+        ("Limits", limits_text(params.gate)),
+        *_machine(benchmark.fingerprint),
+    ]
+    rows += [("Warning", warning) for warning in manifest.warnings]
+    return Section("Circumstances", ("What", "Value"), (False, False), tuple(rows))
+
+
+def _machine(machine: Fingerprint) -> list[tuple[str, str]]:
+    return [
+        (
+            "Machine",
+            f"{machine.cpu}, {machine.architecture}, {machine.cores} core(s), "
+            f"{machine.memory_gib} GiB, kernel {machine.kernel}, "
+            f"governor {machine.governor or 'not told'}",
+        ),
+        ("Instruction sets", ", ".join(machine.instruction_sets) or "none of note"),
+        ("Accelerators", ", ".join(machine.accelerators) or "none"),
+        ("Runtimes", _versions(machine.runtimes)),
+    ]
+
+
+def artifacts_section(artifacts: dict[str, Artifact]) -> Section:
+    """Every compiled artifact with its quantizer, tools and digests."""
+    shown = [
+        (
+            name,
+            artifact.quantizer or "none",
+            _versions(artifact.versions),
+            _digests(artifact.digests),
+            "; ".join(artifact.notes),
+        )
+        for name, artifact in artifacts.items()
+    ]
+    columns = ("Artifact", "Quantizer", "Versions", "SHA-256", "Notes")
+    return Section("Artifacts", columns, (False,) * 5, tuple(shown))
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _digests(digests: dict[str, str]) -> str:
+    return ", ".join(f"{name} `{digest[:16]}`" for name, digest in digests.items())
