@@ -38,8 +38,9 @@ def benchmark(params: Params) -> BenchmarkRecord:
     """Stage `benchmark`: metrics/benchmark.json and the raw latencies.
 
     Artifacts that cannot run here get the status `not_measured`, those whose worker fails
-    `failed`, each with its reason; neither has numbers. Raises `PipelineError` where an
-    artifact is missing, the fingerprint is another machine's, or the reference fails.
+    `failed`, each with its reason; neither has numbers. One that takes no batches keeps its
+    latency and says why it has no throughput. Raises `PipelineError` where an artifact is
+    missing, the fingerprint is another machine's, or the reference fails.
     """
     fingerprint = require_fingerprint()
     settings = params.benchmark

@@ -198,8 +198,8 @@ def _family(processes: dict[int, _Process], ancestor: int) -> set[int]:
 
 
 def _share(seconds: float, of: float) -> float:
-    """Never below 0, where ticks were counted to us that others had."""
-    return round(max(0.0, seconds / of), 4) if of else 0.0
+    """Within 0 and 1, although ticks may be counted to the wrong process or round."""
+    return round(min(max(0.0, seconds / of), 1.0), 4) if of else 0.0
 
 
 def _numbers(files: Iterable[Path]) -> list[float]:
