@@ -44,8 +44,9 @@ from pipeline.contracts import Artifact, artifact_folder
 from pipeline.deliver.gate.verdict import Outcome
 from pipeline.errors import PipelineError, run
 from pipeline.files import write_whole
-from pipeline.measure.benchmark import Target, reference_target, write_test_images
+from pipeline.measure.benchmark import reference_target, write_test_images
 from pipeline.measure.fingerprint import read_fingerprint
+from pipeline.measure.workers import Target
 from pipeline.params import Params, load_params
 
 RESULTS = Path("benchmarks/results/gate.json")

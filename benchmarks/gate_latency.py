@@ -28,11 +28,14 @@ from pipeline.deliver.gate.latency import (
     decide,
 )
 from pipeline.deliver.gate.verdict import Commands, Outcome
-from pipeline.measure import benchmark
-from pipeline.measure.benchmark import REFERENCE, Rounds, Target
+from pipeline.measure import workers
+from pipeline.measure.benchmark import reference_target
 from pipeline.measure.fingerprint import read_fingerprint
 from pipeline.measure.latency import percentiles
 from pipeline.measure.reference import DIGEST
+from pipeline.measure.rounds import REFERENCE, Rounds
+from pipeline.measure.rounds import measure as measure_rounds
+from pipeline.measure.workers import Target
 from pipeline.params import Benchmark, Gate, Params
 
 IDLE, LOADED = "idle", "loaded"
@@ -78,24 +81,26 @@ class Trial:
 def record(state: str, models: list[Target], plan: Plan, seed: int) -> list[Session]:
     """The models in turn; every second session of each has the slower candidates, too."""
     sessions = []
-    settings = plan.visit.model_copy(update={"rounds": plan.visit.rounds * plan.blocks})
+    # no round is repeated: what a neighbour does to a comparison is what is asked
+    visit = {"rounds": plan.visit.rounds * plan.blocks, "extra_rounds": 0}
+    settings = plan.visit.model_copy(update=visit)
     with (
         tempfile.TemporaryDirectory() as scratch,
         busy_neighbour(seed) if state == LOADED else nullcontext(),
-        patch.object(benchmark, "worker", slow_worker),  # the module that workers run
+        patch.object(workers, "worker", slow_worker),  # the module that workers run
     ):
-        reference = benchmark.reference_target(Path(scratch))
+        reference = reference_target(Path(scratch))
         for number in range(plan.sessions):
             model = models[number % len(models)]
             slower = number // len(models) % 2 == 0
             targets = [reference, _target(BASELINE, model)]
             targets += [_target(_name(s), model, s) for s in SLOWDOWNS if slower or not s]
             print(f"{state}: {number + 1} of {plan.sessions}, {model.name}", file=sys.stderr)
-            rows, raw = benchmark.measure(targets, settings, seed + number)
-            for name, row in rows.items():
+            measured = measure_rounds(targets, settings, seed + number)
+            for name, row in measured.rows.items():
                 if row.status != "measured":
                     raise RuntimeError(f"{model.name}, {name}: {row.reason}")
-            sessions.append(Session(state, model.name, raw, psutil.getloadavg()[0]))
+            sessions.append(Session(state, model.name, measured.raw, psutil.getloadavg()[0]))
     return sessions
 
 

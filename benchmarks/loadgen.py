@@ -34,10 +34,11 @@ from pipeline.backends.registry import backend
 from pipeline.contracts import Artifact, artifact_folder
 from pipeline.errors import PipelineError, run
 from pipeline.files import write_whole
-from pipeline.measure import benchmark
-from pipeline.measure.benchmark import Target, Worker, reference_target, write_test_images
+from pipeline.measure import workers
+from pipeline.measure.benchmark import reference_target, write_test_images
 from pipeline.measure.fingerprint import read_fingerprint
 from pipeline.measure.latency import balanced_order
+from pipeline.measure.workers import Target, Worker
 from pipeline.params import Params, load_params
 
 RESULTS = Path("benchmarks/results/loadgen.json")
@@ -75,7 +76,7 @@ def compare(target: Target, arguments: argparse.Namespace, params: Params) -> di
     tools: dict[str, Callable[[], Figures]] = {}
     with ExitStack() as stack:
         ours = stack.enter_context(Worker(target, threads=1))
-        with patch.object(benchmark, "worker", loadgen_worker):  # the module it runs
+        with patch.object(workers, "worker", loadgen_worker):  # the module it runs
             loadgen = stack.enter_context(Worker(target, threads=1))
         for worker in (ours, loadgen):
             worker.ask({})

@@ -316,9 +316,18 @@ class Latency(Record):
 class Throughput(Record):
     """Many images a call, on all cores."""
 
-    images_per_second: float = Field(description="median over rounds")
-    batch: int
-    threads: int
+    images_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        description="median over rounds"
+    )
+    batch: Annotated[int, Field(ge=1)]
+    threads: Annotated[int, Field(ge=1)]
+
+
+class WarmUp(Record):
+    """What went before the first timed inference, the very first one apart."""
+
+    inferences: Annotated[int, Field(ge=1)]
+    steady: bool = Field(description="the medians of its last windows agreed")
 
 
 class BenchmarkRow(Record):
@@ -329,11 +338,19 @@ class BenchmarkRow(Record):
         None, description="95% limits of p90, inferences taken for independent of each other"
     )
     ratio_to_reference: float | None = Field(None, description="median of p50 ratios by round")
+    ratio_interval: tuple[float, float] | None = Field(
+        None, description="95% limits of the ratio: bootstrap over rounds"
+    )
     first_ms: float | None = None
     load_ms: float | None = None
+    warm_up: WarmUp | None = None
     peak_rss_bytes: int | None = None
     throughput: Throughput | None = None
+    throughput_reason: str | None = Field(None, description="why there is none beside a latency")
     threads: int
+    cpus: tuple[int, ...] | None = Field(
+        None, description="to which its process was kept; null: the system has no call for it"
+    )
     n: int = 0
     rounds_ms: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
         (), description="p50 of each interleaved round, in order; the reference's are as many"
@@ -354,6 +371,24 @@ class Fingerprint(Record):
     runtimes: dict[str, str]
 
 
+class Conditions(Record):
+    """What else went on during one interleaved round; null where the system does not tell."""
+
+    seconds: float
+    others: float | None = Field(
+        None, description="share of the usable cores' time that other processes took"
+    )
+    busiest: str | None = Field(None, description="the other process that took most of it")
+    stolen: float | None = Field(
+        None, description="share of the measuring cores' time that the hypervisor gave away"
+    )
+    mhz: float | None = Field(None, description="lowest clock of a measuring core")
+    celsius: float | None = Field(None, description="highest temperature")
+    load_average: float | None = Field(None, description="of one minute, when the round ended")
+    spoiled: str | None = Field(None, description="why; null: it is not")
+    kept: bool = Field(True, description="it is among the rounds of the rows")
+
+
 class BenchmarkRecord(Record):
     """metrics/benchmark.json; rows by `S/B/P`."""
 
@@ -361,6 +396,10 @@ class BenchmarkRecord(Record):
     reference: BenchmarkRow
     reference_digest: str
     overhead_ns: int | None = Field(None, description="what the harness itself adds to a latency")
+    conditions: tuple[Conditions, ...] = Field(
+        (), description="one for each round, in order; those that are kept make up `rounds_ms`"
+    )
+    repeated_rounds: int = Field(0, description="measured because others were spoiled")
     rows: dict[str, BenchmarkRow]
 
 

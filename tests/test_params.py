@@ -58,6 +58,8 @@ def test_a_profile_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> N
         ),
         ({"data.val_fraction": 1.5}, "data.val_fraction: input should be less than or equal to"),
         ({"benchmark.rounds": "many"}, "benchmark.rounds: input should be a valid integer"),
+        ({"benchmark.extra_rounds": -1}, "benchmark.extra_rounds: input should be greater than"),
+        ({"benchmark.batch": -1}, "benchmark.batch: input should be greater than or equal to 0"),
         ({"teachers.zoo.resnet.source": "guess"}, "source: input should be 'train', 'checkpoint'"),
         ({"backends.openvino.precisions": ["int4"]}, "input should be 'fp32' or 'int8'"),
         ({"students.enabled": ["mnv3_smal_050"]}, "did you mean `mnv3_small_050`?"),

@@ -31,7 +31,7 @@ It needs Python 3.8 or newer, NumPy, and the runtime:
 python verify.py               # are these the answers that the lab saw? exit code 0 or 1
 python run.py photo.jpg        # classes with probabilities; image files need Pillow
 python run.py pixels.npy       # an array, uint8 {shape}
-python bench.py --threads 1    # latency of one inference, raw pixels to logits
+python bench.py --threads 1    # latency of one inference, raw pixels to logits, and throughput
 sha256sum --check SHA256SUMS   # the files alone
 ```
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from pipeline.contracts import Latency, Record, bundle_folder
+from pipeline.contracts import Latency, Record, Throughput, WarmUp, bundle_folder
 from pipeline.deliver.bundle_record import Tolerances
 from pipeline.errors import PipelineError
 
@@ -114,14 +114,27 @@ class Timed(DeviceResult):
 
 
 class Bench(Timed):
-    """What bench.py writes; times in milliseconds."""
+    """What bench.py writes; times in milliseconds. Older bundles leave out what may be null."""
 
     rounds: Count
     n: Count
     latency_ms: DeviceLatency
+    p90_interval_ms: tuple[Milliseconds, Milliseconds] | None = None
     p50_by_round_ms: tuple[Milliseconds, ...]
     load_ms: Amount
     first_ms: Milliseconds
+    warm_up: WarmUp | None = None
+    overhead_ns: Annotated[int, Field(ge=0)] | None = None
+    peak_rss_bytes: Count | None = None
+    cpus: tuple[int, ...] | None = Field(None, description="to which bench.py was kept")
+    throughput: Throughput | None = None
+
+    @field_validator("p90_interval_ms")
+    @classmethod
+    def _is_an_interval(cls, limits: tuple[float, float] | None) -> tuple[float, float] | None:
+        if limits and limits[0] > limits[1]:
+            raise ValueError("the lower limit is above the upper one")
+        return limits
 
     def __str__(self) -> str:
         times, unit = self.latency_ms, "" if self.unit == "cpu" else f", {self.unit}"

@@ -15,6 +15,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pipeline.measure.latency import binomial
+
 RESAMPLES = 4000
 _SEED = 17
 _NEARLY_NORMAL = 1000
@@ -132,7 +134,7 @@ def mcnemar(lost: int, won: int) -> float:
     Lydersen and Laake, BMC Med. Res. Methodol. 13:91, 2013).
     """
     flips = lost + won
-    tail = _binomial(flips, 0.5)[: min(lost, won) + 1]
+    tail = binomial(flips, 0.5)[: min(lost, won) + 1]
     return min(1.0, 2 * float(tail.sum()))
 
 
@@ -150,34 +152,16 @@ def mcnemar_power(images: int, flips: int, loss: float, level: float) -> float:
     spread = 6 * math.sqrt(images * share * (1 - share)) + 1
     first, last = max(0, round(images * share - spread)), round(images * share + spread)
     grid = np.unique(np.linspace(first, min(images, last), _POWER_POINTS).astype(int))
-    weights = _binomial(images, share)[grid]
+    weights = binomial(images, share)[grid]
     found = [_found(int(count), lost, level) for count in grid]
     return float(np.dot(weights, found) / weights.sum())
 
 
 def _found(flips: int, lost: float, level: float) -> float:
     """P(the test at `level` finds a loss | so many flips, each lost with this probability)."""
-    tails = np.cumsum(_binomial(flips, 0.5)[::-1])[::-1]  # P(X >= k)
+    tails = np.cumsum(binomial(flips, 0.5)[::-1])[::-1]  # P(X >= k)
     enough = np.flatnonzero(2 * tails <= level)
-    return float(_binomial(flips, lost)[enough[0] :].sum()) if len(enough) else 0.0
-
-
-def quantile_interval(values: ArrayLike, share: float, level: float) -> tuple[float, float] | None:
-    """Limits of the quantile at `share` of what independent `values` [N] are drawn from.
-
-    Two of the values themselves, whatever the distribution: how many lie below the quantile is
-    binomial, so ranks follow that leave out at most (1 - level) / 2 on either side (David and
-    Nagaraja, Order Statistics, 2003, ch. 7.1). None where there are too few values for that,
-    which for p90 and 95% is below 36.
-    """
-    ordered = np.sort(np.asarray(values, float))
-    tail = (1 - level) / 2
-    below = np.cumsum(_binomial(len(ordered), share))  # P(at most k of them lie below)
-    low = int(np.count_nonzero(below <= tail)) - 1
-    high = int(np.searchsorted(below, 1 - tail))
-    if low < 0 or high >= len(ordered):
-        return None
-    return float(ordered[low]), float(ordered[high])
+    return float(binomial(flips, lost)[enough[0] :].sum()) if len(enough) else 0.0
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
@@ -192,22 +176,3 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = largest
     return tuple(adjusted)
-
-
-def _binomial(n: int, p: float) -> Floats:
-    """Probabilities [n + 1] of 0 to `n` successes."""
-    k = np.arange(n + 1)
-    if p in (0.0, 1.0):
-        return np.where(k == n * p, 1.0, 0.0)
-    logs = _log_factorials(n)
-    result: Floats = np.exp(
-        logs[n] - logs - logs[::-1] + k * math.log(p) + (n - k) * math.log1p(-p)
-    )
-    return result
-
-
-@lru_cache(maxsize=256)
-def _log_factorials(n: int) -> Floats:
-    """log k! for k from 0 to `n`."""
-    logs: Floats = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, n + 1)))))
-    return logs

@@ -305,18 +305,67 @@ def test_the_device_sees_the_pixels_that_training_saw(bundle: Path, tmp_path: Pa
 def test_bench_measures_with_the_labs_harness(bundle: Path, tmp_path: Path) -> None:
     assert (bundle / "latency.py").read_bytes() == Path(latency.__file__).read_bytes()
     done = python(
-        bundle / "bench.py", "--rounds", "3", "--min-runs", "7", "--min-seconds", "0.001",
-        "--json", tmp_path / "result.json",
+        bundle / "bench.py", "--rounds", "3", "--min-runs", "17", "--min-seconds", "0.001",
+        "--batch", "4", "--json", tmp_path / "result.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["bundle"]["digest"] == sha256(bundle / "SHA256SUMS")
-    assert result["n"] >= 21 and len(result["p50_by_round_ms"]) == 3
+    assert result["n"] >= 51 and len(result["p50_by_round_ms"]) == 3
     times = result["latency_ms"]
     assert 0 < times["p50"] <= times["p90"] <= times["p99"]
     assert result["load_ms"] > 0 and result["first_ms"] > 0 and result["threads"] == 1
     assert {"cpu", "cores", "kernel", "python", "numpy"} <= set(result["machine"])
-    assert f"p50 {times['p50']:.3f} ms" in done.stdout
+    low, high = result["p90_interval_ms"]
+    assert low <= times["p90"] <= high
+    assert result["warm_up"]["inferences"] >= latency.WINDOWS * latency.WINDOW_RUNS
+    assert len(result["cpus"]) == 1 and result["peak_rss_bytes"] > 10e6
+    usable = len(os.sched_getaffinity(0))
+    assert result["machine"]["cores"] == result["throughput"]["threads"] == usable
+    assert result["throughput"]["batch"] == 4 and result["throughput"]["images_per_second"] > 0
+    assert 0 < result["overhead_ns"] < 1e6 * times["p50"]
+    for said in (
+        f"p50 {times['p50']:.3f} ms",
+        f"p90 between {low:.3f} and {high:.3f} ms at 95%",
+        f"on CPU {result['cpus'][0]}\n",
+        f"the harness itself: {result['overhead_ns']} ns",
+        f"warmed up by {result['warm_up']['inferences']} inferences",
+        "images per second, 4 a call on",
+    ):
+        assert said in done.stdout
+
+
+def test_bench_leaves_out_the_throughput_or_says_why_it_failed(bundle: Path) -> None:
+    quick = ("--rounds", "1", "--min-runs", "1", "--min-seconds", "1e-6")
+    done = python(bundle / "bench.py", *quick, "--batch", "0")
+    assert done.returncode == 0 and "per second" not in done.stdout
+    assert "too few inferences for limits" in done.stdout
+    runtime = bundle / "runtime.py"
+    fatal = "    if batch > 1:\n        import os\n\n        os._exit(9)\n    del batch"
+    runtime.write_text(runtime.read_text().replace("    del batch", fatal))
+    rewrite_sums(bundle)
+    done = python(bundle / "bench.py", *quick)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "the throughput died at batch 32" in done.stderr and "what to do: " in done.stderr
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "tflite"])
+def test_a_batch_has_the_logits_of_its_images(
+    backend: str, shipped: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    code = (
+        "import sys, numpy; from common import golden, open_model; images = golden()[0][:6]; "
+        "one, many = open_model(1)[0], open_model(2, batch=6)[0]; "
+        "numpy.save(sys.argv[1], [numpy.concatenate([one(i[None]) for i in images]), many(images)])"
+    )
+    for folder in shipped[backend]:
+        done = subprocess.run(
+            [sys.executable, "-B", "-c", code, tmp_path / "logits.npy"],
+            cwd=folder, text=True, capture_output=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        alone, together = np.load(tmp_path / "logits.npy")
+        np.testing.assert_allclose(together, alone, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("file", [*sorted(ON_DEVICE.glob("*.py")), Path(latency.__file__)])

@@ -62,7 +62,7 @@ def results(workspace: Params, lab: Lab) -> Results:
         shutil.copytree(lab.bundles, BUNDLES)
         return copy.deepcopy(lab.results)
     write_bundles(workspace)
-    quick = ("--rounds", "2", "--min-runs", "5", "--min-seconds", "0.001")
+    quick = ("--rounds", "2", "--min-runs", "20", "--min-seconds", "0.001", "--batch", "4")
     for name, options in {"bench": quick, "verify": ()}.items():
         done = python(BUNDLES / ORT / f"{name}.py", *options, "--json", "result.json")
         assert done.returncode == 0, done.stdout + done.stderr
@@ -105,6 +105,17 @@ def test_what_the_scripts_wrote_comes_home_whole(results: Results) -> None:
     folders = {file.parent for file in stored()}
     assert {file.name for file in stored()} == {f"{ORT}-bench-t1.json", f"{ORT}-verify.json"}
     assert len(folders) == 1 and folders.pop().parent == DEVICES
+
+
+def test_what_bundles_of_earlier_versions_wrote_still_comes_home(results: Results) -> None:
+    later = {
+        "p90_interval_ms", "warm_up", "overhead_ns", "peak_rss_bytes", "cpus", "throughput",
+    }  # fmt: skip
+    assert later < results["bench"].keys()
+    older = {key: value for key, value in results["bench"].items() if key not in later}
+    (imported,) = import_results([saved(older)])
+    assert isinstance(imported.result, Bench) and imported.result.n == older["n"]
+    assert all(getattr(imported.result, name) is None for name in later)
 
 
 def test_importing_again_changes_nothing(results: Results) -> None:
@@ -171,6 +182,10 @@ def put(dotted: str, value: object) -> Callable[[dict], None]:
         ("bench", put("p50_by_round_ms", [1.0, -1.0]), "`p50_by_round_ms.1`: .*greater than 0"),
         ("bench", put("latency_ms.p90", 1e9), "`latency_ms`: the percentiles do not rise"),
         ("bench", put("threads", "4"), "`threads`: .*integer"),
+        ("bench", put("p90_interval_ms", [2.0, 1.0]), "`p90_interval_ms`: the lower limit"),
+        ("bench", put("warm_up.steady", "yes"), "`warm_up.steady`: .*boolean"),
+        ("bench", put("throughput.images_per_second", 0.0), "`throughput.images_per_second`"),
+        ("bench", put("overhead_ns", -1), "`overhead_ns`: .*greater than or equal to 0"),
         ("bench", put("unit", "tpu"), "`unit`: .*'cpu', 'gpu' or 'npu'"),
         ("bench", put("machine", {"cores": 4}), "`machine`: neither `cpu` nor `model`"),
         ("bench", put("bundle.student", "../../x"), "`bundle.student`"),

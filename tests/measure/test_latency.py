@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import gc
+import math
+import os
 import time
-from itertools import permutations
+from collections.abc import Callable, Iterator
+from itertools import count, permutations
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +17,30 @@ from pipeline.backends.registry import backend
 from pipeline.contracts import BENCHMARK, BenchmarkRecord, artifact_folder
 from pipeline.errors import PipelineError
 from pipeline.measure import benchmark as bench
-from pipeline.measure import reference
+from pipeline.measure import reference, workers
+from pipeline.measure.conditions import Watch
 from pipeline.measure.fingerprint import update_fingerprint
-from pipeline.measure.latency import WAKE_RUNS, Harness, balanced_order, overhead, percentiles
+from pipeline.measure.latency import (
+    STEADY,
+    WAKE_RUNS,
+    WARM_UP_SECONDS,
+    WINDOW_RUNS,
+    WINDOW_SECONDS,
+    WINDOWS,
+    Harness,
+    balanced_order,
+    cores,
+    images_per_second,
+    overhead,
+    p90_limits,
+    peak_memory,
+    percentiles,
+    pinned,
+    quantile_interval,
+    warm_up,
+)
+from pipeline.measure.rounds import REFERENCE, measure, ratio
+from pipeline.measure.workers import Target, Worker, WorkerFailedError
 from pipeline.params import Params
 
 IMAGES = np.arange(3 * 4, dtype=np.uint8).reshape(3, 2, 2, 1)
@@ -29,6 +53,15 @@ def test_every_inference_gets_one_raw_image_and_they_take_turns() -> None:
     assert len(times) == 4 and len(seen) == 4 + WAKE_RUNS
     for i, image in enumerate(seen):
         np.testing.assert_array_equal(image, IMAGES[i % 3][None])
+
+
+def test_a_batch_is_of_images_in_turn_and_goes_round_where_they_are_too_few() -> None:
+    for batch, inputs in ((2, [[0, 1]]), (3, [[0, 1, 2]]), (5, [[0, 1, 2, 0, 1]])):
+        seen: list[np.ndarray] = []
+        harness = Harness(seen.append, IMAGES, batch)
+        for i in range(2):
+            harness.once()
+            np.testing.assert_array_equal(seen[i], IMAGES[inputs[i % len(inputs)]])
 
 
 def test_a_round_lasts_for_both_the_runs_and_the_seconds() -> None:
@@ -52,6 +85,119 @@ def test_garbage_collection_is_back_after_a_round_that_fails() -> None:
     with pytest.raises(ValueError):
         Harness(fail, IMAGES).round(min_runs=1, min_seconds=1e-9)
     assert gc.isenabled()
+
+
+MILLISECOND = 1_000_000
+
+
+def taking(times: Iterator[float]) -> tuple[Callable[[], int], list[int]]:
+    """An inference that takes `times`, milliseconds, in turn; and what it took so far."""
+    taken: list[int] = []
+
+    def once() -> int:
+        taken.append(round(next(times) * MILLISECOND))
+        return taken[-1]
+
+    return once, taken
+
+
+def test_a_model_of_constant_time_is_warm_after_the_fewest_windows() -> None:
+    for milliseconds in (1.0, 40.0):
+        once, taken = taking(milliseconds for _ in count())
+        warm = warm_up(once)
+        window = max(WINDOW_RUNS, round(WINDOW_SECONDS * 1000 / milliseconds))
+        assert (warm.inferences, warm.steady) == (WINDOWS * window, True)
+        assert len(taken) == warm.inferences
+
+
+def test_a_warm_up_ends_when_a_decay_is_over_and_not_before() -> None:
+    for runs in (5, 20, 100):  # in which what is too much falls to a third
+        once, taken = taking(1 + 9 * math.exp(-k / runs) for k in count())
+        warm = warm_up(once)
+        assert warm.steady and taken[-1] <= (1 + STEADY) * MILLISECOND
+        assert 3 * runs < warm.inferences < 12 * runs + 2 * WINDOWS * WINDOW_SECONDS * 1000
+
+
+def test_disturbed_inferences_do_not_keep_a_model_cold() -> None:
+    rng = np.random.default_rng(0)
+    once, _ = taking(10.0 if rng.random() < 0.2 else rng.normal(1, 0.05) for _ in count())
+    assert warm_up(once).steady
+
+
+@pytest.mark.parametrize("milliseconds", [1.0, 900.0])
+def test_a_machine_that_comes_to_no_rest_is_told_and_not_waited_for(milliseconds: float) -> None:
+    rng = np.random.default_rng(1)
+
+    def restless() -> Iterator[float]:
+        while True:  # a pace that lasts for a window, and then another
+            pace = milliseconds * rng.uniform(1, 3)
+            end, spent, runs = WINDOW_SECONDS * 1000, 0.0, 0
+            while spent < end or runs < WINDOW_RUNS:
+                yield pace
+                spent, runs = spent + pace, runs + 1
+
+    once, taken = taking(restless())
+    warm = warm_up(once)
+    limit = WARM_UP_SECONDS * 1e9
+    fewest = WINDOWS * WINDOW_RUNS
+    assert not warm.steady and warm.inferences == len(taken)
+    assert len(taken) == fewest or sum(taken) - limit <= max(WINDOW_SECONDS * 1e9, max(taken)) * 2
+
+
+def test_throughput_is_the_rate_of_the_median_round() -> None:
+    rounds = [np.full(4, 2_000_000), np.full(3, 4_000_000), np.full(9, 1_000_000)]
+    assert images_per_second(rounds, batch=32) == 32 / 0.002
+
+
+def test_threads_are_pinned_and_set_free_again() -> None:
+    before = os.sched_getaffinity(0)
+    with pinned(1) as cpus:
+        assert cpus and len(cpus) == 1 and os.sched_getaffinity(0) == set(cpus) <= before
+        assert cores() == 1
+    with pinned(10_000) as cpus:
+        assert cpus == sorted(before)
+    assert os.sched_getaffinity(0) == before and cores() == len(before)
+
+
+def test_where_a_system_pins_nothing_that_is_told(monkeypatch) -> None:
+    monkeypatch.delattr(os, "sched_setaffinity")
+    with pinned(1) as cpus:
+        assert cpus is None and cores() == os.cpu_count()
+
+
+def test_peak_memory_remembers_what_was_freed() -> None:
+    before = peak_memory() or 0
+    ballast = np.ones(before // 8)
+    del ballast
+    assert peak_memory() > before > 1e6
+
+
+def test_limits_of_p90_are_milliseconds_around_it() -> None:
+    times = np.random.default_rng(0).permutation(np.arange(1, 1001) * MILLISECOND)
+    low, high = p90_limits(times) or (0, 0)
+    assert low < percentiles(times).p90 < high
+    # the binomial's standard deviation among 1000 is 9.5 ranks
+    assert (low, high) == pytest.approx((900 - 1.96 * 9.5, 900 + 1.96 * 9.5), abs=2)
+    assert p90_limits(times[:35]) is None
+
+
+@pytest.mark.parametrize(("n", "share"), [(40, 0.9), (200, 0.9), (31, 0.5), (1000, 0.99)])
+def test_limits_of_a_quantile_leave_out_no_more_than_asked_and_are_the_closest_that_do(
+    n: int, share: float
+) -> None:
+    limits = quantile_interval(np.random.default_rng(0).permutation(n), share, 0.95)
+    assert limits is not None
+    low, high = (int(limit) + 1 for limit in limits)  # ranks, as value i is the i + 1st
+    chances = [math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(n + 1)]
+
+    assert sum(chances[:low]) <= 0.025 < sum(chances[: low + 1])  # fewer than `low` lie below
+    assert sum(chances[high:]) <= 0.025 < sum(chances[high - 1 :])
+
+
+def test_too_few_values_have_no_limits() -> None:
+    assert quantile_interval(range(35), 0.9, 0.95) is None  # 0.9^35 > 2.5%
+    assert quantile_interval(range(36), 0.9, 0.95) is not None
+    assert quantile_interval([], 0.9, 0.95) is None
 
 
 def test_percentiles_are_milliseconds() -> None:
@@ -80,7 +226,26 @@ def test_a_disturbed_round_does_not_move_the_ratio() -> None:
         return [np.full(5, value, dtype=np.int64) for value in milliseconds]
 
     # the machine is three times slower in the second round, and hiccups in the third
-    assert bench.ratio(rounds(20, 60, 900), rounds(10, 30, 10)) == 2.0
+    estimate, (low, high) = ratio(rounds(20, 60, 900), rounds(10, 30, 10))
+    assert estimate == 2.0 and low < 2.0 < high
+
+
+def test_limits_of_a_ratio_are_as_narrow_as_rounds_agree() -> None:
+    pace = np.random.default_rng(0).uniform(10, 30, 10)  # of the machine, which both share
+
+    def logs(noise: float, seed: int = 1) -> np.ndarray:
+        """Of the limits, over the true ratio."""
+        own = 2 * pace * np.exp(np.random.default_rng(seed).normal(0, noise, 10))
+        sides = ([np.array([round(1e6 * p)]) for p in side] for side in (own, pace))
+        estimate, (low, high) = ratio(*sides)
+        assert low <= estimate <= high
+        return np.log(np.array([low, high]) / 2)
+
+    np.testing.assert_allclose(logs(0.0), 0, atol=1e-6)
+    np.testing.assert_allclose(logs(0.1), 10 * logs(0.01), atol=1e-4)
+    held = [low < 0 < high for low, high in (logs(0.05, seed) for seed in range(100))]
+    assert 90 <= sum(held) < 100
+    np.testing.assert_array_equal(logs(0.05), logs(0.05))  # the bootstrap is seeded
 
 
 def test_the_reference_is_frozen_and_runs() -> None:
@@ -109,6 +274,7 @@ def test_benchmark_measures_what_can_run_here_and_says_why_the_rest_cannot(
     assert record == BenchmarkRecord.read(BENCHMARK)
     assert record.reference_digest == reference.DIGEST
     assert record.reference.ratio_to_reference == 1.0
+    assert record.reference.ratio_interval == (1.0, 1.0)
 
     assert record.overhead_ns and record.overhead_ns < 1e6 * record.reference.latency_ms.p50
 
@@ -119,6 +285,19 @@ def test_benchmark_measures_what_can_run_here_and_says_why_the_rest_cannot(
     assert 0 < low <= row.latency_ms.p90 <= high
     assert row.first_ms and row.load_ms and row.ratio_to_reference
     assert row.peak_rss_bytes and 10e6 < row.peak_rss_bytes < 400e6
+    low, high = row.ratio_interval or (0, 0)
+    assert 0 < low <= row.ratio_to_reference <= high
+    assert row.warm_up and row.warm_up.inferences >= WINDOWS * WINDOW_RUNS
+    assert row.cpus and len(row.cpus) == row.threads == 1
+    for one in (row, record.reference):
+        assert one.throughput and one.throughput.images_per_second > 0
+        assert one.throughput_reason is None
+        assert one.throughput.threads == record.fingerprint.cores
+
+    kept = [one for one in record.conditions if one.kept]
+    assert len(kept) == len(row.rounds_ms) == workspace.benchmark.rounds
+    assert record.repeated_rounds == len(record.conditions) - len(kept)
+    assert all(one.others is not None and 0 <= one.others <= 1 for one in kept)
 
     raw = np.load(bench.LATENCIES)
     times = raw["mnv4_small_050/onnxruntime/fp32/ns"]
@@ -150,24 +329,70 @@ def test_an_artifact_that_fails_is_recorded_as_failed_and_hides_no_other(
     assert list(np.load(bench.LATENCIES)) == ["reference/ns", "reference/round"]
 
 
+def test_spoiled_rounds_are_repeated_whole_and_stay_paired(
+    workspace: Params, tmp_path: Path, monkeypatch
+) -> None:
+    spoiled = [0.9, 0.0, 0.8, 0.7, 0.0]
+    stop = Watch.stop
+    taken = iter(spoiled)
+    monkeypatch.setattr(
+        Watch,
+        "stop",
+        lambda self: stop(self).model_copy(
+            update={"seconds": 10.0, "others": next(taken), "stolen": None, "mhz": None}
+        ),
+    )
+    targets = [bench.reference_target(tmp_path)]
+    model = artifact_folder("mnv4_small_050", "onnxruntime", "fp32") / "model.onnx"
+    targets.append(Target("a", "onnxruntime", model, bench.write_test_images(tmp_path)))
+    settings = workspace.benchmark.model_copy(update={"rounds": 3, "extra_rounds": 2})
+    measured = measure(targets, settings, seed=1)
+    assert [one.others for one in measured.conditions] == spoiled
+    # two rounds are clean, and the least spoiled makes up for the third
+    assert [one.kept for one in measured.conditions] == [False, True, False, True, True]
+    assert "70%" in str(measured.conditions[3].spoiled)
+    for name in (REFERENCE, "a"):
+        assert len(measured.rows[name].rounds_ms) == len(measured.raw[name]) == 3
+
+
+def test_a_batch_that_fails_costs_no_latency(workspace: Params) -> None:
+    update_fingerprint()
+    folder = artifact_folder("mnv4_small_050", "onnxruntime", "fp32")
+    model = onnx.load(folder / "model.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, folder / "model.onnx")
+    record = bench.benchmark(workspace)
+    row = record.rows["mnv4_small_050/onnxruntime/fp32"]
+    assert row.status == "measured" and row.latency_ms
+    assert row.throughput is None and row.throughput_reason
+    assert record.reference.throughput
+
+
+def test_without_a_batch_there_is_no_throughput(workspace: Params) -> None:
+    update_fingerprint()
+    settings = workspace.benchmark.model_copy(update={"batch": 0})
+    record = bench.benchmark(workspace.model_copy(update={"benchmark": settings}))
+    assert record.reference.throughput is None and record.reference.throughput_reason is None
+
+
 @pytest.mark.usefixtures("workspace")
 def test_a_worker_that_dies_says_how(tmp_path: Path) -> None:
     images = tmp_path / "images.npy"
     np.save(images, np.zeros((1, 8, 8, 3), np.uint8))
     model = artifact_folder("mnv4_small_050", "onnxruntime", "fp32") / "model.onnx"
-    with bench.Worker(bench.Target("a", "onnxruntime", model, images), threads=1) as worker:
+    with Worker(Target("a", "onnxruntime", model, images), threads=1) as worker:
         assert worker.ask({})["load_ms"] > 0
         worker._process.kill()
-        with pytest.raises(bench.WorkerFailedError, match="killed by signal 9"):
+        with pytest.raises(WorkerFailedError, match="killed by signal 9"):
             worker.ask({"min_runs": 1, "min_seconds": 0.001})
 
 
 def test_a_worker_that_is_silent_is_ended(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(bench, "ANSWER_SECONDS", 0.01)
-    target = bench.Target("a", "onnxruntime", tmp_path / "none.onnx", tmp_path / "none.npy")
+    monkeypatch.setattr(workers, "ANSWER_SECONDS", 0.01)
+    target = Target("a", "onnxruntime", tmp_path / "none.onnx", tmp_path / "none.npy")
     with (
-        bench.Worker(target, threads=1) as worker,
-        pytest.raises(bench.WorkerFailedError, match="no answer within"),
+        Worker(target, threads=1) as worker,
+        pytest.raises(WorkerFailedError, match="no answer within"),
     ):
         worker.ask({})
 

@@ -12,7 +12,6 @@ from pipeline.measure.statistics import (
     mcnemar,
     mcnemar_power,
     paired_log_ratio,
-    quantile_interval,
     student_quantile,
     unpaired_log_ratio,
 )
@@ -148,22 +147,3 @@ def test_two_runs_are_never_closer_than_the_deviation_between_runs() -> None:
 def test_equal_measurements_are_judged_equally() -> None:
     times = rounds(np.random.default_rng(6), 10)
     assert paired_log_ratio(times, times[::-1]) == paired_log_ratio(times, times[::-1])
-
-
-@pytest.mark.parametrize(("n", "share"), [(40, 0.9), (200, 0.9), (31, 0.5), (1000, 0.99)])
-def test_limits_of_a_quantile_leave_out_no_more_than_asked_and_are_the_closest_that_do(
-    n: int, share: float
-) -> None:
-    limits = quantile_interval(np.random.default_rng(0).permutation(n), share, 0.95)
-    assert limits is not None
-    low, high = (int(limit) + 1 for limit in limits)  # ranks, as value i is the i + 1st
-    chances = [math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(n + 1)]
-
-    assert sum(chances[:low]) <= 0.025 < sum(chances[: low + 1])  # fewer than `low` lie below
-    assert sum(chances[high:]) <= 0.025 < sum(chances[high - 1 :])
-
-
-def test_too_few_values_have_no_limits() -> None:
-    assert quantile_interval(range(35), 0.9, 0.95) is None  # 0.9^35 > 2.5%
-    assert quantile_interval(range(36), 0.9, 0.95) is not None
-    assert quantile_interval([], 0.9, 0.95) is None

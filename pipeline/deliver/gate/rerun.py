@@ -14,7 +14,9 @@ from pipeline.contracts import COMPILED, Artifact, BenchmarkRow
 from pipeline.deliver.gate.latency import RERUN, Slowdown, compare_side_by_side
 from pipeline.deliver.gate.verdict import Commands, Finding, Outcome
 from pipeline.errors import PipelineError
-from pipeline.measure.benchmark import Target, measure, reference_target, write_test_images
+from pipeline.measure.benchmark import reference_target, write_test_images
+from pipeline.measure.rounds import measure
+from pipeline.measure.workers import Target
 from pipeline.params import Params
 
 Answer = Finding | Slowdown
@@ -58,7 +60,9 @@ def rerun(
     Each pair is alone with the reference, so that its rounds lie close together. An artifact
     that is new has nothing beside it and is left out, as is what this machine cannot run.
     """
-    settings = params.benchmark.model_copy(update={"rounds": params.gate.rerun_rounds})
+    rounds = params.gate.rerun_rounds
+    extra = params.benchmark.extra_rounds * rounds // params.benchmark.rounds
+    settings = params.benchmark.model_copy(update={"rounds": rounds, "extra_rounds": extra})
     answers: dict[str, Answer] = {}
     with tempfile.TemporaryDirectory() as scratch:
         reference, images = reference_target(Path(scratch)), write_test_images(Path(scratch))
@@ -76,7 +80,7 @@ def rerun(
                     break
                 targets.append(Target(side, name, file, images))
             else:
-                rows, _ = measure(targets, settings, params.seed)
+                rows = measure(targets, settings, params.seed).rows
                 answers[key] = _answer(key, rows["baseline"], rows["candidate"], commands)
     return answers
 

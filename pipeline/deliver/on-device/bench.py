@@ -1,19 +1,49 @@
 """Latency of one inference, raw pixels to logits, with the harness that the lab measured with.
 
-python bench.py [--threads N] [--rounds N] [--min-runs N] [--min-seconds S] [--json FILE]
+python bench.py [--threads N] [--rounds N] [--min-runs N] [--min-seconds S] [--batch N]
+                [--json FILE]
+
+Latency first, by one process that keeps to as many CPUs as it has threads; then images per
+second in batches on all cores, by another one.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import check_files, finish, golden, identity, machine, open_model, write_json
-from latency import Harness, percentiles
+from common import (
+    BundleError,
+    check_files,
+    finish,
+    golden,
+    identity,
+    machine,
+    open_model,
+    write_json,
+)
+from latency import (
+    P90_LEVEL,
+    Harness,
+    cores,
+    images_per_second,
+    overhead,
+    p90_limits,
+    peak_memory,
+    percentiles,
+    pinned,
+    warm_up,
+)
+
+THROUGHPUT_ROUNDS = 4
+THROUGHPUT_RUNS = 3
 
 
 def main() -> int:
@@ -24,47 +54,112 @@ def main() -> int:
     parser.add_argument(
         "--min-seconds", type=float, default=0.1, metavar="S", help="per round; 0.1"
     )
+    parser.add_argument(
+        "--batch", type=int, default=32, metavar="N", help="of the throughput; 32, 0: leave it out"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, too")
     arguments = parser.parse_args()
-    if min(arguments.threads, arguments.rounds, arguments.min_runs) < 1:
-        parser.error("--threads, --rounds and --min-runs are at least 1")
+    if min(arguments.threads, arguments.rounds, arguments.min_runs) < 1 or arguments.batch < 0:
+        parser.error("--threads, --rounds and --min-runs are at least 1, --batch at least 0")
     check_files()
     result = bench(arguments.threads, arguments.rounds, arguments.min_runs, arguments.min_seconds)
+    if arguments.batch:
+        result["throughput"] = _elsewhere(arguments.batch, arguments.min_seconds)
     if arguments.json:
         write_json(arguments.json, result)
-    print("{student} for {backend}, {precision}; bundle {digest}".format(**result["bundle"]))
-    print("{cpu}, kernel {kernel}, python {python}, numpy {numpy}".format(**result["machine"]))
-    runtime = ", ".join(f"{name} {version}" for name, version in result["runtime"].items())
-    print(f"{runtime}, {result['threads']} thread(s), {result['n']} inferences")
-    print("p50 {p50:.3f} ms, p90 {p90:.3f} ms, p99 {p99:.3f} ms".format(**result["latency_ms"]))
-    print(f"load {result['load_ms']:.1f} ms, first inference {result['first_ms']:.3f} ms")
+    show(result)
     return 0
 
 
 def bench(threads: int, rounds: int, min_runs: int, min_seconds: float) -> dict[str, Any]:
-    """Percentiles over all rounds, after one that does not count; times in milliseconds."""
+    """Percentiles over all rounds, once times are steady; times in milliseconds."""
     images = golden()[0]
-    open_model(threads)  # loads the runtime's libraries, too
-    start = time.perf_counter_ns()
-    run, versions = open_model(threads)
-    load_ms = (time.perf_counter_ns() - start) / 1e6
-    harness = Harness(run, images)
-    first_ms = harness.once() / 1e6
-    harness.round(min_runs, min_seconds)
-    times = [harness.round(min_runs, min_seconds) for _ in range(rounds)]
+    here = machine()  # before this process keeps to some of its cores
+    with pinned(threads) as cpus:
+        open_model(threads)  # loads the runtime's libraries, too
+        start = time.perf_counter_ns()
+        run, versions = open_model(threads)
+        load_ms = (time.perf_counter_ns() - start) / 1e6
+        harness = Harness(run, images)
+        first_ms = harness.once() / 1e6
+        warm = warm_up(harness.once)
+        times = [harness.round(min_runs, min_seconds) for _ in range(rounds)]
+        added = overhead()
     together = np.concatenate(times)
     return {
         "bundle": identity(),
-        "machine": machine(),
+        "machine": here,
         "runtime": versions,
         "threads": threads,
+        "cpus": cpus,
         "rounds": rounds,
         "n": len(together),
         "latency_ms": asdict(percentiles(together)),
+        "p90_interval_ms": p90_limits(together),
         "p50_by_round_ms": [percentiles(one).p50 for one in times],
         "load_ms": round(load_ms, 6),
         "first_ms": round(first_ms, 6),
+        "warm_up": asdict(warm),
+        "overhead_ns": added,
+        "peak_rss_bytes": peak_memory(),
+        "throughput": None,
     }
+
+
+def throughput(batch: int, min_seconds: float) -> dict[str, Any]:
+    """Images per second of `batch` images a call, on as many threads as there are cores."""
+    threads = cores()
+    run, _ = open_model(threads, batch=batch)
+    harness = Harness(run, golden()[0], batch)
+    warm_up(harness.once)
+    times = [harness.round(THROUGHPUT_RUNS, min_seconds) for _ in range(THROUGHPUT_ROUNDS)]
+    rate = images_per_second(times, batch)
+    return {"images_per_second": rate, "batch": batch, "threads": threads}
+
+
+def _elsewhere(batch: int, min_seconds: float) -> dict[str, Any]:
+    """`throughput` in a fresh process: a runtime may have counted the cores once and for all."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(throughput, batch, min_seconds).result()
+        except BrokenProcessPool:
+            raise BundleError(
+                f"the process that measures the throughput died at batch {batch}",
+                "choose a smaller --batch, or 0 to leave it out",
+            ) from None
+
+
+def show(result: dict[str, Any]) -> None:
+    """What was measured, in a few lines."""
+    times, limits = result["latency_ms"], result["p90_interval_ms"]
+    print("{student} for {backend}, {precision}; bundle {digest}".format(**result["bundle"]))
+    print("{cpu}, kernel {kernel}, python {python}, numpy {numpy}".format(**result["machine"]))
+    runtime = ", ".join(f"{name} {version}" for name, version in result["runtime"].items())
+    print(f"{runtime}, {result['threads']} thread(s) {_where(result['cpus'])}")
+    print("p50 {p50:.3f} ms, p90 {p90:.3f} ms, p99 {p99:.3f} ms".format(**times))
+    between = "too few inferences for limits"
+    if limits:
+        between = f"between {limits[0]:.3f} and {limits[1]:.3f} ms at {P90_LEVEL:.0%}"
+    print(f"p90 {between}, of {result['n']} inferences")
+    share = result["overhead_ns"] / 1e6 / times["p50"]
+    print(f"of which the harness itself: {result['overhead_ns']} ns, {share:.2%} of p50")
+    warm = result["warm_up"]
+    steady = "steady" if warm["steady"] else "and not steady even then"
+    print(f"warmed up by {warm['inferences']} inferences, {steady}")
+    print(f"load {result['load_ms']:.1f} ms, first inference {result['first_ms']:.3f} ms")
+    if result["peak_rss_bytes"]:
+        print(f"at most {result['peak_rss_bytes'] / 1e6:.0f} MB of memory")
+    if result["throughput"]:
+        print(
+            "{images_per_second:,.0f} images per second, {batch} a call on {threads} "
+            "thread(s)".format(**result["throughput"])
+        )
+
+
+def _where(cpus: list[int] | None) -> str:
+    if cpus is None:
+        return "on no CPU in particular: this system cannot keep a process to some"
+    return f"on CPU {', '.join(map(str, cpus))}"
 
 
 if __name__ == "__main__":

@@ -67,15 +67,17 @@ def check_files() -> None:
         raise BundleError("; ".join(found), "copy the bundle here again")
 
 
-def open_model(threads: int, module: str = "runtime") -> tuple[Runner, dict[str, str]]:
+def open_model(
+    threads: int, module: str = "runtime", batch: int = 1
+) -> tuple[Runner, dict[str, str]]:
     """The model opened by runtime.py, and the versions of the packages that run it.
 
-    The runner takes one image, uint8 [1, H, W, C], and gives its logits, float32 [1, classes].
+    The runner takes images, uint8 [batch, H, W, C], and gives logits, float32 [batch, classes].
     Raises `BundleError` with the command that installs a missing runtime.
     """
     try:
         runtime = importlib.import_module(module)
-        run: Runner = runtime.load(str(FOLDER / record()["model_file"]), threads)
+        run: Runner = runtime.load(str(FOLDER / record()["model_file"]), threads, batch)
         return run, runtime.versions()
     except ImportError as error:
         raise BundleError(f"the runtime cannot be imported: {error}", install(module)) from None

@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from common import Runner
 
 
-def load(model: str, threads: int) -> Runner:
+def load(model: str, threads: int, batch: int = 1) -> Runner:
     """`model` on `threads` threads that sleep when they have no work."""
     import onnxruntime
 
+    del batch  # a session takes any
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -30,8 +31,8 @@ def load(model: str, threads: int) -> Runner:
         disabled_optimizers=["WeightBiasQuantization"],
     )
 
-    def run(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        logits: np.ndarray[Any, Any] = session.run(["logits"], {"image": image})[0]
+    def run(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        logits: np.ndarray[Any, Any] = session.run(["logits"], {"image": images})[0]
         return logits
 
     return run

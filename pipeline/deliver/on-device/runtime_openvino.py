@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
-def load(model: str, threads: int) -> Runner:
-    """`model` for one image of fixed shape, in one stream on `threads` threads.
+def load(model: str, threads: int, batch: int = 1) -> Runner:
+    """`model` for `batch` images of fixed shape, in one stream on `threads` threads.
 
     Layers that are not int8 compute in float32: left alone, OpenVINO takes bfloat16 where the
     CPU has it, and gives other logits than those of the lab.
@@ -24,7 +24,7 @@ def load(model: str, threads: int) -> Runner:
 
     core = openvino.Core()
     network = core.read_model(model)
-    network.reshape([1, *list(network.input().partial_shape)[1:]])
+    network.reshape([batch, *list(network.input().partial_shape)[1:]])
     properties = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
@@ -37,8 +37,8 @@ def load(model: str, threads: int) -> Runner:
     request.set_input_tensor(openvino.Tensor(pixels, shared_memory=True))
     logits = request.get_output_tensor().data
 
-    def run(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        np.copyto(pixels, image)
+    def run(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        np.copyto(pixels, images)
         request.infer(share_outputs=True)
         copied: np.ndarray[Any, Any] = logits.copy()
         return copied

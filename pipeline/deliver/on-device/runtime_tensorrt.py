@@ -23,8 +23,11 @@ OLDEST = (10, 3)
 BUILD = "python build_engine.py"
 
 
-def load(model: str, threads: int) -> Runner:
-    """The engine beside `model`, for one image at a time; `threads` are the CPU's and unused."""
+def load(model: str, threads: int, batch: int = 1) -> Runner:
+    """The engine beside `model`; `threads` are the CPU's and unused.
+
+    Of `batch` images it gets as many at a time as it was built for and as divide them evenly.
+    """
     del threads
     file = Path(model).with_name(ENGINE)
     trt = tensorrt()
@@ -42,8 +45,10 @@ def load(model: str, threads: int) -> Runner:
     context = engine.create_execution_context()
     if context is None:
         raise BundleError(f"the engine cannot be prepared: {complaint(log)}")
-    shape = (1, *tuple(engine.get_tensor_shape("image"))[1:])
-    logits = np.empty((1, engine.get_tensor_shape("logits")[-1]), np.float32)
+    most = 1 if batch == 1 else int(engine.get_tensor_profile_shape("image", 0)[2][0])
+    part = max(size for size in range(1, most + 1) if batch % size == 0)
+    shape = (part, *tuple(engine.get_tensor_shape("image"))[1:])
+    logits = np.empty((part, engine.get_tensor_shape("logits")[-1]), np.float32)
     pixels = device.allocate(int(np.prod(shape)))
     answer = device.allocate(logits.nbytes)
     context.set_input_shape("image", shape)
@@ -52,14 +57,17 @@ def load(model: str, threads: int) -> Runner:
 
     def run(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if image.shape != shape or image.dtype != np.uint8:
-            raise BundleError(f"an image is uint8 {list(shape)}, not {image.dtype} {image.shape}")
+            raise BundleError(f"images are uint8 {list(shape)}, not {image.dtype} {image.shape}")
         device.upload(np.ascontiguousarray(image), pixels)
         if not context.execute_async_v3(device.stream):
             raise BundleError(f"the engine failed: {complaint(log)}")
         device.download(answer, logits)
         return logits.copy()
 
-    return run
+    def run_all(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.concatenate([run(images[i : i + part]) for i in range(0, batch, part)])
+
+    return run if part == batch else run_all
 
 
 def versions() -> dict[str, str]:

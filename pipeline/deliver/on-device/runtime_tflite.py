@@ -19,7 +19,8 @@ PACKAGES = {
 """Module of the interpreter by package; the first that is installed counts."""
 
 
-def load(model: str, threads: int) -> Runner:
+def load(model: str, threads: int, batch: int = 1) -> Runner:
+    """`model`, whose graph takes one image: of `batch` images it gets one after the other."""
     module = importlib.import_module(PACKAGES[_package()])
     interpreter = module.Interpreter(model, num_threads=threads)
     interpreter.allocate_tensors()
@@ -32,7 +33,10 @@ def load(model: str, threads: int) -> Runner:
         logits: np.ndarray[Any, Any] = interpreter.get_tensor(logits_index)
         return logits
 
-    return run
+    def run_all(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.concatenate([run(images[i : i + 1]) for i in range(batch)])
+
+    return run if batch == 1 else run_all
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,215 @@
+"""What else goes on while a round is measured, and which rounds it spoils.
+
+Read from the files with which Linux tells it; other systems tell nothing, and spoil nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.contracts import Conditions
+
+TAKEN = 0.1
+"""Others, or a hypervisor, that take a larger share of the time spoil a round: with a tenth of
+all inferences disturbed, p90 is no longer that of the undisturbed ones."""
+
+NOISE_SECONDS = 0.03
+"""Of CPU time, on top of that share: clocks of processes and cores advance in ticks of 10 ms,
+and each of a dozen readings is wrong by up to one."""
+
+SLOWEST = 0.8
+"""A clock below this share of the rounds' median spoils a round: the machine was throttled, or
+had not left its idle clock. Boost clocks vary by less."""
+
+_CORE_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal")
+_CREDIBLE = (0.0, 150.0)
+"""Degrees Celsius; sensors that are not wired report others."""
+
+
+@dataclass(frozen=True)
+class _Process:
+    name: str
+    parent: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """`busy`, `stolen`: CPU seconds since the machine started, of usable and measuring cores."""
+
+    nanoseconds: int
+    busy: float | None
+    stolen: float | None
+    processes: dict[int, _Process]
+
+
+class Watch:
+    """Tells the conditions of one round after the other.
+
+    `measuring` are the cores that inferences run on; None stands for all that are usable.
+    """
+
+    def __init__(self, measuring: Collection[int] | None, root: Path = Path("/")) -> None:
+        self._root = root
+        affinity = getattr(os, "sched_getaffinity", None)
+        self._usable = frozenset(affinity(0) if affinity else ())
+        self._measuring = self._usable if measuring is None else frozenset(measuring)
+        ticks = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+        self._tick = 1 / ticks
+        self.start()
+
+    def start(self) -> None:
+        """A round begins."""
+        self._begun = self._now()
+        self._mhz: list[float] = []
+        self._celsius: list[float] = []
+
+    def sample(self) -> None:
+        """Look at clocks and temperatures; a core that worked just now still has its clock."""
+        devices = self._root / "sys/devices/system/cpu"
+        clocks = [devices / f"cpu{cpu}/cpufreq/scaling_cur_freq" for cpu in self._measuring]
+        self._mhz += [kilohertz / 1e3 for kilohertz in _numbers(clocks)]
+        found = [degrees / 1e3 for degrees in _numbers(self._sensors())]
+        self._celsius += [one for one in found if _CREDIBLE[0] < one < _CREDIBLE[1]]
+
+    def stop(self) -> Conditions:
+        """The round ends."""
+        begun, ended = self._begun, self._now()
+        seconds = (ended.nanoseconds - begun.nanoseconds) / 1e9
+        own = _family(ended.processes, os.getpid())
+        before = {pid: process.seconds for pid, process in begun.processes.items()}
+        spent = {
+            pid: process.seconds - before.get(pid, 0.0) for pid, process in ended.processes.items()
+        }
+        others, stolen = None, None
+        if begun.busy is not None and ended.busy is not None and ended.processes:
+            taken = ended.busy - begun.busy - sum(spent[pid] for pid in own)
+            others = _share(taken, seconds * len(self._usable))
+        if begun.stolen is not None and ended.stolen is not None:
+            stolen = _share(ended.stolen - begun.stolen, seconds * len(self._measuring))
+        strangers = {pid: time for pid, time in spent.items() if pid not in own}
+        busiest = max(strangers, key=lambda pid: strangers[pid], default=None)
+        noticed = busiest is not None and strangers[busiest] > NOISE_SECONDS
+        return Conditions(
+            seconds=round(seconds, 3),
+            others=others,
+            busiest=ended.processes[busiest].name if busiest is not None and noticed else None,
+            stolen=stolen,
+            mhz=round(min(self._mhz), 1) if self._mhz else None,
+            celsius=round(max(self._celsius), 1) if self._celsius else None,
+            load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        )
+
+    def _now(self) -> _Moment:
+        lines = [line.split() for line in _text(self._root / "proc/stat").splitlines()]
+        # user, nice, system, idle, iowait, irq, softirq, steal; guests are part of user
+        ticks = {
+            int(name[3:]): [int(word) for word in words]
+            for name, *words in lines
+            if name.startswith("cpu") and name[3:].isdigit()
+        }
+        busy = [sum(ticks[cpu][i] for i in (0, 1, 2, 5, 6)) for cpu in self._usable & ticks.keys()]
+        stolen = [ticks[cpu][7] for cpu in self._measuring & ticks.keys()]
+        return _Moment(
+            nanoseconds=time.monotonic_ns(),
+            busy=sum(busy) * self._tick if busy else None,
+            stolen=sum(stolen) * self._tick if stolen else None,
+            processes=self._processes(),
+        )
+
+    def _processes(self) -> dict[int, _Process]:
+        found = {}
+        for folder in (self._root / "proc").glob("[0-9]*"):
+            # `pid (name) state parent ...`, and a name may hold anything
+            head, _, tail = _text(folder / "stat").rpartition(")")
+            words = tail.split()
+            if words:  # else it has ended
+                seconds = (int(words[11]) + int(words[12])) * self._tick
+                found[int(folder.name)] = _Process(head.partition("(")[2], int(words[1]), seconds)
+        return found
+
+    def _sensors(self) -> list[Path]:
+        zones = self._root / "sys/class/thermal"
+        chips = [
+            chip
+            for chip in (self._root / "sys/class/hwmon").glob("hwmon*")
+            if _text(chip / "name").strip() in _CORE_SENSORS
+        ]
+        return [
+            *zones.glob("thermal_zone*/temp"),
+            *(sensor for chip in chips for sensor in chip.glob("temp*_input")),
+        ]
+
+
+def unspoiled(conditions: Sequence[Conditions]) -> int:
+    """How many rounds nothing spoils."""
+    return sum(not excess for excess in _excesses(conditions))
+
+
+def select(conditions: Sequence[Conditions], rounds: int) -> tuple[Conditions, ...]:
+    """Say of every round why it is spoiled, and keep `rounds` of them.
+
+    Those that are not spoiled come first; where they are too few, the least spoiled fill up.
+    """
+    excesses = _excesses(conditions)
+    worst = [max(excess.values(), default=0.0) for excess in excesses]
+    kept = sorted(range(len(conditions)), key=lambda i: worst[i])[:rounds]
+    return tuple(
+        one.model_copy(update={"spoiled": "; ".join(excess) or None, "kept": i in kept})
+        for i, (one, excess) in enumerate(zip(conditions, excesses, strict=True))
+    )
+
+
+def _excesses(conditions: Sequence[Conditions]) -> list[dict[str, float]]:
+    """Of each round what spoils it, in words, with how many times the limit it is."""
+    clocks = [one.mhz for one in conditions if one.mhz is not None]
+    usual = statistics.median(clocks) if clocks else 0.0
+    found = []
+    for one in conditions:
+        limit = TAKEN + NOISE_SECONDS / one.seconds if one.seconds else float("inf")
+        excess = {}
+        if one.others is not None and one.others > limit:
+            most = f", most of it {one.busiest}" if one.busiest else ""
+            excess[f"other processes took {one.others:.0%} of the CPUs' time{most}"] = (
+                one.others / limit
+            )
+        if one.stolen is not None and one.stolen > limit:
+            excess[f"the hypervisor took {one.stolen:.0%} of the time"] = one.stolen / limit
+        if one.mhz is not None and one.mhz < SLOWEST * usual:
+            excess[f"a clock of {one.mhz:.0f} MHz where {usual:.0f} are usual"] = (
+                SLOWEST * usual / max(one.mhz, 1.0)
+            )
+        found.append(excess)
+    return found
+
+
+def _family(processes: dict[int, _Process], ancestor: int) -> set[int]:
+    """`ancestor` and all that descend from it."""
+    family, found = set[int](), {ancestor} & processes.keys()
+    while found:
+        family |= found
+        found = {pid for pid, one in processes.items() if one.parent in found} - family
+    return family
+
+
+def _share(seconds: float, of: float) -> float:
+    """Within 0 and 1, although ticks may be counted to the wrong process or round."""
+    return round(min(max(0.0, seconds / of), 1.0), 4) if of else 0.0
+
+
+def _numbers(files: Iterable[Path]) -> list[float]:
+    words = [_text(file).strip() for file in files]
+    return [float(word) for word in words if word.lstrip("-").isdigit()]
+
+
+def _text(file: Path) -> str:
+    """Nothing where this system has no such file, or its sensor gives no answer."""
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""

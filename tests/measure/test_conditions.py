@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.contracts import Conditions
+from pipeline.measure import conditions
+from pipeline.measure.conditions import SLOWEST, TAKEN, Watch, select, unspoiled
+
+CPUS = sorted(os.sched_getaffinity(0))
+TICKS = os.sysconf("SC_CLK_TCK")
+OWN, CHILD, GRANDCHILD, STRANGER = os.getpid(), 900_001, 900_002, 900_003
+
+
+class Machine:
+    """A /proc and a /sys whose clocks stand still until somebody takes CPU time."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root = root
+        self.core = {cpu: {"user": 0.0, "stolen": 0.0} for cpu in CPUS}
+        self.spent = dict.fromkeys((OWN, CHILD, GRANDCHILD, STRANGER), 0.0)
+        self.now = 0.0
+        monkeypatch.setattr(conditions.time, "monotonic_ns", lambda: round(self.now * 1e9))
+        self.write()
+
+    def run(self, pid: int, seconds: float, cpu: int = CPUS[0]) -> None:
+        self.spent[pid] += seconds
+        self.core[cpu]["user"] += seconds
+        self.write()
+
+    def steal(self, seconds: float, cpu: int) -> None:
+        self.core[cpu]["stolen"] += seconds
+        self.write()
+
+    def clock(self, megahertz: int, cpu: int) -> None:
+        file = self.root / f"sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{megahertz * 1000}\n")
+
+    def write(self) -> None:
+        lines = ["cpu  1 2 3 4 5 6 7 8 9 10"]
+        for cpu, taken in self.core.items():
+            user, stolen = (round(taken[kind] * TICKS) for kind in ("user", "stolen"))
+            lines.append(f"cpu{cpu} {user} 0 0 7777 88 0 0 {stolen} 0 0")
+        # a core that this process must not use is somebody else's matter
+        lines.append(f"cpu{max(CPUS) + 1} {round(self.now * TICKS)} 0 0 0 0 0 0 0 0 0")
+        (self.root / "proc").mkdir(exist_ok=True)
+        (self.root / "proc/stat").write_text("\n".join([*lines, "intr 1 2 3", ""]))
+        parents = {OWN: 1, CHILD: OWN, GRANDCHILD: CHILD, STRANGER: 1}
+        for pid, parent in parents.items():
+            folder = self.root / f"proc/{pid}"
+            folder.mkdir(exist_ok=True)
+            ticks = round(self.spent[pid] * TICKS)
+            name = "a (bad) name" if pid == STRANGER else "python"
+            words = [str(parent), *["0"] * 9, str(ticks - ticks // 3), str(ticks // 3), "0", "0"]
+            (folder / "stat").write_text(f"{pid} ({name}) R {' '.join(words)}\n")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, monkeypatch)
+
+
+def test_cpu_time_of_our_own_processes_is_not_that_of_others(machine: Machine) -> None:
+    watch = Watch([CPUS[-1]], machine.root)
+    machine.now += 10
+    for pid in (OWN, CHILD, GRANDCHILD):
+        machine.run(pid, 2.0)
+    alone = watch.stop()
+    assert (alone.seconds, alone.others, alone.stolen, alone.busiest) == (10.0, 0.0, 0.0, None)
+    watch.start()
+    machine.now += 10
+    machine.run(CHILD, 3.0)
+    machine.run(STRANGER, 4.0)
+    beside = watch.stop()
+    assert beside.others == pytest.approx(4 / 10 / len(CPUS), abs=1e-3)
+    assert beside.busiest == "a (bad) name"
+
+
+def test_stolen_time_counts_on_the_cores_that_measure(machine: Machine) -> None:
+    watch = Watch([CPUS[-1]], machine.root)
+    machine.now += 10
+    machine.steal(2.0, CPUS[-1])
+    assert watch.stop().stolen == pytest.approx(0.2)
+    if len(CPUS) > 1:
+        watch.start()
+        machine.now += 10
+        machine.steal(2.0, CPUS[0])
+        assert watch.stop().stolen == 0.0
+
+
+def test_the_lowest_clock_and_the_highest_temperature_of_a_round_count(machine: Machine) -> None:
+    zone = machine.root / "sys/class/thermal/thermal_zone0/temp"
+    chip, other = (machine.root / f"sys/class/hwmon/hwmon{i}" for i in range(2))
+    for folder, name in ((zone.parent, ""), (chip, "k10temp"), (other, "nvme")):
+        folder.mkdir(parents=True)
+        (folder / "name").write_text(f"{name}\n")
+    (other / "temp1_input").write_text("99000\n")
+    watch = Watch([CPUS[-1]], machine.root)
+    watch.start()
+    for megahertz, here, there in (
+        (3000, 50_000, 40_000),
+        (2500, 61_500, -273_000),
+        (2800, 45_000, 70_250),
+    ):
+        machine.clock(megahertz, CPUS[-1])
+        zone.write_text(f"{here}\n")
+        (chip / "temp1_input").write_text(f"{there}\n")
+        watch.sample()
+    machine.now += 1
+    found = watch.stop()
+    assert (found.mhz, found.celsius) == (2500.0, 70.2)
+    watch.start()
+    machine.now += 1
+    assert watch.stop().mhz is None
+
+
+def test_a_system_that_tells_nothing_spoils_nothing(tmp_path: Path) -> None:
+    watch = Watch(None, tmp_path)
+    watch.sample()
+    found = watch.stop()
+    silent = (found.others, found.stolen, found.mhz, found.celsius, found.busiest)
+    assert silent == (None,) * 5
+    assert unspoiled([found] * 3) == 3
+
+
+def test_this_machine_tells_that_a_round_is_ours() -> None:
+    watch = Watch(None)
+    end = time.process_time() + 0.4
+    while time.process_time() < end:
+        pass
+    found = watch.stop()
+    assert found.others is not None and found.stolen is not None and found.seconds >= 0.4
+    own = 0.4 / found.seconds / len(CPUS)
+    assert found.others <= 1.1 - own  # what we took is not counted as theirs
+
+
+def rounds(*others: float, **fields: float) -> list[Conditions]:
+    return [Conditions(seconds=10.0, others=share, **fields) for share in others]
+
+
+def test_quiet_rounds_are_all_kept() -> None:
+    quiet = rounds(0.0, 0.05, 0.1, stolen=0.05, mhz=3000.0)
+    chosen = select(quiet, 3)
+    assert unspoiled(quiet) == 3
+    assert all(one.kept and one.spoiled is None for one in chosen)
+
+
+def test_rounds_that_others_spoil_are_marked_and_dropped() -> None:
+    seen = rounds(0.0, 0.4, 0.05, 0.0)
+    chosen = select(seen, 3)
+    assert unspoiled(seen) == 3
+    assert [one.kept for one in chosen] == [True, False, True, True]
+    assert chosen[1].spoiled == "other processes took 40% of the CPUs' time"
+
+
+def test_the_least_spoiled_fill_up_and_stay_marked() -> None:
+    chosen = select(rounds(0.9, 0.3, 0.0, 0.6, 0.2), 3)
+    assert [one.kept for one in chosen] == [False, True, True, False, True]
+    assert [one.spoiled is None for one in chosen] == [False, False, True, False, False]
+
+
+def test_a_low_clock_and_stolen_time_spoil_a_round_too() -> None:
+    seen = [Conditions(seconds=5.0, mhz=mhz) for mhz in (3000.0, 2900.0, 3100.0, 1500.0)]
+    seen[1] = seen[1].model_copy(update={"stolen": 0.5})
+    chosen = select(seen, 2)
+    assert [one.kept for one in chosen] == [True, False, True, False]
+    assert chosen[1].spoiled == "the hypervisor took 50% of the time"
+    assert chosen[3].spoiled == "a clock of 1500 MHz where 2950 are usual"
+    just = [Conditions(seconds=5.0, mhz=mhz) for mhz in (1000.0, 1000.0, 1000 * SLOWEST)]
+    assert unspoiled(just) == 3
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.1, 0.5, 2.0])
+def test_ticks_of_the_clocks_spoil_no_short_round(seconds: float) -> None:
+    """A tick in which ours was counted to others, on each of two cores."""
+    wrong = 2 / TICKS / (seconds * 2)
+    assert unspoiled([Conditions(seconds=seconds, others=wrong, stolen=wrong)]) == 1
+    # and a neighbour who takes one core of two all the time is seen whatever a round lasts
+    busy = Conditions(seconds=max(seconds, 0.1), others=0.5)
+    assert unspoiled([busy]) == 0 and busy.others and busy.others > TAKEN
