@@ -378,7 +378,6 @@ class Conditions(Record):
     others: float | None = Field(
         None, description="share of the usable cores' time that other processes took"
     )
-    busiest: str | None = Field(None, description="the other process that took most of it")
     stolen: float | None = Field(
         None, description="share of the measuring cores' time that the hypervisor gave away"
     )

@@ -54,22 +54,26 @@ def latency_section(rows: list[Row], record: BenchmarkRecord) -> Section:
     measured = [("reference", record.reference)]
     measured += [(row.name, row.latency) for row in rows if row.latency and row.p50 is not None]
     columns = (
-        "Artifact", "Inferences", "p50 ms", "p90 ms", "95% of p90", "p99 ms", "First ms",
-        "Load ms", "Peak MiB",
+        "Artifact", "Inferences", "p50 ms", "p90 ms", "95% of p90", "p99 ms", "95% of × ref",  # noqa: RUF001
+        "Images/s", "First ms", "Load ms", "Warm-up", "Peak MiB",
     )  # fmt: skip
     shown = tuple((name, *_cells(bench)) for name, bench in measured)
-    return Section("Latency", columns, (False, *(True,) * 8), shown)
+    return Section("Latency", columns, (False, *(True,) * 11), shown)
 
 
 def _cells(bench: BenchmarkRow) -> tuple[str, ...]:
     times, interval, peak = bench.latency_ms, bench.p90_interval_ms, bench.peak_rss_bytes
+    ratio, many, warm = bench.ratio_interval, bench.throughput, bench.warm_up
     return (
         f"{bench.n:,}",
         f"{times.p50:.3f}" if times else UNKNOWN,
         f"{times.p90:.3f}" if times else UNKNOWN,
         f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else UNKNOWN,
         f"{times.p99:.3f}" if times else UNKNOWN,
+        f"{ratio[0]:.3f} to {ratio[1]:.3f}" if ratio else UNKNOWN,
+        f"{many.images_per_second:,.0f}" if many else UNKNOWN,
         UNKNOWN if bench.first_ms is None else f"{bench.first_ms:.2f}",
         UNKNOWN if bench.load_ms is None else f"{bench.load_ms:.1f}",
+        f"{warm.inferences:,}{'' if warm.steady else ', never steady'}" if warm else UNKNOWN,
         UNKNOWN if peak is None else f"{peak / 2**20:.0f}",
     )

@@ -27,6 +27,7 @@ def circumstances_section(
             f"batch 1, {settings.threads} thread(s), {settings.rounds} interleaved rounds of at "
             f"least {settings.min_runs} inferences and {settings.min_seconds:g} s",
         ),
+        *_disturbances(benchmark),
         (
             "Reference model",
             f"`{benchmark.reference_digest[:16]}`"
@@ -37,6 +38,24 @@ def circumstances_section(
     ]
     rows += [("Warning", warning) for warning in manifest.warnings]
     return Section("Circumstances", ("What", "Value"), (False, False), tuple(rows))
+
+
+def _disturbances(benchmark: BenchmarkRecord) -> list[tuple[str, str]]:
+    """What is known of all that takes part in a latency beside the artifact."""
+    rows = []
+    if benchmark.overhead_ns is not None:
+        rows.append(("Harness", f"adds {benchmark.overhead_ns} ns to a latency"))
+    cpus = benchmark.reference.cpus
+    if cpus:
+        rows.append(("Pinned to", f"CPU {', '.join(map(str, cpus))}"))
+    if rounds := benchmark.conditions:
+        spoiled = [one for one in rounds if one.kept and one.spoiled]
+        others = [one.others for one in rounds if one.kept and one.others is not None]
+        text = f"{benchmark.repeated_rounds} measured again, {len(spoiled)} spoiled ones kept"
+        if others:
+            text += f"; other processes took {max(others):.1%} of the CPUs' time at most"
+        rows.append(("Rounds", "; ".join([text, *(one.spoiled or "" for one in spoiled)])))
+    return rows
 
 
 def _machine(machine: Fingerprint) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.backends.registry import backend
 from pipeline.contracts import (
     BENCHMARK,
+    LATENCIES,
     Artifact,
     BenchmarkRecord,
     BenchmarkRow,
@@ -27,9 +28,6 @@ from pipeline.measure.reference import DIGEST, reference_images, reference_model
 from pipeline.measure.rounds import REFERENCE, Rounds, measure, throughput
 from pipeline.measure.workers import Target
 from pipeline.params import Params
-
-LATENCIES = Path("models/benchmark/latencies.npz")
-"""Per artifact and `reference`: `KEY/ns`, int64 [n], and `KEY/round`, int32 [n]."""
 
 TEST_IMAGES = 64
 

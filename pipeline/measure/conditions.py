@@ -92,13 +92,9 @@ class Watch:
             others = _share(taken, seconds * len(self._usable))
         if begun.stolen is not None and ended.stolen is not None:
             stolen = _share(ended.stolen - begun.stolen, seconds * len(self._measuring))
-        strangers = {pid: time for pid, time in spent.items() if pid not in own}
-        busiest = max(strangers, key=lambda pid: strangers[pid], default=None)
-        noticed = busiest is not None and strangers[busiest] > NOISE_SECONDS
         return Conditions(
             seconds=round(seconds, 3),
             others=others,
-            busiest=ended.processes[busiest].name if busiest is not None and noticed else None,
             stolen=stolen,
             mhz=round(min(self._mhz), 1) if self._mhz else None,
             celsius=round(max(self._celsius), 1) if self._celsius else None,
@@ -174,10 +170,7 @@ def _excesses(conditions: Sequence[Conditions]) -> list[dict[str, float]]:
         limit = TAKEN + NOISE_SECONDS / one.seconds if one.seconds else float("inf")
         excess = {}
         if one.others is not None and one.others > limit:
-            most = f", most of it {one.busiest}" if one.busiest else ""
-            excess[f"other processes took {one.others:.0%} of the CPUs' time{most}"] = (
-                one.others / limit
-            )
+            excess[f"other processes took {one.others:.0%} of the CPUs' time"] = one.others / limit
         if one.stolen is not None and one.stolen > limit:
             excess[f"the hypervisor took {one.stolen:.0%} of the time"] = one.stolen / limit
         if one.mhz is not None and one.mhz < SLOWEST * usual:
