@@ -288,6 +288,11 @@ def test_a_loss_beyond_the_limit_that_may_be_chance_is_inconclusive(gate: Gate) 
     answer(FLOAT, lost=40, won=25)
     finding = only(gate(), "inconclusive")
     assert finding["measure"] == "top-1" and "found with probability 0." in finding["detail"]
+    answer(FLOAT, lost=40, won=30)  # of 2,000: 0.005, just the limit
+    only(gate(), "inconclusive")
+    answer(FLOAT, lost=40, won=31)
+    assert gate()["exit_code"] == 0
+    answer(FLOAT, lost=40, won=25)
     set_gate(max_top1_loss=0.01)
     assert gate()["exit_code"] == 0
 

@@ -16,8 +16,10 @@ from pipeline.contracts import (
     LATENCIES,
     PACKED,
     Artifact,
+    BenchmarkRecord,
     BenchmarkRow,
     CompiledMetrics,
+    Conditions,
     FloatProduct,
     Latency,
     LayerNoise,
@@ -265,6 +267,22 @@ def test_latencies_that_are_missing_stop_the_report(measured: Params) -> None:
     LATENCIES.unlink()
     with pytest.raises(PipelineError, match="the latencies are missing"):
         report(measured)
+
+
+def test_rounds_that_others_disturbed_are_told(measured: Params) -> None:
+    quiet = Conditions(seconds=1.0, others=0.01)
+    busy = Conditions(seconds=1.0, others=0.4, spoiled="other processes took 40% of the CPUs' time")
+    record = BenchmarkRecord.read(BENCHMARK)
+    record.model_copy(
+        update={"conditions": (quiet, busy), "repeated_rounds": 1, "overhead_ns": 123}
+    ).write(BENCHMARK)
+    report(measured)
+    page = MARKDOWN.read_text()
+    assert "| Harness | adds 123 ns to a latency |" in page
+    assert (
+        "| Rounds | 1 measured again, 1 spoiled ones kept; other processes took 40.0% of the CPUs' "
+        "time at most; other processes took 40% of the CPUs' time |"
+    ) in page
 
 
 def test_names_from_outside_are_escaped(measured: Params) -> None:
