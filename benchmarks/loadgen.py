@@ -16,6 +16,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import os
 import platform
 import re
 import subprocess
@@ -23,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -79,7 +81,7 @@ def compare(target: Target, arguments: argparse.Namespace, params: Params) -> di
         with patch.object(workers, "worker", loadgen_worker):  # the module it runs
             loadgen = stack.enter_context(Worker(target, threads=1))
         for worker in (ours, loadgen):
-            worker.ask({})
+            cpus = worker.ask({})["cpus"]
             worker.ask({"min_runs": 64, "min_seconds": 0.5})  # warms caches and clocks
         tools[OURS] = lambda: _ours(ours.ask(size))
         tools[LOADGEN] = lambda: _loadgen(loadgen.ask(size))
@@ -89,7 +91,7 @@ def compare(target: Target, arguments: argparse.Namespace, params: Params) -> di
             for number, image in enumerate(pixels):
                 image.tofile(images / f"{number:03}.bin")
             shape = [1, *pixels.shape[1:]]
-            tools[APP] = lambda: benchmark_app(target.model, images, shape, arguments.seconds)
+            tools[APP] = lambda: benchmark_app(target.model, images, shape, arguments.seconds, cpus)
         rounds: dict[str, list[Figures]] = {name: [] for name in tools}
         for order in balanced_order(list(tools), arguments.rounds, params.seed):
             for name in order:
@@ -111,8 +113,13 @@ def _loadgen(answer: dict[str, Any]) -> Figures:
     )
 
 
-def benchmark_app(model: Path, images: Path, shape: list[int], seconds: float) -> Figures:
-    """Its median: to 0.01 us where the mean is below a millisecond, else to 0.01 ms."""
+def benchmark_app(
+    model: Path, images: Path, shape: list[int], seconds: float, cpus: list[int] | None
+) -> Figures:
+    """Its median: to 0.01 us where the mean is below a millisecond, else to 0.01 ms.
+
+    On the CPUs that ours is pinned to, too, where the system can do that.
+    """
     # -hint none, as it refuses -nthreads beside any other hint
     words = [
         "-m", str(model), "-i", str(images), "-d", "CPU", "-shape", str(shape).replace(" ", ""),
@@ -124,6 +131,7 @@ def benchmark_app(model: Path, images: Path, shape: list[int], seconds: float) -
         [sys.executable, "-c", START_APP, *words],
         capture_output=True,
         text=True,
+        preexec_fn=partial(os.sched_setaffinity, 0, cpus) if cpus else None,
     )
     found = re.search(r"Median:\s+([\d.]+) (us|ms)", done.stdout)
     if done.returncode or found is None:
