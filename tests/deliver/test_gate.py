@@ -295,6 +295,11 @@ def test_a_loss_beyond_the_limit_that_may_be_chance_is_inconclusive(gate: Gate) 
     answer(FLOAT, lost=40, won=25)
     set_gate(max_top1_loss=0.01)
     assert gate()["exit_code"] == 0
+    set_gate(max_top1_loss=0)
+    answer(FLOAT, lost=40, won=40)
+    assert gate()["exit_code"] == 0
+    answer(FLOAT, lost=1)
+    only(gate(), "inconclusive")
 
 
 def test_the_power_is_told_where_everything_passes(gate: Gate) -> None:

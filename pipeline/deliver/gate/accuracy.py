@@ -104,7 +104,7 @@ def decide(
         powers.append(power)
         if p <= level and flip.loss > 0:
             outcome = Outcome.REGRESSION
-        elif flip.loss >= gate.max_top1_loss:
+        elif flip.loss > 0 and flip.loss >= gate.max_top1_loss:
             outcome = Outcome.INCONCLUSIVE
         else:
             outcome = Outcome.PASSED
