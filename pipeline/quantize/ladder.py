@@ -108,32 +108,27 @@ def _candidates(
 
 
 def _kept_float(job: Job, settings: Quantize) -> Iterator[tuple[str, ...]]:
-    """More and more of the most sensitive layers, as far as the settings let them be float.
+    """More and more layers to keep in float: the most sensitive ones that the settings afford.
 
-    One that would make too much of the network float is passed over: an artifact that is
-    float where it counts is neither small nor fast, however accurate.
+    Behind each comes the one executed before it: what a layer reads is rounded by who wrote
+    it, too, on backends whose int8 kernels write int8. A layer that would make too much of the
+    network float is passed over: an artifact that is float where it counts is neither small
+    nor fast, however accurate.
     """
     costs = float_costs(job)
     kept: tuple[str, ...] = ()
-    for layer in _with_sources(most_sensitive(job)[: settings.float_layers], job.layers):
-        macs, weights = (sum(costs[name][i] for name in (*kept, layer)) for i in (0, 1))
-        if len(kept) < settings.float_layers and max(macs, weights) <= settings.float_share:
-            kept = (*kept, layer)
+    for layer in most_sensitive(job):
+        before = job.layers[max(job.layers.index(layer) - 1, 0)]
+        for name in dict.fromkeys((layer, before)):
+            if name in kept:
+                continue
+            if len(kept) == settings.float_layers:
+                return
+            macs, weights = (sum(costs[one][i] for one in (*kept, name)) for i in (0, 1))
+            if max(macs, weights) > settings.float_share:
+                break
+            kept = (*kept, name)
             yield kept
-
-
-def _with_sources(worst: tuple[str, ...], executed: tuple[str, ...]) -> tuple[str, ...]:
-    """Behind each of the `worst` layers, the one executed before it, where it is not there yet.
-
-    What a layer reads is rounded by who wrote it, too, on backends whose int8 kernels write
-    int8: it is float only if both are.
-    """
-    found: dict[str, None] = {}
-    for layer in worst:
-        found[layer] = None
-        if place := executed.index(layer):
-            found[executed[place - 1]] = None
-    return tuple(found)
 
 
 def _attempt(

@@ -37,7 +37,7 @@ def _macs(model: PixelsToLogits, image_size: int, channels: int) -> dict[str, in
     macs: dict[str, int] = {}
 
     def note(name: str, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        macs[name] = output.numel() * layers[name].weight[0].numel()
+        macs[name] = macs.get(name, 0) + output.numel() * layers[name].weight[0].numel()
 
     hooks = [layer.register_forward_hook(partial(note, name)) for name, layer in layers.items()]
     image = torch.zeros(1, image_size, image_size, channels, dtype=torch.uint8)
