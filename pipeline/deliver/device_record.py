@@ -128,6 +128,7 @@ class Bench(Timed):
     peak_rss_bytes: Count | None = None
     cpus: tuple[int, ...] | None = Field(None, description="to which bench.py was kept")
     throughput: Throughput | None = None
+    throughput_reason: str | None = Field(None, description="why bench.py found none")
 
     @field_validator("p90_interval_ms")
     @classmethod

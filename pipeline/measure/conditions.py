@@ -15,8 +15,9 @@ from pathlib import Path
 from pipeline.contracts import Conditions
 
 TAKEN = 0.1
-"""Others, or a hypervisor, that take a larger share of the time spoil a round: with a tenth of
-all inferences disturbed, p90 is no longer that of the undisturbed ones."""
+"""Others, or a hypervisor, that take a larger share of the measuring cores' time spoil a round:
+with a tenth of all inferences disturbed, p90 is no longer that of the undisturbed ones. What
+runs on other cores is no matter."""
 
 NOISE_SECONDS = 0.03
 """Of CPU time, on top of that share: clocks of processes and cores advance in ticks of 10 ms,
@@ -33,14 +34,13 @@ _CREDIBLE = (0.0, 150.0)
 
 @dataclass(frozen=True)
 class _Process:
-    name: str
     parent: int
     seconds: float
 
 
 @dataclass(frozen=True)
 class _Moment:
-    """`busy`, `stolen`: CPU seconds since the machine started, of usable and measuring cores."""
+    """`busy`, `stolen`: CPU seconds of the measuring cores since the machine started."""
 
     nanoseconds: int
     busy: float | None
@@ -51,14 +51,16 @@ class _Moment:
 class Watch:
     """Tells the conditions of one round after the other.
 
-    `measuring` are the cores that inferences run on; None stands for all that are usable.
+    `measuring` are the cores that inferences run on, in processes that descend from this one;
+    None stands for all that are usable. This process itself is as much a stranger to them as
+    any other.
     """
 
     def __init__(self, measuring: Collection[int] | None, root: Path = Path("/")) -> None:
         self._root = root
         affinity = getattr(os, "sched_getaffinity", None)
-        self._usable = frozenset(affinity(0) if affinity else ())
-        self._measuring = self._usable if measuring is None else frozenset(measuring)
+        usable = affinity(0) if affinity else ()
+        self._measuring = frozenset(usable if measuring is None else measuring)
         ticks = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
         self._tick = 1 / ticks
         self.start()
@@ -66,14 +68,15 @@ class Watch:
     def start(self) -> None:
         """A round begins."""
         self._begun = self._now()
-        self._mhz: list[float] = []
+        self._mhz: dict[int, list[float]] = {cpu: [] for cpu in self._measuring}
         self._celsius: list[float] = []
 
     def sample(self) -> None:
         """Look at clocks and temperatures; a core that worked just now still has its clock."""
         devices = self._root / "sys/devices/system/cpu"
-        clocks = [devices / f"cpu{cpu}/cpufreq/scaling_cur_freq" for cpu in self._measuring]
-        self._mhz += [kilohertz / 1e3 for kilohertz in _numbers(clocks)]
+        for cpu, seen in self._mhz.items():
+            clock = devices / f"cpu{cpu}/cpufreq/scaling_cur_freq"
+            seen += [kilohertz / 1e3 for kilohertz in _numbers([clock])]
         found = [degrees / 1e3 for degrees in _numbers(self._sensors())]
         self._celsius += [one for one in found if _CREDIBLE[0] < one < _CREDIBLE[1]]
 
@@ -81,22 +84,25 @@ class Watch:
         """The round ends."""
         begun, ended = self._begun, self._now()
         seconds = (ended.nanoseconds - begun.nanoseconds) / 1e9
-        own = _family(ended.processes, os.getpid())
+        workers = _family(ended.processes, os.getpid()) - {os.getpid()}
         before = {pid: process.seconds for pid, process in begun.processes.items()}
         spent = {
             pid: process.seconds - before.get(pid, 0.0) for pid, process in ended.processes.items()
         }
+        whole = seconds * len(self._measuring)
         others, stolen = None, None
         if begun.busy is not None and ended.busy is not None and ended.processes:
-            taken = ended.busy - begun.busy - sum(spent[pid] for pid in own)
-            others = _share(taken, seconds * len(self._usable))
+            taken = ended.busy - begun.busy - sum(spent[pid] for pid in workers)
+            others = _share(taken, whole)
         if begun.stolen is not None and ended.stolen is not None:
-            stolen = _share(ended.stolen - begun.stolen, seconds * len(self._measuring))
+            stolen = _share(ended.stolen - begun.stolen, whole)
+        # medians, as one reading may meet a core that has just fallen idle
+        clocks = [statistics.median(seen) for seen in self._mhz.values() if seen]
         return Conditions(
             seconds=round(seconds, 3),
             others=others,
             stolen=stolen,
-            mhz=round(min(self._mhz), 1) if self._mhz else None,
+            mhz=round(min(clocks), 1) if clocks else None,
             celsius=round(max(self._celsius), 1) if self._celsius else None,
             load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         )
@@ -109,8 +115,9 @@ class Watch:
             for name, *words in lines
             if name.startswith("cpu") and name[3:].isdigit()
         }
-        busy = [sum(ticks[cpu][i] for i in (0, 1, 2, 5, 6)) for cpu in self._usable & ticks.keys()]
-        stolen = [ticks[cpu][7] for cpu in self._measuring & ticks.keys()]
+        measuring = [words for cpu, words in ticks.items() if cpu in self._measuring]
+        busy = [sum(words[i] for i in (0, 1, 2, 5, 6)) for words in measuring]
+        stolen = [words[7] for words in measuring]
         return _Moment(
             nanoseconds=time.monotonic_ns(),
             busy=sum(busy) * self._tick if busy else None,
@@ -122,11 +129,10 @@ class Watch:
         found = {}
         for folder in (self._root / "proc").glob("[0-9]*"):
             # `pid (name) state parent ...`, and a name may hold anything
-            head, _, tail = _text(folder / "stat").rpartition(")")
-            words = tail.split()
+            words = _text(folder / "stat").rpartition(")")[2].split()
             if words:  # else it has ended
                 seconds = (int(words[11]) + int(words[12])) * self._tick
-                found[int(folder.name)] = _Process(head.partition("(")[2], int(words[1]), seconds)
+                found[int(folder.name)] = _Process(int(words[1]), seconds)
         return found
 
     def _sensors(self) -> list[Path]:

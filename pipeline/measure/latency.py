@@ -6,12 +6,10 @@ Bundles carry a copy of this file: it has to run on Python 3.8 with the NumPy of
 from __future__ import annotations
 
 import gc
-import math
 import os
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +18,16 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
 WAKE_RUNS = 5
-"""Untimed inferences before a round: others have used the caches meanwhile."""
+"""Untimed inferences before a round: others have used the caches meanwhile. One batch will do."""
 
 WINDOWS = 4
 WINDOW_RUNS = 5
 WINDOW_SECONDS = 0.05
-"""A warm-up goes in windows of at least so many inferences and seconds; the last four count."""
+"""A warm-up goes in windows of at least so many inferences, or one batch, and seconds; the last
+four count."""
 
 STEADY = 0.05
 """Medians of windows that differ by no more are equal: half as much as p90 lies above p50."""
@@ -36,11 +35,23 @@ STEADY = 0.05
 WARM_UP_SECONDS = 3.0
 """A machine that is not steady by then will not be."""
 
+CPU_DEVICES = Path("/sys/devices/system/cpu")
+
 OVERHEAD_RUNS = 20000
 """Of some hundred nanoseconds each."""
 
+THROUGHPUT_ROUNDS = 4
+THROUGHPUT_RUNS = 3
+"""Batches in a round, at least."""
+
 P90_LEVEL = 0.95
 """Of the limits between which p90 lies."""
+
+FEWEST_ROUNDS = 5
+"""For limits of p90: of three rounds the limits would always be the fastest and the slowest."""
+
+RESAMPLES = 1000
+_SEED = 17
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,7 @@ class Harness:
         batch: int = 1,
     ) -> None:
         self._run = run
+        self._wake, self._window = (WAKE_RUNS, WINDOW_RUNS) if batch == 1 else (1, 1)
         # cut and copied once, so that no time goes into slicing or page faults of a map
         self._inputs: Sequence[NDArray[np.uint8]] = [
             np.take(images, range(i, i + batch), axis=0, mode="wrap")
@@ -89,6 +101,10 @@ class Harness:
         self._run(image)
         return time.perf_counter_ns() - start
 
+    def warm_up(self) -> WarmUp:
+        """Call until times are steady; batches take long, so that a window may hold just one."""
+        return warm_up(self.once, self._window)
+
     def round(self, min_runs: int, min_seconds: float) -> NDArray[np.int64]:
         """Times int64 [n] of at least `min_runs` inferences and `min_seconds` together.
 
@@ -97,7 +113,7 @@ class Harness:
         collecting = gc.isenabled()
         gc.disable()
         try:
-            for _ in range(WAKE_RUNS):
+            for _ in range(self._wake):
                 self.once()
             times: list[int] = []
             total, enough = 0, round(min_seconds * 1e9)
@@ -110,7 +126,7 @@ class Harness:
         return np.array(times, dtype=np.int64)
 
 
-def warm_up(once: Callable[[], int]) -> WarmUp:
+def warm_up(once: Callable[[], int], window_runs: int = WINDOW_RUNS) -> WarmUp:
     """Call `once`, which gives its nanoseconds, until the medians of the last windows agree.
 
     Caches, clocks and lazy allocations settle within the first windows. Medians, as single
@@ -121,7 +137,7 @@ def warm_up(once: Callable[[], int]) -> WarmUp:
     while True:
         window: list[int] = []
         end = total + round(WINDOW_SECONDS * 1e9)
-        while len(window) < WINDOW_RUNS or total < end:
+        while len(window) < window_runs or total < end:
             window.append(once())
             total += window[-1]
         inferences += len(window)
@@ -145,50 +161,50 @@ def percentiles(nanoseconds: NDArray[np.int64]) -> Percentiles:
     return Percentiles(round(p50, 6), round(p90, 6), round(p99, 6))
 
 
-def p90_limits(nanoseconds: NDArray[np.int64]) -> tuple[float, float] | None:
-    """Limits of p90 at `P90_LEVEL` in milliseconds, to six digits; None for too few times.
+def p90_limits(rounds: Sequence[NDArray[np.int64]]) -> tuple[float, float] | None:
+    """Limits of p90 at `P90_LEVEL` in milliseconds, to six digits; of nanoseconds by round.
 
-    They hold for inferences that are independent of each other.
+    Rounds are drawn with replacement, whole: inferences of one round share the machine's state,
+    so that thousands of them tell little more than one round does. p90 is that of all times
+    that were drawn; the limits are percentiles of the seeded bootstrap (Davison and Hinkley,
+    Bootstrap Methods and their Application, 1997, ch. 3.8 and 5.3). As they never leave the
+    range of the rounds, few rounds make them too narrow: where rounds differ half as much as
+    inferences, ten rounds hold p90 between them 86 times in 100, and thirty as often as they
+    should. None below `FEWEST_ROUNDS`.
     """
-    limits = quantile_interval(nanoseconds, 0.9, P90_LEVEL)
-    return limits and (round(limits[0] / 1e6, 6), round(limits[1] / 1e6, 6))
-
-
-def quantile_interval(values: ArrayLike, share: float, level: float) -> tuple[float, float] | None:
-    """Limits of the quantile at `share` of what independent `values` [N] are drawn from.
-
-    Two of the values themselves, whatever the distribution: how many lie below the quantile is
-    binomial, so ranks follow that leave out at most (1 - level) / 2 on either side (David and
-    Nagaraja, Order Statistics, 2003, ch. 7.1). None where there are too few values for that,
-    which for p90 and 95% is below 36.
-    """
-    ordered = np.sort(np.asarray(values, float))
-    tail = (1 - level) / 2
-    below = np.cumsum(binomial(len(ordered), share))  # P(at most k of them lie below)
-    low = int(np.count_nonzero(below <= tail)) - 1
-    high = int(np.searchsorted(below, 1 - tail))
-    if low < 0 or high >= len(ordered):
+    count = len(rounds)
+    if count < FEWEST_ROUNDS:
         return None
-    return float(ordered[low]), float(ordered[high])
-
-
-def binomial(n: int, p: float) -> NDArray[np.float64]:
-    """Probabilities [n + 1] of 0 to `n` successes."""
-    k = np.arange(n + 1)
-    if p in (0.0, 1.0):
-        return np.where(k == n * p, 1.0, 0.0)
-    logs = _log_factorials(n)
-    result: NDArray[np.float64] = np.exp(
-        logs[n] - logs - logs[::-1] + k * math.log(p) + (n - k) * math.log1p(-p)
+    drawn = np.random.default_rng(_SEED).multinomial(count, [1 / count] * count, RESAMPLES)
+    times = np.concatenate(rounds)
+    order = np.argsort(times, kind="stable")
+    owners = np.repeat(np.arange(count), [len(one) for one in rounds])[order]
+    until = np.cumsum(owners[:, None] == np.arange(count), axis=0)  # [N, R]: of each round
+    ranks = 0.9 * (drawn @ until[-1] - 1)
+    below, above = (
+        times[order][_ranked(drawn, until, whole)] for whole in (np.floor(ranks), np.ceil(ranks))
     )
-    return result
+    p90s = below + (ranks - np.floor(ranks)) * (above - below)
+    tail = (1 - P90_LEVEL) / 2 * 100
+    low, high = (np.percentile(p90s, (tail, 100 - tail)) / 1e6).tolist()
+    return round(low, 6), round(high, 6)
 
 
-@lru_cache(maxsize=256)
-def _log_factorials(n: int) -> NDArray[np.float64]:
-    """log k! for k from 0 to `n`."""
-    logs: NDArray[np.float64] = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, n + 1)))))
-    return logs
+def _ranked(
+    drawn: NDArray[np.int64], until: NDArray[np.int64], ranks: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Indices [B] of the sorted times that have `ranks` [B], from 0, by halving.
+
+    `drawn` [B, R] tells how often each resample has each round, `until` [N, R] how many of each
+    round's times are among the first. Sorting every resample instead takes seconds.
+    """
+    low = np.zeros(len(drawn), np.int64)
+    high = np.full(len(drawn), len(until) - 1, np.int64)
+    while (low < high).any():
+        middle = (low + high) // 2
+        enough = (drawn * until[middle]).sum(axis=1) > ranks
+        low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
+    return low
 
 
 def overhead() -> int:
@@ -222,14 +238,13 @@ def pinned(threads: int) -> Iterator[list[int] | None]:
     """Keep this thread, and those that it starts, to `threads` of the CPUs that it may use.
 
     Yields their numbers; None, and nothing is pinned, where the system has no call for it
-    (macOS, Windows). The fastest kind of core, where there are several, and of these the
-    last, as interrupts tend to go to the first.
+    (macOS, Windows). See `choose_cpus`.
     """
     usable = _usable()
     if usable is None:
         yield None
         return
-    chosen = sorted(sorted(usable, key=lambda cpu: (_capacity(cpu), cpu))[-threads:])
+    chosen = choose_cpus(usable, threads)
     os.sched_setaffinity(0, chosen)
     try:
         yield chosen
@@ -237,18 +252,42 @@ def pinned(threads: int) -> Iterator[list[int] | None]:
         os.sched_setaffinity(0, usable)
 
 
+def choose_cpus(usable: Sequence[int], threads: int, devices: Path = CPU_DEVICES) -> list[int]:
+    """At most `threads` of the `usable` CPUs, in order, by what `devices` tells of them.
+
+    One CPU of each core first, as those that share a core slow each other down; of the fastest
+    kind of core, where there are several; and of these the last, as interrupts tend to go to
+    the first.
+    """
+    core = {cpu: _text(devices / f"cpu{cpu}/topology/thread_siblings_list") for cpu in usable}
+
+    def rank(cpu: int) -> tuple[int, int, int]:
+        siblings = [other for other in usable if core[cpu] and core[other] == core[cpu]]
+        later = sum(other > cpu for other in siblings)
+        return later, -_capacity(devices / f"cpu{cpu}"), -cpu
+
+    return sorted(sorted(usable, key=rank)[:threads])
+
+
 def _usable() -> list[int] | None:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else None
 
 
-def _capacity(cpu: int) -> int:
+def _capacity(device: Path) -> int:
     """What a core achieves beside the others of this machine; 0 where the system is silent."""
     for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
-        try:
-            return int(Path(f"/sys/devices/system/cpu/cpu{cpu}/{name}").read_text())
-        except (OSError, ValueError):
-            continue
+        text = _text(device / name)
+        if text.isdigit():
+            return int(text)
     return 0
+
+
+def _text(file: Path) -> str:
+    """Nothing where this system has no such file."""
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
 
 
 def peak_memory() -> int | None:

@@ -6,7 +6,7 @@ one computes at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +18,8 @@ from pipeline.contracts import BenchmarkRow, Conditions, Latency, Throughput, Wa
 from pipeline.errors import PipelineError
 from pipeline.measure.conditions import Watch, select, unspoiled
 from pipeline.measure.latency import (
+    THROUGHPUT_ROUNDS,
+    THROUGHPUT_RUNS,
     balanced_order,
     cores,
     images_per_second,
@@ -31,9 +33,6 @@ from pipeline.progress import track
 
 REFERENCE = "reference"
 RATIO_LEVEL = 0.95
-THROUGHPUT_ROUNDS = 4
-THROUGHPUT_RUNS = 3
-"""Batches in a round, at least."""
 
 Rounds = list[NDArray[np.int64]]
 Answers = dict[str, dict[str, Any]]
@@ -51,22 +50,22 @@ class Measured:
 def measure(targets: Sequence[Target], settings: Benchmark, seed: int) -> Measured:
     """Latencies of all targets, one of which is the reference.
 
-    Rounds that something spoils are measured again, whole, as far as `extra_rounds` go.
-    Raises `PipelineError` where the reference fails.
+    Rounds that something spoils are measured again, whole and in the same order, as far as
+    `extra_rounds` go. Raises `PipelineError` where the reference fails.
     """
-    most = settings.rounds + settings.extra_rounds
-    orders = balanced_order([target.name for target in targets], most, seed)
+    orders = balanced_order([target.name for target in targets], settings.rounds, seed)
     size = {"min_runs": settings.min_runs, "min_seconds": settings.min_seconds}
     visits: list[Answers] = []
     seen: list[Conditions] = []
     with ExitStack() as stack:
         fleet = _Fleet(stack, targets, settings.threads)
         watch = Watch(fleet.cpus)
-        for order in track(orders, "benchmark", settings.rounds, "rounds"):
+        which = turns(seen, settings.rounds, settings.extra_rounds)
+        for turn in track(which, "benchmark", settings.rounds, "rounds"):
             watch.start()
-            visits.append(fleet.visit(order, size, watch.sample))
+            visits.append(fleet.visit(orders[turn], size, watch.sample))
             seen.append(watch.stop())
-            if REFERENCE in fleet.failures or unspoiled(seen) >= settings.rounds:
+            if REFERENCE in fleet.failures:
                 break
     if REFERENCE in fleet.failures:
         raise PipelineError(
@@ -87,6 +86,24 @@ def measure(targets: Sequence[Target], settings: Benchmark, seed: int) -> Measur
         peak = visits[-1][name]["peak_rss_bytes"]
         rows[name] = _row(rounds, raw[REFERENCE], fleet.opened[name], peak, settings.threads)
     return Measured(rows, raw, conditions)
+
+
+def turns(seen: Sequence[Conditions], rounds: int, extra: int) -> Iterator[int]:
+    """Which of the orders, from 0, each round takes, until `rounds` of them are not spoiled.
+
+    The caller adds each round's conditions to `seen`. After all orders have had a turn, at most
+    `extra` more go to those without an unspoiled round, so that what is kept stays balanced.
+    """
+    taken: list[int] = []
+    while len(taken) < rounds + extra and unspoiled(seen) < rounds:
+        turn = len(taken)
+        if turn >= rounds:
+            marked = zip(taken, select(seen, rounds), strict=True)
+            done = {earlier for earlier, one in marked if not one.spoiled}
+            missing = [earlier for earlier in range(rounds) if earlier not in done]
+            turn = min(missing, key=taken.count)
+        taken.append(turn)
+        yield turn
 
 
 def throughput(
@@ -126,7 +143,7 @@ def _row(
     return BenchmarkRow(
         status="measured",
         latency_ms=Latency(**asdict(percentiles(together))),
-        p90_interval_ms=p90_limits(together),
+        p90_interval_ms=p90_limits(rounds),
         ratio_to_reference=estimate,
         ratio_interval=limits,
         first_ms=round(opened["first_ms"], 6),

@@ -15,8 +15,6 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.measure.latency import binomial
-
 RESAMPLES = 4000
 _SEED = 17
 _NEARLY_NORMAL = 1000
@@ -162,6 +160,25 @@ def _found(flips: int, lost: float, level: float) -> float:
     tails = np.cumsum(binomial(flips, 0.5)[::-1])[::-1]  # P(X >= k)
     enough = np.flatnonzero(2 * tails <= level)
     return float(binomial(flips, lost)[enough[0] :].sum()) if len(enough) else 0.0
+
+
+def binomial(n: int, p: float) -> NDArray[np.float64]:
+    """Probabilities [n + 1] of 0 to `n` successes."""
+    k = np.arange(n + 1)
+    if p in (0.0, 1.0):
+        return np.where(k == n * p, 1.0, 0.0)
+    logs = _log_factorials(n)
+    result: NDArray[np.float64] = np.exp(
+        logs[n] - logs - logs[::-1] + k * math.log(p) + (n - k) * math.log1p(-p)
+    )
+    return result
+
+
+@lru_cache(maxsize=256)
+def _log_factorials(n: int) -> NDArray[np.float64]:
+    """log k! for k from 0 to `n`."""
+    logs: NDArray[np.float64] = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, n + 1)))))
+    return logs
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

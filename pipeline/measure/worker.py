@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.backends.registry import backend
-from pipeline.measure.latency import Harness, peak_memory, pinned, warm_up
+from pipeline.measure.latency import Harness, peak_memory, pinned
 
 
 def main(name: str, model: str, images: str, threads: str) -> None:
@@ -42,7 +42,7 @@ def main(name: str, model: str, images: str, threads: str) -> None:
                     load_ms = (time.perf_counter_ns() - start) / 1e6
                     harness = Harness(run, np.load(images), **request)
                     answer = {"load_ms": load_ms, "first_ms": harness.once() / 1e6, "cpus": cpus}
-                    answer["warm_up"] = asdict(warm_up(harness.once))
+                    answer["warm_up"] = asdict(harness.warm_up())
                 else:
                     times = harness.round(**request)
                     answer = {"nanoseconds": times.tolist(), "peak_rss_bytes": peak_memory()}

@@ -64,7 +64,13 @@ class Worker:
         """One request, one answer; `WorkerFailedError` for an error, silence or death."""
         process = self._process
         assert process.stdin is not None and process.stdout is not None
-        timer = threading.Timer(ANSWER_SECONDS, process.kill)
+        silent = threading.Event()
+
+        def end() -> None:
+            silent.set()
+            process.kill()
+
+        timer = threading.Timer(ANSWER_SECONDS, end)
         timer.start()
         try:
             process.stdin.write(json.dumps(request) + "\n")
@@ -73,10 +79,9 @@ class Worker:
         except BrokenPipeError:
             line = ""
         finally:
-            silent = not timer.is_alive()
             timer.cancel()
-        if not line:
-            raise WorkerFailedError(self._death(silent))
+        if not line.endswith("\n"):  # it may have died in the midst of its answer
+            raise WorkerFailedError(self._death(silent.is_set()))
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise WorkerFailedError(answer["error"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -38,6 +39,7 @@ from pipeline.deliver.gate.accuracy import Flips
 from pipeline.deliver.gate.latency import RERUN, Slowdown
 from pipeline.deliver.gate.verdict import Commands, Outcome
 from pipeline.files import sha256
+from pipeline.measure.conditions import Watch
 from pipeline.measure.evidence import Evidence, evidence_file
 from pipeline.measure.statistics import paired_log_ratio
 from pipeline.params import Params, load_params
@@ -600,7 +602,7 @@ def test_side_by_side_a_tenth_is_found_and_nothing_is_not() -> None:
 
 
 def test_a_rerun_times_both_artifacts_in_the_same_rounds(
-    workspace: Params, capsys: pytest.CaptureFixture[str]
+    workspace: Params, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert workspace.gate.rerun_rounds == ROUNDS
     set_gate(rerun_rounds=3)
@@ -613,6 +615,15 @@ def test_a_rerun_times_both_artifacts_in_the_same_rounds(
     assert finding["outcome"] in ("passed", "inconclusive")
     assert finding["baseline"] > 0 and finding["candidate"] > 0
     assert "over 3 rounds side by side" in finding["detail"]
+
+    stop = Watch.stop
+    fixed = {"seconds": 10.0, "stolen": None, "mhz": None}
+    taken = itertools.chain([fixed | {"others": 0.0}], itertools.repeat(fixed | {"others": 0.9}))
+    monkeypatch.setattr(Watch, "stop", lambda self: stop(self).model_copy(update=next(taken)))
+    main(["gate", "--json", "--baseline", "before", "--rerun", "--only", key])
+    verdict = json.loads(capsys.readouterr().out)
+    (finding,) = [f for f in verdict["findings"] if f["measure"] == RERUN]
+    assert "over 3 rounds side by side (2 of them disturbed)" in finding["detail"]
 
     model = COMPILED / "onnxruntime" / f"{STUDENT}-fp32" / "model.onnx"
     model.write_bytes(model.read_bytes()[:100])

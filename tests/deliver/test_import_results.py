@@ -110,6 +110,7 @@ def test_what_the_scripts_wrote_comes_home_whole(results: Results) -> None:
 def test_what_bundles_of_earlier_versions_wrote_still_comes_home(results: Results) -> None:
     later = {
         "p90_interval_ms", "warm_up", "overhead_ns", "peak_rss_bytes", "cpus", "throughput",
+        "throughput_reason",
     }  # fmt: skip
     assert later < results["bench"].keys()
     older = {key: value for key, value in results["bench"].items() if key not in later}

@@ -119,8 +119,11 @@ def _to_reference(row: BenchmarkRow, reference: BenchmarkRow) -> list[float]:
     return [ms / own for ms, own in zip(row.rounds_ms, reference.rounds_ms, strict=True)]
 
 
-def compare_side_by_side(key: str, baseline: BenchmarkRow, candidate: BenchmarkRow) -> Slowdown:
-    """Of two artifacts that were measured in the same rounds."""
+def compare_side_by_side(
+    key: str, baseline: BenchmarkRow, candidate: BenchmarkRow, disturbed: int = 0
+) -> Slowdown:
+    """Of two artifacts that were measured in the same rounds, `disturbed` of which are spoiled."""
+    spoiled = f" ({disturbed} of them disturbed)" if disturbed else ""
     assert baseline.latency_ms and candidate.latency_ms
     return Slowdown(
         key=key,
@@ -129,7 +132,7 @@ def compare_side_by_side(key: str, baseline: BenchmarkRow, candidate: BenchmarkR
         baseline_ms=baseline.latency_ms.p50,
         candidate_ms=candidate.latency_ms.p50,
         same_machine=True,
-        how=f"over {len(baseline.rounds_ms)} rounds side by side",
+        how=f"over {len(baseline.rounds_ms)} rounds side by side{spoiled}",
     )
 
 

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.backends.registry import backend
-from pipeline.contracts import COMPILED, Artifact, BenchmarkRow
+from pipeline.contracts import COMPILED, Artifact
 from pipeline.deliver.gate.latency import RERUN, Slowdown, compare_side_by_side
 from pipeline.deliver.gate.verdict import Commands, Finding, Outcome
 from pipeline.errors import PipelineError
 from pipeline.measure.benchmark import reference_target, write_test_images
-from pipeline.measure.rounds import measure
+from pipeline.measure.rounds import Measured, measure
 from pipeline.measure.workers import Target
 from pipeline.params import Params
 
@@ -80,21 +80,20 @@ def rerun(
                     break
                 targets.append(Target(side, name, file, images))
             else:
-                rows = measure(targets, settings, params.seed).rows
-                answers[key] = _answer(key, rows["baseline"], rows["candidate"], commands)
+                answers[key] = _answer(key, measure(targets, settings, params.seed), commands)
     return answers
 
 
-def _answer(
-    key: str, baseline: BenchmarkRow, candidate: BenchmarkRow, commands: Commands
-) -> Answer:
+def _answer(key: str, measured: Measured, commands: Commands) -> Answer:
+    baseline, candidate = measured.rows["baseline"], measured.rows["candidate"]
     if baseline.latency_ms is None:
         text = f"the baseline's artifact fails here: {baseline.reason}"
         return _unmeasured(key, Outcome.INVALID, text, commands)
     if candidate.latency_ms is None:
         text = f"the baseline's artifact runs here, this one fails: {candidate.reason}"
         return _unmeasured(key, Outcome.REGRESSION, text, commands)
-    return compare_side_by_side(key, baseline, candidate)
+    disturbed = sum(one.kept and one.spoiled is not None for one in measured.conditions)
+    return compare_side_by_side(key, baseline, candidate, disturbed)
 
 
 def _unmeasured(key: str, outcome: Outcome, text: str, commands: Commands) -> Finding:

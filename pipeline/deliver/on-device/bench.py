@@ -4,7 +4,7 @@ python bench.py [--threads N] [--rounds N] [--min-runs N] [--min-seconds S] [--b
                 [--json FILE]
 
 Latency first, by one process that keeps to as many CPUs as it has threads; then images per
-second in batches on all cores, by another one.
+second in batches on all cores, by another one; where that fails, its reason is recorded.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 from common import (
-    BundleError,
     check_files,
     finish,
     golden,
@@ -31,6 +30,8 @@ from common import (
 )
 from latency import (
     P90_LEVEL,
+    THROUGHPUT_ROUNDS,
+    THROUGHPUT_RUNS,
     Harness,
     cores,
     images_per_second,
@@ -39,11 +40,10 @@ from latency import (
     peak_memory,
     percentiles,
     pinned,
-    warm_up,
 )
 
-THROUGHPUT_ROUNDS = 4
-THROUGHPUT_RUNS = 3
+# evaluated by Python 3.8, too
+Attempt = Tuple[Optional[Dict[str, Any]], Optional[str]]
 
 
 def main() -> int:
@@ -64,7 +64,8 @@ def main() -> int:
     check_files()
     result = bench(arguments.threads, arguments.rounds, arguments.min_runs, arguments.min_seconds)
     if arguments.batch:
-        result["throughput"] = _elsewhere(arguments.batch, arguments.min_seconds)
+        rate, reason = _elsewhere(arguments.batch, arguments.min_seconds)
+        result.update(throughput=rate, throughput_reason=reason)
     if arguments.json:
         write_json(arguments.json, result)
     show(result)
@@ -82,9 +83,10 @@ def bench(threads: int, rounds: int, min_runs: int, min_seconds: float) -> dict[
         load_ms = (time.perf_counter_ns() - start) / 1e6
         harness = Harness(run, images)
         first_ms = harness.once() / 1e6
-        warm = warm_up(harness.once)
+        warm = harness.warm_up()
         times = [harness.round(min_runs, min_seconds) for _ in range(rounds)]
         added = overhead()
+        peak = peak_memory()  # before the limits take theirs
     together = np.concatenate(times)
     return {
         "bundle": identity(),
@@ -95,14 +97,15 @@ def bench(threads: int, rounds: int, min_runs: int, min_seconds: float) -> dict[
         "rounds": rounds,
         "n": len(together),
         "latency_ms": asdict(percentiles(together)),
-        "p90_interval_ms": p90_limits(together),
+        "p90_interval_ms": p90_limits(times),
         "p50_by_round_ms": [percentiles(one).p50 for one in times],
         "load_ms": round(load_ms, 6),
         "first_ms": round(first_ms, 6),
         "warm_up": asdict(warm),
         "overhead_ns": added,
-        "peak_rss_bytes": peak_memory(),
+        "peak_rss_bytes": peak,
         "throughput": None,
+        "throughput_reason": None,
     }
 
 
@@ -111,22 +114,27 @@ def throughput(batch: int, min_seconds: float) -> dict[str, Any]:
     threads = cores()
     run, _ = open_model(threads, batch=batch)
     harness = Harness(run, golden()[0], batch)
-    warm_up(harness.once)
+    harness.warm_up()
     times = [harness.round(THROUGHPUT_RUNS, min_seconds) for _ in range(THROUGHPUT_ROUNDS)]
     rate = images_per_second(times, batch)
     return {"images_per_second": rate, "batch": batch, "threads": threads}
 
 
-def _elsewhere(batch: int, min_seconds: float) -> dict[str, Any]:
-    """`throughput` in a fresh process: a runtime may have counted the cores once and for all."""
+def attempt(batch: int, min_seconds: float) -> Attempt:
+    """`throughput`, or why there is none: too little memory, a model that takes no batches."""
+    try:
+        return throughput(batch, min_seconds), None
+    except Exception as error:  # whatever a runtime raises, which may not travel between processes
+        return None, " ".join(str(error).split()) or type(error).__name__
+
+
+def _elsewhere(batch: int, min_seconds: float) -> Attempt:
+    """`attempt` in a fresh process: a runtime may have counted the cores once and for all."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
-            return pool.submit(throughput, batch, min_seconds).result()
+            return pool.submit(attempt, batch, min_seconds).result()
         except BrokenProcessPool:
-            raise BundleError(
-                f"the process that measures the throughput died at batch {batch}",
-                "choose a smaller --batch, or 0 to leave it out",
-            ) from None
+            return None, f"the process that measures it died at batch {batch}"
 
 
 def show(result: dict[str, Any]) -> None:
@@ -137,7 +145,7 @@ def show(result: dict[str, Any]) -> None:
     runtime = ", ".join(f"{name} {version}" for name, version in result["runtime"].items())
     print(f"{runtime}, {result['threads']} thread(s) {_where(result['cpus'])}")
     print("p50 {p50:.3f} ms, p90 {p90:.3f} ms, p99 {p99:.3f} ms".format(**times))
-    between = "too few inferences for limits"
+    between = "without limits, as the rounds are too few"
     if limits:
         between = f"between {limits[0]:.3f} and {limits[1]:.3f} ms at {P90_LEVEL:.0%}"
     print(f"p90 {between}, of {result['n']} inferences")
@@ -154,6 +162,9 @@ def show(result: dict[str, Any]) -> None:
             "{images_per_second:,.0f} images per second, {batch} a call on {threads} "
             "thread(s)".format(**result["throughput"])
         )
+    if result["throughput_reason"]:
+        print(f"no throughput: {result['throughput_reason']}")
+        print("  what to do: choose a smaller --batch, or 0 to leave it out")
 
 
 def _where(cpus: list[int] | None) -> str:

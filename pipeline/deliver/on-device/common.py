@@ -6,13 +6,13 @@ import functools
 import hashlib
 import importlib
 import json
-import os
 import platform
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
+from latency import cores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -102,11 +102,10 @@ def golden() -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]
 
 def machine() -> dict[str, Any]:
     """This machine as far as answers and latencies depend on it."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     return {
         "cpu": _cpu(),
         "architecture": platform.machine(),
-        "cores": len(usable) if usable else os.cpu_count(),
+        "cores": cores(),
         "system": platform.system(),
         "kernel": platform.release(),
         "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
