@@ -335,7 +335,7 @@ class BenchmarkRow(Record):
     reason: str | None = None
     latency_ms: Latency | None = None
     p90_interval_ms: tuple[float, float] | None = Field(
-        None, description="95% limits of p90, inferences taken for independent of each other"
+        None, description="95% limits of p90: bootstrap of whole rounds; null of fewer than five"
     )
     ratio_to_reference: float | None = Field(None, description="median of p50 ratios by round")
     ratio_interval: tuple[float, float] | None = Field(
@@ -376,12 +376,14 @@ class Conditions(Record):
 
     seconds: float
     others: float | None = Field(
-        None, description="share of the usable cores' time that other processes took"
+        None, description="share of the measuring cores' time that other processes took"
     )
     stolen: float | None = Field(
         None, description="share of the measuring cores' time that the hypervisor gave away"
     )
-    mhz: float | None = Field(None, description="lowest clock of a measuring core")
+    mhz: float | None = Field(
+        None, description="of the slowest measuring core, its median clock over the round"
+    )
     celsius: float | None = Field(None, description="highest temperature")
     load_average: float | None = Field(None, description="of one minute, when the round ended")
     spoiled: str | None = Field(None, description="why; null: it is not")

@@ -176,7 +176,9 @@ def _excesses(conditions: Sequence[Conditions]) -> list[dict[str, float]]:
         limit = TAKEN + NOISE_SECONDS / one.seconds if one.seconds else float("inf")
         excess = {}
         if one.others is not None and one.others > limit:
-            excess[f"other processes took {one.others:.0%} of the CPUs' time"] = one.others / limit
+            excess[f"other processes took {one.others:.0%} of the measuring CPUs' time"] = (
+                one.others / limit
+            )
         if one.stolen is not None and one.stolen > limit:
             excess[f"the hypervisor took {one.stolen:.0%} of the time"] = one.stolen / limit
         if one.mhz is not None and one.mhz < SLOWEST * usual:

@@ -189,7 +189,7 @@ def test_rounds_that_others_spoil_are_marked_and_dropped() -> None:
     chosen = select(seen, 3)
     assert unspoiled(seen) == 3
     assert [one.kept for one in chosen] == [True, False, True, True]
-    assert chosen[1].spoiled == "other processes took 40% of the CPUs' time"
+    assert chosen[1].spoiled == "other processes took 40% of the measuring CPUs' time"
 
 
 def test_the_least_spoiled_fill_up_and_stay_marked() -> None:
