@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.contracts import Artifact, BenchmarkRecord, Fingerprint, Manifest
 from pipeline.deliver.int8_sections import Section
-from pipeline.deliver.verdict import limits_text
+from pipeline.deliver.recommendation import limits_text
 from pipeline.params import Params
 
 

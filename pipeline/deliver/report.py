@@ -24,7 +24,7 @@ from pipeline.contracts import (
 )
 from pipeline.deliver import answers_section as answers
 from pipeline.deliver import int8_sections as int8
-from pipeline.deliver import plots, verdict
+from pipeline.deliver import plots, recommendation
 from pipeline.deliver.device_rows import RIGHT_ALIGNED, on_devices
 from pipeline.deliver.int8_sections import Section
 from pipeline.deliver.latency_section import latency_section, strips
@@ -110,15 +110,15 @@ def _about(params: Params, manifest: Manifest, benchmark: BenchmarkRecord) -> st
 
 def _results(params: Params, rows: list[Row]) -> dict[str, Any]:
     """The verdict, the table and what the page's script works on."""
-    data = json.dumps(verdict.page_data(rows, params.gate), ensure_ascii=False)
+    data = json.dumps(recommendation.page_data(rows, params.gate), ensure_ascii=False)
     return {
-        "verdict": verdict.verdict(rows, params.gate),
-        "cards": verdict.cards(rows),
-        "limits": verdict.limits(params.gate),
+        "verdict": recommendation.verdict(rows, params.gate),
+        "cards": recommendation.cards(rows),
+        "limits": recommendation.limits(params.gate),
         "colours": plots.COLOURS,
         "rows": rows,
         "best": [row for row in best_per_backend(rows).values() if row],
-        "results": verdict.results_section(rows),
+        "results": recommendation.results_section(rows),
         "notes": numbered_notes(rows),
         "students": {row.student: row.student for row in rows},
         "runtimes": {row.backend: RUNTIME_NAMES[row.backend] for row in rows},
@@ -155,7 +155,7 @@ def _sections(
 def _answers(rows: list[Row], manifest: Manifest) -> dict[str, Any]:
     """Every artifact's answers; the one that is recommended is shown first."""
     found = answers.gather_answers(rows, manifest)
-    best = verdict.fastest(rows)
+    best = recommendation.fastest(rows)
     chosen = next((one for one in found if best and one.key == best.key), None)
     return {
         "answers": answers.answers_section(found, rows),

@@ -12,8 +12,8 @@ from pipeline.contracts import (
     Throughput,
     compiled_metrics_file,
 )
+from pipeline.deliver.recommendation import cards, verdict
 from pipeline.deliver.results import Row, best_per_backend, gather, numbered_notes, table
-from pipeline.deliver.verdict import cards, verdict
 from pipeline.errors import PipelineError
 from pipeline.measure.fingerprint import read_fingerprint
 from pipeline.params import Params
