@@ -50,6 +50,10 @@ _LATENCIES_CAPTION = (
     "How long single images took, in all rounds together: the long bar is p50, the short one p90, "
     "grey the frozen reference. The slowest 0.1% may lie outside."
 )
+_LATENCY_TEXT = (
+    "The limits of p90 and of the ratio to the reference are at 95%, of a bootstrap over the "
+    "interleaved rounds."
+)
 
 
 def report(params: Params) -> None:
@@ -94,9 +98,20 @@ def _render(template: str, context: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = lambda text: str(text).replace("|", r"\|").replace("\n", " ")
+    environment.filters["literal"] = _literal
     source = files("pipeline.deliver").joinpath(template).read_text(encoding="utf-8")
     return environment.from_string(source).render(context)
+
+
+def _literal(text: str) -> str:
+    """What GitHub's Markdown shows as `text`, in a line or a cell of a table.
+
+    Only what it would interpret is escaped: neither an underscore within a word nor brackets
+    without a target after them.
+    """
+    escaped = re.sub(r"[\\`*<>|~$]|\](?=[\[(])|&(?=#?\w+;)", r"\\\g<0>", text)
+    at_edges = r"(?<![^\W_])_|_(?![^\W_])"
+    return re.sub(at_edges, r"\\_", escaped).replace("\n", " ")
 
 
 def _about(params: Params, manifest: Manifest, benchmark: BenchmarkRecord) -> str:
@@ -125,6 +140,7 @@ def _results(params: Params, rows: list[Row]) -> dict[str, Any]:
         "precisions": {row.precision: row.precision for row in rows},
         "pareto_caption": _pareto_caption(rows),
         "latencies_caption": _LATENCIES_CAPTION,
+        "latency_text": _LATENCY_TEXT,
         "data": Markup(data.replace("<", r"\u003c")),
     }
 
@@ -138,6 +154,7 @@ def _sections(
         "networks": _networks_section(_networks(params)),
         "devices": _devices_section(rows),
         "local_threads": params.benchmark.threads,
+        "batch": params.benchmark.batch,
         "parity": int8.parity_section(rows),
         "ladder": int8.ladder_section(rows),
         "ladder_limit": f"{params.quantize.max_drop:g}",
