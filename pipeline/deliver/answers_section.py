@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.contracts import Manifest, Mistake, ReliabilityBin, load_split
+from pipeline.contracts import PACKED, Manifest, Mistake, ReliabilityBin, load_split
 from pipeline.deliver.int8_sections import Section
 from pipeline.deliver.results import UNKNOWN, Row
 from pipeline.errors import PipelineError
 from pipeline.measure.accuracy import calibration_error
-from pipeline.measure.evidence import Evidence, evidence_file
+from pipeline.measure.evidence import Evidence, evidence_file, split_digest
 
 MATRIX_CLASSES = 30
 """Of more classes than these the most frequent confusions are listed, in place of a matrix."""
@@ -61,15 +61,16 @@ def gather_answers(rows: list[Row], manifest: Manifest) -> list[Answers]:
     Raises `PipelineError` where a record tells of another test split than the packed one.
     """
     _, labels = load_split("test")
+    digest = split_digest(manifest)
     found = []
     for row in rows:
         file = evidence_file(row.student, row.backend, row.precision)
         if row.metrics is None or not file.exists():
             continue
         evidence = Evidence.read(file)
-        if evidence.images != len(labels):
+        if (evidence.test_digest, evidence.images) != (digest, len(labels)):
             raise PipelineError(
-                f"answers to {evidence.images} images, but the test split has {len(labels)}",
+                f"answers to another test split than the one in {PACKED}",
                 where=str(file),
                 fix="run `dvc repro`",
             )

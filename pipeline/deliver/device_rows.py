@@ -9,7 +9,7 @@ from pipeline.deliver.device_record import Bench, Comparison, PhoneBench, Result
 from pipeline.deliver.devices import bundle_digests, stored_results
 from pipeline.deliver.results import RUNTIME_NAMES, UNKNOWN, Row
 
-RIGHT_ALIGNED = ("Threads", "p50 ms", "p90 ms", "p50 here")
+RIGHT_ALIGNED = ("Threads", "p50 ms", "p90 ms", "p50 here", "Images/s")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class OnDevice:
         bundle, unit = self.about.bundle, self.about.unit
         runtime = RUNTIME_NAMES.get(bundle.backend, bundle.backend)
         p50, p90 = self._latency()
+        many = self.bench.throughput if isinstance(self.bench, Bench) else None
         return {
             "Artifact": f"{bundle.student} {runtime} {bundle.precision}",
             "Device": self.device if unit == "cpu" else f"{self.device}, {unit}",
@@ -66,6 +67,7 @@ class OnDevice:
             "p50 ms": p50,
             "p90 ms": p90,
             "p50 here": UNKNOWN if self.here is None else f"{self.here:.3f}",
+            "Images/s": f"{many.images_per_second:,.0f}" if many else UNKNOWN,
             "Verified": self.verified,
             "Bundle": "current" if self.current else "stale",
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.contracts import Artifact, BenchmarkRecord, Fingerprint, Manifest
 from pipeline.deliver.int8_sections import Section
-from pipeline.deliver.verdict import limits_text
+from pipeline.deliver.recommendation import limits_text
 from pipeline.params import Params
 
 
@@ -21,7 +21,7 @@ def circumstances_section(
         ("Images", f"{sizes}; {side} x {side}, {manifest.channels} channel(s)"),
         ("Packed arrays", _digests(manifest.digests)),
         ("Rejected files", f"{len(manifest.rejected)}"),
-        ("Calibration set", f"`{manifest.calibration_digest[:16]}`"),
+        ("Calibration set", manifest.calibration_digest[:16]),
         (
             "Latency",
             f"batch 1, {settings.threads} thread(s), {settings.rounds} interleaved rounds of at "
@@ -30,7 +30,7 @@ def circumstances_section(
         *_disturbances(benchmark),
         (
             "Reference model",
-            f"`{benchmark.reference_digest[:16]}`"
+            f"{benchmark.reference_digest[:16]}"
             + (f", p50 {reference.p50:.3f} ms" if reference else ""),
         ),
         ("Limits", limits_text(params.gate)),
@@ -48,14 +48,23 @@ def _disturbances(benchmark: BenchmarkRecord) -> list[tuple[str, str]]:
     cpus = benchmark.reference.cpus
     if cpus:
         rows.append(("Pinned to", f"CPU {', '.join(map(str, cpus))}"))
-    if rounds := benchmark.conditions:
-        spoiled = [one for one in rounds if one.kept and one.spoiled]
-        others = [one.others for one in rounds if one.kept and one.others is not None]
-        text = f"{benchmark.repeated_rounds} measured again, {len(spoiled)} spoiled ones kept"
-        if others:
-            text += f"; other processes took {max(others):.1%} of the CPUs' time at most"
-        rows.append(("Rounds", "; ".join([text, *(one.spoiled or "" for one in spoiled)])))
+    elif benchmark.conditions:  # an older record, without them, does not tell of CPUs either
+        rows.append(("Pinned to", "no CPU, this system has no call for it"))
+    if benchmark.conditions:
+        rows.append(("Rounds", _rounds(benchmark)))
     return rows
+
+
+def _rounds(benchmark: BenchmarkRecord) -> str:
+    rounds = benchmark.conditions
+    if all(one.others is one.stolen is one.mhz is None for one in rounds):
+        return "nothing was watched: this system tells neither of other processes nor of clocks"
+    spoiled = [one for one in rounds if one.kept and one.spoiled]
+    others = [one.others for one in rounds if one.kept and one.others is not None]
+    text = f"{benchmark.repeated_rounds} measured again, {len(spoiled)} spoiled ones kept"
+    if others:
+        text += f"; other processes took {max(others):.1%} of the CPUs' time at most"
+    return "; ".join([text, *(one.spoiled or "" for one in spoiled)])
 
 
 def _machine(machine: Fingerprint) -> list[tuple[str, str]]:
@@ -93,4 +102,4 @@ def _versions(versions: dict[str, str]) -> str:
 
 
 def _digests(digests: dict[str, str]) -> str:
-    return ", ".join(f"{name} `{digest[:16]}`" for name, digest in digests.items())
+    return ", ".join(f"{name} {digest[:16]}" for name, digest in digests.items())

@@ -24,7 +24,7 @@ from pipeline.contracts import (
 )
 from pipeline.deliver import answers_section as answers
 from pipeline.deliver import int8_sections as int8
-from pipeline.deliver import plots, verdict
+from pipeline.deliver import plots, recommendation
 from pipeline.deliver.device_rows import RIGHT_ALIGNED, on_devices
 from pipeline.deliver.int8_sections import Section
 from pipeline.deliver.latency_section import latency_section, strips
@@ -49,6 +49,10 @@ UNANSWERED = (
 _LATENCIES_CAPTION = (
     "How long single images took, in all rounds together: the long bar is p50, the short one p90, "
     "grey the frozen reference. The slowest 0.1% may lie outside."
+)
+_LATENCY_TEXT = (
+    "The limits of p90 and of the ratio to the reference are at 95%, of a bootstrap over the "
+    "interleaved rounds."
 )
 
 
@@ -94,9 +98,20 @@ def _render(template: str, context: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = lambda text: str(text).replace("|", r"\|").replace("\n", " ")
+    environment.filters["literal"] = _literal
     source = files("pipeline.deliver").joinpath(template).read_text(encoding="utf-8")
     return environment.from_string(source).render(context)
+
+
+def _literal(text: str) -> str:
+    """What GitHub's Markdown shows as `text`, in a line or a cell of a table.
+
+    Only what it would interpret is escaped: neither an underscore within a word nor brackets
+    without a target after them.
+    """
+    escaped = re.sub(r"[\\`*<>|~$]|\](?=[\[(])|&(?=#?\w+;)", r"\\\g<0>", text)
+    at_edges = r"(?<![^\W_])_|_(?![^\W_])"
+    return re.sub(at_edges, r"\\_", escaped).replace("\n", " ")
 
 
 def _about(params: Params, manifest: Manifest, benchmark: BenchmarkRecord) -> str:
@@ -110,21 +125,22 @@ def _about(params: Params, manifest: Manifest, benchmark: BenchmarkRecord) -> st
 
 def _results(params: Params, rows: list[Row]) -> dict[str, Any]:
     """The verdict, the table and what the page's script works on."""
-    data = json.dumps(verdict.page_data(rows, params.gate), ensure_ascii=False)
+    data = json.dumps(recommendation.page_data(rows, params.gate), ensure_ascii=False)
     return {
-        "verdict": verdict.verdict(rows, params.gate),
-        "cards": verdict.cards(rows),
-        "limits": verdict.limits(params.gate),
+        "verdict": recommendation.verdict(rows, params.gate),
+        "cards": recommendation.cards(rows),
+        "limits": recommendation.limits(params.gate),
         "colours": plots.COLOURS,
         "rows": rows,
         "best": [row for row in best_per_backend(rows).values() if row],
-        "results": verdict.results_section(rows),
+        "results": recommendation.results_section(rows),
         "notes": numbered_notes(rows),
         "students": {row.student: row.student for row in rows},
         "runtimes": {row.backend: RUNTIME_NAMES[row.backend] for row in rows},
         "precisions": {row.precision: row.precision for row in rows},
         "pareto_caption": _pareto_caption(rows),
         "latencies_caption": _LATENCIES_CAPTION,
+        "latency_text": _LATENCY_TEXT,
         "data": Markup(data.replace("<", r"\u003c")),
     }
 
@@ -138,6 +154,7 @@ def _sections(
         "networks": _networks_section(_networks(params)),
         "devices": _devices_section(rows),
         "local_threads": params.benchmark.threads,
+        "batch": params.benchmark.batch,
         "parity": int8.parity_section(rows),
         "ladder": int8.ladder_section(rows),
         "ladder_limit": f"{params.quantize.max_drop:g}",
@@ -155,7 +172,7 @@ def _sections(
 def _answers(rows: list[Row], manifest: Manifest) -> dict[str, Any]:
     """Every artifact's answers; the one that is recommended is shown first."""
     found = answers.gather_answers(rows, manifest)
-    best = verdict.fastest(rows)
+    best = recommendation.fastest(rows)
     chosen = next((one for one in found if best and one.key == best.key), None)
     return {
         "answers": answers.answers_section(found, rows),

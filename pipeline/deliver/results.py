@@ -38,6 +38,8 @@ _OWN = {
 CLEARLY = 1.03
 """An int8 artifact this much slower than a float one says so; less may be noise."""
 UNKNOWN = "–"  # noqa: RUF001 - a dash in a table, no minus
+UNTIMED = "it has no latency"
+"""The limit of p50 is not kept then; why there is none, a row tells anyway."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,15 @@ class Row:
     def obstacles(self) -> tuple[str, ...]:
         """Why it cannot be recommended."""
         unmeasured = (self.unmeasured,) if self.unmeasured else ()
-        return (*unmeasured, *(f"outside its limits: {excess}" for excess in self.excess or ()))
+        broken = (excess for excess in self.excess or () if excess != UNTIMED)
+        return (*unmeasured, *(f"outside the limits of params.yaml: {one}" for one in broken))
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader must know beside the numbers."""
         found = list(self.obstacles)
+        if self.latency and self.latency.throughput_reason:
+            found.append(f"no throughput: {self.latency.throughput_reason}")
         if self.metrics and not self.metrics.evaluated_with.startswith(_OWN[self.backend]):
             found.append(f"accuracy taken with {self.metrics.evaluated_with}")
         if self.overtaken_by:
@@ -242,7 +247,7 @@ def over_budget(metrics: CompiledMetrics, p50: float | None, gate: Gate) -> tupl
     """Which limits of a device an artifact breaks; `p50` in ms is None where not measured."""
     found = []
     if gate.max_p50_ms is not None and p50 is None:
-        found.append(f"whether its p50 is at most {gate.max_p50_ms:g} ms was not measured")
+        found.append(UNTIMED)
     elif gate.max_p50_ms is not None and p50 is not None and p50 > gate.max_p50_ms:
         found.append(f"its p50 is above {gate.max_p50_ms:g} ms")
     if gate.max_kb is not None and metrics.size_bytes / 1000 > gate.max_kb:

@@ -53,9 +53,8 @@ class Evidence(Record):
     ) -> Self:
         """Of an artifact that gave `logits` [N, C] for the test split with `labels` [N]."""
         right = correct(logits, labels)
-        arrays = [manifest.digests[f"test_{part}.npy"] for part in ("images", "labels")]
         return cls(
-            test_digest=hashlib.sha256("\n".join(arrays).encode()).hexdigest(),
+            test_digest=split_digest(manifest),
             images=len(right),
             correct=base64.b64encode(np.packbits(right).tobytes()).decode(),
             confusions=confusions(logits, labels)[:CONFUSIONS],
@@ -69,6 +68,12 @@ class Evidence(Record):
         """Which test images the artifact gets right, bool [N]."""
         packed = np.frombuffer(base64.b64decode(self.correct), np.uint8)
         return np.unpackbits(packed, count=self.images).astype(np.bool_)
+
+
+def split_digest(manifest: Manifest) -> str:
+    """SHA-256 over the digests of the test split's arrays."""
+    arrays = [manifest.digests[f"test_{part}.npy"] for part in ("images", "labels")]
+    return hashlib.sha256("\n".join(arrays).encode()).hexdigest()
 
 
 def evidence_file(student: str, backend: str, precision: str) -> Path:

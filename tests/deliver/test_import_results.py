@@ -368,7 +368,8 @@ def test_the_report_shows_a_device_beside_the_local_latency(
     measured: Params, results: Results
 ) -> None:
     times = {"p50": 1.5, "p90": 2.25, "p99": 3.0}
-    take(results["bench"] | {"machine": BOARD, "latency_ms": times})
+    many = {"images_per_second": 1234.5678, "batch": 32, "threads": 4}
+    take(results["bench"] | {"machine": BOARD, "latency_ms": times, "throughput": many})
     take(results["verify"] | {"machine": BOARD})
     (version,) = results["bench"]["runtime"].values()
     assert shown(measured) == [
@@ -380,6 +381,7 @@ def test_the_report_shows_a_device_beside_the_local_latency(
             "p50 ms": "1.500",
             "p90 ms": "2.250",
             "p50 here": "0.125",
+            "Images/s": "1,235",
             "Verified": "PASSED",
             "Bundle": "current",
         }
@@ -388,9 +390,10 @@ def test_the_report_shows_a_device_beside_the_local_latency(
 
 
 def test_what_was_not_verified_or_not_timed_says_so(measured: Params, results: Results) -> None:
-    take(results["bench"] | {"machine": PHONE, "unit": "gpu"})
+    take(results["bench"] | {"machine": PHONE, "unit": "gpu", "throughput": None})
     take(results["verify"] | {"machine": BOARD})
     timed, verified = rows(measured)
+    assert timed["Images/s"] == verified["Images/s"] == "–"  # noqa: RUF001
     assert (timed["Device"], timed["Verified"]) == ("Pixel 8 (Tensor G3), gpu", "not verified")
     assert (verified["p50 ms"], verified["Verified"]) == ("–", "PASSED")  # noqa: RUF001
 

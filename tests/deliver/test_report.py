@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import re
 from dataclasses import replace
@@ -10,6 +11,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
+from rich.markdown import Markdown
 
 from pipeline.contracts import (
     BENCHMARK,
@@ -35,6 +38,7 @@ from pipeline.deliver import plots
 from pipeline.deliver.int8_sections import replaced_section
 from pipeline.deliver.latency_section import strips
 from pipeline.deliver.pareto import Point, frontier, pareto, points
+from pipeline.deliver.provenance import circumstances_section
 from pipeline.deliver.report import HTML, MARKDOWN, PLOTS, UNANSWERED, report
 from pipeline.deliver.results import Row, gather
 from pipeline.errors import PipelineError
@@ -68,13 +72,21 @@ def measured(workspace: Params, recorded: dict[Path, bytes]) -> Params:
 
 def test_the_report_tells_everything_that_was_recorded(measured: Params) -> None:
     report(measured)
-    for page in (MARKDOWN.read_text(), HTML.read_text()):
+    for page in (read_as_text(MARKDOWN), html.unescape(HTML.read_text())):
         for row in gather(measured):
             cells = row.cells()
             assert all(cells[heading] in page for heading in ("Runtime", "Precision", "kB"))
             assert all(note in page for note in row.notes)
         for fact in ("three colours", "c" * 16, "0.9000", "0.8000", "1,234", measured.profile):
             assert fact in page
+
+
+def read_as_text(file: Path) -> str:
+    """What a reader of Markdown sees: HTML tags have gone, as GitHub runs or drops them."""
+    console = Console(width=9000)
+    with console.capture() as capture:
+        console.print(Markdown(file.read_text()))
+    return capture.get()
 
 
 def between(file: Path, heading: str, following: str) -> str:
@@ -110,7 +122,7 @@ def test_the_report_tells_what_runs_in_int8(measured: Params) -> None:
     report(measured)
     rest = "3 delegated; built-in kernels: 2 HARD_SWISH int8, 1 PAD int8"
     shown = ("1,000,000", "98.0%", "(12,000 MACs)", f"…{'x' * 59} (8,000 MACs)", "no", rest)
-    for file, name in ((MARKDOWN, r"head\|<1>"), (HTML, "head|&lt;1&gt;")):
+    for file, name in ((MARKDOWN, r"head\|\<1\>"), (HTML, "head|&lt;1&gt;")):
         section = between(file, "What runs in int8", "Answers")
         assert all(cell in section for cell in (name, *shown, "uint8 to float32"))
         assert section.count("x" * 60) == 0
@@ -123,7 +135,7 @@ def test_the_report_names_the_layers_that_diverge(measured: Params) -> None:
     CompiledMetrics.read(file).model_copy(update={"layers": layers}).write(file)
     report(measured)
     section = between(MARKDOWN, "Noise of int8", "What runs in int8")
-    head = r"head\|<1>"
+    head = r"head\|\<1\>"
     assert f"| {head} | 7.5 | {head} | 7.5 | block | 19.0 |" in section
     assert "noise-figure_1" in HTML.read_text() and "onnxruntime" not in section
 
@@ -229,6 +241,23 @@ def test_many_classes_have_a_list_in_place_of_a_matrix(measured: Params) -> None
     report(measured)
     assert "| green | blue | 2 |" in between(MARKDOWN, "Answers", "Latency")
     assert 'class="heat"' not in HTML.read_text()
+    for file in (MARKDOWN, HTML):
+        assert "most frequent confusions" in between(file, "Answers", "Latency")
+
+
+def test_many_classes_without_a_confusion_have_no_list(measured: Params) -> None:
+    file = PACKED / "manifest.json"
+    names = tuple(f"class {i}" for i in range(31))
+    Manifest.read(file).model_copy(update={"classes": names}).write(file)
+    answer(wrong=(), classes=len(names))
+    Path(evidence_file(STUDENT, "tensorrt", "fp16")).unlink()
+    report(measured)
+    for file in (MARKDOWN, HTML):
+        section = between(file, "Answers", "Latency")
+        assert "most frequent confusions" not in section and "Wrong with" not in section
+    empty = r"<tbody>\s*</tbody>", r"\| --- \|[^\n]*\n(?!\|)"
+    assert not re.search(empty[0], between(HTML, "Answers", "Latency"))
+    assert not re.search(empty[1], between(MARKDOWN, "Answers", "Latency"))
 
 
 def test_records_without_confusions_say_so(measured: Params) -> None:
@@ -242,10 +271,13 @@ def test_records_without_confusions_say_so(measured: Params) -> None:
 
 
 def test_answers_to_another_test_split_are_refused(measured: Params) -> None:
+    """Even to one of as many images."""
     file = evidence_file(STUDENT, "onnxruntime", "fp32")
-    Evidence.read(file).model_copy(update={"images": 29}).write(file)
-    with pytest.raises(PipelineError, match="answers to 29 images, but the test split has 30"):
-        report(measured)
+    known = Evidence.read(file)
+    for other in ({"test_digest": "d" * 64}, {"images": 29}):
+        known.model_copy(update=other).write(file)
+        with pytest.raises(PipelineError, match=r"fp32\.json.*answers to another test split"):
+            report(measured)
 
 
 def test_every_latency_that_was_measured_is_drawn(measured: Params) -> None:
@@ -291,7 +323,71 @@ def test_names_from_outside_are_escaped(measured: Params) -> None:
     manifest.model_copy(update={"source": "<b>me</b> | you"}).write(file)
     report(measured)
     assert "&lt;b&gt;me&lt;/b&gt; | you" in HTML.read_text()
-    assert r"<b>me</b> \| you" in MARKDOWN.read_text()
+    assert "<b>me</b> | you" in read_as_text(MARKDOWN)
+
+
+NAMES = ("a*b", "<img src=x>", "_c_ `d` [e](f) g|h \\* &lt; ~i~ snake_case")
+
+
+@pytest.mark.parametrize("classes", [3, 31])
+def test_markdown_shows_the_names_of_classes_as_they_are(measured: Params, classes: int) -> None:
+    file = PACKED / "manifest.json"
+    names = (*NAMES, *(f"*{i}*" for i in range(3, classes)))
+    Manifest.read(file).model_copy(update={"classes": names}).write(file)
+    answer(wrong=(0, 1, 2), classes=classes)
+    report(measured)
+    page = read_as_text(MARKDOWN)
+    for label, wrong in zip(NAMES, (*NAMES[1:], NAMES[0]), strict=True):
+        assert f"{label} taken for {wrong} (1)" in page  # in a table
+        assert re.search(rf"image \d: {re.escape(label)} taken for {re.escape(wrong)} at", page)
+    assert page.count("\n") > 100 and "snake_case" in MARKDOWN.read_text()
+    assert STUDENT in MARKDOWN.read_text()
+
+
+def test_markdown_shows_reasons_as_they_are(measured: Params) -> None:
+    record = BenchmarkRecord.read(BENCHMARK)
+    why = "<unknown> error in __init__ of *this*: `try` again"
+    failed = BenchmarkRow(status="failed", reason=why, threads=1)
+    rows = dict.fromkeys(record.rows, failed)
+    record.model_copy(update={"rows": rows}).write(BENCHMARK)
+    report(measured)
+    page = read_as_text(MARKDOWN)
+    assert f"ONNX Runtime: none to recommend (latency failed: {why})" in page
+    assert f"[1] latency failed: {why}" in page
+
+
+def disturbances(params: Params, **changes: object) -> dict[str, str]:
+    """The rows on what takes part in a latency beside the artifact, with another record."""
+    record = BenchmarkRecord.read(BENCHMARK).model_copy(update=changes)
+    manifest = Manifest.read(PACKED / "manifest.json")
+    rows = dict(circumstances_section(params, manifest, record).rows)
+    return {what: rows[what] for what in ("Pinned to", "Rounds") if what in rows}
+
+
+def test_a_system_that_tells_nothing_is_not_taken_for_a_quiet_one(measured: Params) -> None:
+    unpinned = BenchmarkRecord.read(BENCHMARK).reference.model_copy(update={"cpus": None})
+    silent = (Conditions(seconds=1.0, load_average=0.5),) * 3
+    assert disturbances(measured, reference=unpinned, conditions=silent) == {
+        "Pinned to": "no CPU, this system has no call for it",
+        "Rounds": "nothing was watched: this system tells neither of other processes nor of clocks",
+    }
+    pinned = unpinned.model_copy(update={"cpus": (1, 3)})
+    told = (*silent, Conditions(seconds=1.0, mhz=2000.0))
+    assert disturbances(measured, reference=pinned, conditions=told) == {
+        "Pinned to": "CPU 1, 3",
+        "Rounds": "0 measured again, 0 spoiled ones kept",
+    }
+    assert disturbances(measured, reference=unpinned, conditions=()) == {}
+
+
+def test_the_report_tells_how_a_call_of_many_images_is_made(measured: Params) -> None:
+    for batch, told in ((16, True), (0, False)):
+        settings = measured.benchmark.model_copy(update={"batch": batch})
+        report(measured.model_copy(update={"benchmark": settings}))
+        for file in (MARKDOWN, HTML):
+            words = " ".join(file.read_text().split())
+            assert ("is of 16 images a call, on all cores" in words) == told
+            assert ("LiteRT's graph takes one image" in words) == told
 
 
 def test_equal_records_give_equal_files(measured: Params) -> None:

@@ -49,6 +49,7 @@ FLAGS = (
 FIGURES = {  # top-1 drop, p50 ms, bytes; no p50: not measured
     ("onnxruntime", "fp32"): (0.0, 0.4, 4_000_000),
     ("onnxruntime", "int8"): (0.002, 0.5, 1_200_000),
+    ("openvino", "int8"): (0.06, 0.3, 1_250_000),
     ("tflite", "fp32"): (0.0, 0.25, 4_100_000),
     ("tflite", "int8"): (0.02, 0.1, 1_300_000),
     ("tensorrt", "fp16"): (0.0, None, 2_000_000),
@@ -58,7 +59,8 @@ FAST, SLOW = f"{STUDENT}-tflite-fp32", f"{STUDENT}-onnxruntime-int8"
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report on five artifacts, one of them outside its limits and one not measured."""
+    """The report on six artifacts: two are outside its limits, OpenVINO's only one among them,
+    and one is not measured."""
     folder = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -171,29 +173,29 @@ def test_a_click_sorts_by_numbers_and_another_turns_it_round(opened: Chrome) -> 
     button = header.find_element(By.TAG_NAME, "button")
     button.click()
     unknown = "–"  # noqa: RUF001
-    assert column(opened, "p50 ms")[1] == ["0.100", "0.250", "0.400", "0.500", unknown]
+    assert column(opened, "p50 ms")[1] == ["0.100", "0.250", "0.300", "0.400", "0.500", unknown]
     assert header.get_attribute("aria-sort") == "ascending"
     button.send_keys(Keys.ENTER)
-    assert column(opened, "p50 ms")[1] == ["0.500", "0.400", "0.250", "0.100", unknown]
+    assert column(opened, "p50 ms")[1] == ["0.500", "0.400", "0.300", "0.250", "0.100", unknown]
     assert header.get_attribute("aria-sort") == "descending"
     other, _ = column(opened, "Precision")
     other.find_element(By.TAG_NAME, "button").click()
-    assert column(opened, "Precision")[1] == ["fp16", "fp32", "fp32", "int8", "int8"]
+    assert column(opened, "Precision")[1] == ["fp16", "fp32", "fp32", "int8", "int8", "int8"]
     assert header.get_attribute("aria-sort") == "none"
 
 
 def test_sizes_sort_as_numbers_though_they_have_commas(opened: Chrome) -> None:
     header, _ = column(opened, "kB")
     header.find_element(By.TAG_NAME, "button").click()
-    assert column(opened, "kB")[1] == ["1,200", "1,300", "2,000", "4,000", "4,100"]
+    assert column(opened, "kB")[1] == ["1,200", "1,250", "1,300", "2,000", "4,000", "4,100"]
 
 
 def test_filters_hide_rows_and_fade_their_marks(opened: Chrome) -> None:
-    assert len(shown(opened)) == 5
+    assert len(shown(opened)) == 6
     filters = one(opened, "#filters")
     Select(filters.find_element(By.NAME, "backend")).select_by_visible_text("LiteRT")
     assert shown(opened) == [FAST, f"{STUDENT}-tflite-int8"]
-    assert one(opened, "#shown").text == "2 of 5 shown"
+    assert one(opened, "#shown").text == "2 of 6 shown"
     for plot in ("pareto-point", "pareto-label", "latencies-strip"):
         faded = {
             backend: "dim"
@@ -205,7 +207,7 @@ def test_filters_hide_rows_and_fade_their_marks(opened: Chrome) -> None:
     assert shown(opened) == [f"{STUDENT}-tflite-int8"]
     filters.find_element(By.CSS_SELECTOR, "button").click()
     opened.execute_async_script("setTimeout(arguments[0], 20)")
-    assert len(shown(opened)) == 5
+    assert len(shown(opened)) == 6
 
 
 def verdict(chrome: Chrome) -> list[str]:
@@ -217,13 +219,21 @@ def verdict(chrome: Chrome) -> list[str]:
 
 
 def test_the_script_judges_as_the_report_did(opened: Chrome) -> None:
-    before = verdict(opened)
-    assert before[0].startswith("4 of 5 artifacts keep all limits: top-1 drop at most 0.01, ")
+    def judged() -> list[str]:
+        """The verdict without the limits' own words, which tell of the one that is tried."""
+        parts = opened.find_elements(By.CSS_SELECTOR, "#count, #fastest, .card strong, tr.best")
+        return [part.text for part in parts] + column(opened, "Limits")[1]
+
+    before, everything = judged(), verdict(opened)
+    assert everything[0].startswith("4 of 6 artifacts keep all limits: top-1 drop at most 0.01, ")
     field = one(opened, "[name=max_kb]")
     write(field, "1")
-    assert one(opened, "#count").text == "0 of 5"
+    assert one(opened, "#count").text == "0 of 6"
+    write(field, "9999")  # which they all keep: the script judges them, but to no other end
+    assert "size at most 9999 kB" in one(opened, "#bounds").text
+    assert judged() == before
     field.clear()
-    assert verdict(opened) == before
+    assert verdict(opened) == everything
 
 
 def test_other_limits_change_the_recommendation_at_once(opened: Chrome) -> None:
@@ -231,18 +241,35 @@ def test_other_limits_change_the_recommendation_at_once(opened: Chrome) -> None:
     write(one(opened, "[name=max_p50_ms]"), "0.3")
     write(one(opened, "[name=max_top1_drop]"), "0.05")
     lead = one(opened, "#verdict .lead").text
-    assert lead.startswith("2 of 5") and "p50 at most 0.3 ms" in lead
+    assert lead.startswith("2 of 6") and "p50 at most 0.3 ms" in lead
     assert lead.endswith(f"{STUDENT} LiteRT int8, p50 0.100 ms.")
-    onnxruntime, litert, tensorrt = (
+    onnxruntime, openvino, litert, tensorrt = (
         card.text for card in opened.find_elements(By.CSS_SELECTOR, ".card")
     )
     assert "none to recommend" in onnxruntime and "keeps these limits" in onnxruntime
+    assert "none to recommend" in openvino and "keeps these limits" in openvino
     assert f"{STUDENT} int8" in litert
     assert "none to recommend" in tensorrt and "not measured: no NVIDIA GPU" in tensorrt
-    assert column(opened, "Limits")[1] == ["outside", "outside", "within", "within", "outside"]
+    assert column(opened, "Limits")[1] == [
+        *("outside", "outside", "outside", "within", "within", "outside"),
+    ]
     one(opened, "#limits button").click()
     opened.execute_async_script("setTimeout(arguments[0], 20)")
     assert verdict(opened) == before
+
+
+def test_the_limits_of_params_bring_the_page_back(opened: Chrome) -> None:
+    before = verdict(opened)
+    (card,) = (text for text in before if text.startswith("OpenVINO\n"))
+    excess = "outside the limits of params.yaml: its top-1 drops by more than 0.01"
+    assert excess in card and excess in one(opened, ".notes").text
+    field = one(opened, "[name=max_top1_drop]")
+    for back in (lambda: one(opened, "#limits button").click(), lambda: write(field, "0.01")):
+        write(field, "0.07")
+        assert f"{STUDENT} int8" in verdict(opened)[before.index(card)]
+        back()
+        opened.execute_async_script("setTimeout(arguments[0], 20)")
+        assert verdict(opened) == before
 
 
 @pytest.mark.parametrize("mark", ["pareto-point", "latencies-strip"])
@@ -275,7 +302,7 @@ def test_the_answers_of_the_recommended_artifact_come_first_and_others_at_will(
 
     assert panels() == [FAST]
     select = Select(one(opened, "#chooser select"))
-    assert len(select.options) == 5
+    assert len(select.options) == 6
     select.select_by_value(SLOW)
     assert panels() == [SLOW]
     panel = one(opened, f".answers[data-key='{SLOW}']")

@@ -12,8 +12,15 @@ from pipeline.contracts import (
     Throughput,
     compiled_metrics_file,
 )
-from pipeline.deliver.results import Row, best_per_backend, gather, numbered_notes, table
-from pipeline.deliver.verdict import cards, verdict
+from pipeline.deliver.recommendation import cards, verdict
+from pipeline.deliver.results import (
+    UNTIMED,
+    Row,
+    best_per_backend,
+    gather,
+    numbered_notes,
+    table,
+)
 from pipeline.errors import PipelineError
 from pipeline.measure.fingerprint import read_fingerprint
 from pipeline.params import Params
@@ -141,10 +148,11 @@ def under(params: Params, **limits: float) -> list[Row]:
 def test_a_latency_limit_is_kept_by_what_was_measured_within_it(workspace: Params) -> None:
     row, unmeasured = under(workspace, max_p50_ms=0.25)
     assert row.within_limits and not unmeasured.within_limits
-    assert unmeasured.excess == ("whether its p50 is at most 0.25 ms was not measured",)
+    assert unmeasured.excess == (UNTIMED,)
     assert unmeasured.cells()["Limits"] == "outside"
     row, _ = under(workspace, max_p50_ms=0.2)
     assert row.excess == ("its p50 is above 0.2 ms",)
+    assert row.obstacles == ("outside the limits of params.yaml: its p50 is above 0.2 ms",)
     assert best_per_backend([row]) == {"onnxruntime": None}
     assert all(row.within_limits for row in under(workspace))
 
@@ -164,7 +172,7 @@ def test_the_verdict_names_the_limits_the_fastest_and_why_there_is_none(workspac
     assert said["limits"] == bounds
     ours, tensorrt = cards(rows)
     assert (ours.name, ours.why, ours.unmeasured) == (f"{STUDENT} fp32", "", "")
-    assert tensorrt.name == "" and "no NVIDIA GPU here" in tensorrt.why
+    assert (tensorrt.name, tensorrt.why) == ("", "latency not measured: no NVIDIA GPU here")
     assert tensorrt.unmeasured == "latency not measured: no NVIDIA GPU here"
 
 
@@ -173,6 +181,14 @@ def test_the_table_has_throughput_where_it_was_measured(workspace: Params) -> No
     record(onnxruntime=measured(0.25).model_copy(update={"throughput": many}), tensorrt=NO_GPU)
     cells = [row.cells()["Images/s"] for row in gather(workspace)]
     assert cells == ["12,346", "–"]  # noqa: RUF001
+
+
+def test_a_latency_without_a_throughput_says_why(workspace: Params) -> None:
+    alone = measured(0.25).model_copy(update={"throughput_reason": "out of memory at batch 64"})
+    record(onnxruntime=alone, tensorrt=NO_GPU)
+    row = gather(workspace)[0]
+    assert row.notes == ("no throughput: out of memory at batch 64",)
+    assert row.within_limits and row.cells()["Images/s"] == "–"  # noqa: RUF001
 
 
 def beside_int8(params: Params, **latencies: BenchmarkRow) -> list[Row]:
