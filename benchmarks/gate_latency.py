@@ -18,7 +18,7 @@ import psutil
 from benchmarks import slow_worker
 from benchmarks.busy import busy_neighbour
 from benchmarks.rates import rate
-from pipeline.contracts import BenchmarkRecord, BenchmarkRow, Fingerprint, Latency
+from pipeline.contracts import REFERENCE, BenchmarkRecord, BenchmarkRow, Fingerprint, Latency
 from pipeline.deliver.gate.latency import (
     MEASURE,
     RERUN,
@@ -33,7 +33,7 @@ from pipeline.measure.benchmark import reference_target
 from pipeline.measure.fingerprint import read_fingerprint
 from pipeline.measure.latency import percentiles
 from pipeline.measure.reference import DIGEST
-from pipeline.measure.rounds import REFERENCE, Rounds
+from pipeline.measure.rounds import Rounds
 from pipeline.measure.rounds import measure as measure_rounds
 from pipeline.measure.workers import Target
 from pipeline.params import Benchmark, Gate, Params

@@ -30,6 +30,9 @@ CURVES = METRICS / "curves"
 REPORTS = Path("reports")
 FINGERPRINT = METRICS / "fingerprint.json"
 BENCHMARK = METRICS / "benchmark.json"
+REFERENCE = "reference"
+"""What the frozen reference model is called among the artifacts `S/B/P`."""
+
 LATENCIES = Path("models/benchmark/latencies.npz")
 """Single latencies by `S/B/P` and `reference`: `KEY/ns`, int64 [n], `KEY/round`, int32 [n]."""
 

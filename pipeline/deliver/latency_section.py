@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.contracts import LATENCIES, BenchmarkRecord, BenchmarkRow
+from pipeline.contracts import LATENCIES, REFERENCE, BenchmarkRecord, BenchmarkRow
 from pipeline.deliver.int8_sections import Section
 from pipeline.deliver.plots import COLOURS, GREY, Strip
 from pipeline.deliver.results import UNKNOWN, Row
 from pipeline.errors import PipelineError
-
-REFERENCE = "reference"
 
 
 def strips(rows: list[Row]) -> list[Strip]:

@@ -63,7 +63,7 @@ def _rounds(benchmark: BenchmarkRecord) -> str:
     others = [one.others for one in rounds if one.kept and one.others is not None]
     text = f"{benchmark.repeated_rounds} measured again, {len(spoiled)} spoiled ones kept"
     if others:
-        text += f"; other processes took {max(others):.1%} of the CPUs' time at most"
+        text += f"; other processes took {max(others):.1%} of the measuring CPUs' time at most"
     return "; ".join([text, *(one.spoiled or "" for one in spoiled)])
 
 

@@ -14,6 +14,7 @@ from pipeline.backends.registry import backend
 from pipeline.contracts import (
     BENCHMARK,
     LATENCIES,
+    REFERENCE,
     Artifact,
     BenchmarkRecord,
     BenchmarkRow,
@@ -25,7 +26,7 @@ from pipeline.files import write_whole
 from pipeline.measure.fingerprint import require_fingerprint
 from pipeline.measure.latency import overhead
 from pipeline.measure.reference import DIGEST, reference_images, reference_model
-from pipeline.measure.rounds import REFERENCE, Rounds, measure, throughput
+from pipeline.measure.rounds import Rounds, measure, throughput
 from pipeline.measure.workers import Target
 from pipeline.params import Params
 

@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.contracts import BenchmarkRow, Conditions, Latency, Throughput, WarmUp
+from pipeline.contracts import (
+    REFERENCE,
+    BenchmarkRow,
+    Conditions,
+    Latency,
+    Throughput,
+    WarmUp,
+)
 from pipeline.errors import PipelineError
 from pipeline.measure.conditions import Watch, select, unspoiled
 from pipeline.measure.latency import (
@@ -31,7 +38,6 @@ from pipeline.measure.workers import Target, Worker, WorkerFailedError
 from pipeline.params import Benchmark
 from pipeline.progress import track
 
-REFERENCE = "reference"
 RATIO_LEVEL = 0.95
 
 Rounds = list[NDArray[np.int64]]

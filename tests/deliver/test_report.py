@@ -312,8 +312,8 @@ def test_rounds_that_others_disturbed_are_told(measured: Params) -> None:
     page = MARKDOWN.read_text()
     assert "| Harness | adds 123 ns to a latency |" in page
     assert (
-        "| Rounds | 1 measured again, 1 spoiled ones kept; other processes took 40.0% of the CPUs' "
-        "time at most; other processes took 40% of the CPUs' time |"
+        "| Rounds | 1 measured again, 1 spoiled ones kept; other processes took 40.0% of the "
+        "measuring CPUs' time at most; other processes took 40% of the CPUs' time |"
     ) in page
 
 

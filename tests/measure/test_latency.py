@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from pipeline.backends.registry import backend
-from pipeline.contracts import BENCHMARK, BenchmarkRecord, artifact_folder
+from pipeline.contracts import BENCHMARK, REFERENCE, BenchmarkRecord, artifact_folder
 from pipeline.errors import PipelineError
 from pipeline.measure import benchmark as bench
 from pipeline.measure import latency, reference, workers
@@ -41,7 +41,7 @@ from pipeline.measure.latency import (
     pinned,
     warm_up,
 )
-from pipeline.measure.rounds import REFERENCE, measure, ratio
+from pipeline.measure.rounds import measure, ratio
 from pipeline.measure.workers import Target, Worker, WorkerFailedError
 from pipeline.params import Params
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.contracts import Conditions
+from pipeline.contracts import REFERENCE, Conditions
 from pipeline.measure.benchmark import reference_target
 from pipeline.measure.latency import FEWEST_ROUNDS, p90_limits
-from pipeline.measure.rounds import REFERENCE, measure, turns
+from pipeline.measure.rounds import measure, turns
 from pipeline.params import Params
 
 
