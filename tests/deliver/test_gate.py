@@ -24,6 +24,7 @@ from pipeline.contracts import (
     BenchmarkRecord,
     BenchmarkRow,
     CompiledMetrics,
+    Conditions,
     Fingerprint,
     FloatProduct,
     Latency,
@@ -259,6 +260,25 @@ def test_runs_that_cannot_be_compared_are_invalid(gate: Gate, change: dict, said
 def test_other_threads_are_told(gate: Gate) -> None:
     change_row(INT8, row(0.4, 5).model_copy(update={"threads": 4}))
     assert "1 and on 4 threads" in only(gate(), "invalid")["detail"]
+
+
+@pytest.mark.parametrize("slow", [1.0, 1.4])
+def test_a_run_that_others_disturbed_is_neither_passed_nor_a_regression(
+    gate: Gate, slow: float
+) -> None:
+    measure(seed=7, int8=slow)
+    calm = Conditions(seconds=1.0, others=0.0)
+    spoiled = Conditions(seconds=1.0, others=0.5, spoiled="other processes took half of it")
+    record = BenchmarkRecord.read(BENCHMARK)
+    dropped = spoiled.model_copy(update={"kept": False})
+    record.model_copy(update={"conditions": (calm, dropped)}).write(BENCHMARK)
+    assert gate()["exit_code"] == (0 if slow == 1 else 1)
+    record.model_copy(update={"conditions": (calm, spoiled)}).write(BENCHMARK)
+    found = gate()
+    latencies = [one for one in found["findings"] if one["measure"] == "latency"]
+    assert {one["outcome"] for one in latencies} == {"inconclusive"} and found["exit_code"] == 3
+    said = "1 of 2 rounds of the candidate are spoiled: other processes took half of it"
+    assert all(one["detail"] == said for one in latencies)
 
 
 def test_a_run_without_rounds_cannot_be_tested(gate: Gate) -> None:

@@ -112,6 +112,11 @@ def _unfit(
             return Outcome.INVALID, f"the {side} has not as many rounds as its reference"
         if len(row.rounds_ms) < FEWEST_ROUNDS:
             return Outcome.INCONCLUSIVE, f"the {side} was recorded without its rounds"
+        kept = [one for one in record.conditions if one.kept]
+        if spoiled := [one.spoiled for one in kept if one.spoiled]:
+            # neither proof nor acquittal: what disturbed a whole run is in none of its spreads
+            text = f"{len(spoiled)} of {len(kept)} rounds of the {side} are spoiled: {spoiled[0]}"
+            return Outcome.INCONCLUSIVE, text
     return None
 
 
