@@ -11,8 +11,8 @@ repro: .venv/ready
 	dvc repro
 	python -m pipeline results
 
-test: .venv/ready
-	pytest
+test: .venv/ready # two files at a time, of which the pipeline's takes longest and begins
+	pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_smoke.py tests
 
 gate: .venv/ready # what was committed, against BASE, both run anew on the profile `smoke`
 	bash .github/gate.sh $(BASE)

@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
+from pipeline.backends import tflite_convert
 from pipeline.contracts import (
     CURVES,
     LATENCIES,
@@ -49,6 +51,13 @@ PROOF = Proof(
     output_type="float32",
 )
 """Of a classifier that only takes means."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def conversions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Conversions to LiteRT are kept for this process alone: another one drops older ones."""
+    with patch.object(tflite_convert, "CONVERTED", tmp_path_factory.mktemp("converted")):
+        yield
 
 
 def brightest_channel() -> onnx.ModelProto:
