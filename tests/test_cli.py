@@ -14,8 +14,8 @@ from PIL import Image
 from pipeline.backends.registry import NAMES, backend
 from pipeline.cli import main
 from pipeline.contracts import artifact_folder
-from pipeline.deliver.predict import softmax
 from pipeline.errors import PipelineError
+from pipeline.measure.accuracy import probabilities
 from pipeline.measure.doctor import install_command
 from pipeline.params import Params
 
@@ -44,7 +44,7 @@ def test_predict_says_what_the_image_shows(red: str, capsys) -> None:
     assert [found["class"] for found in first["classes"]] == ["red", "blue"]
     assert second["image"] == "blue.png" and second["classes"][0]["class"] == "blue"
     # logits are (mean of the channel - 128) / 64
-    expected = softmax(np.array([[122, -98, -68]]) / 64)[0]
+    expected = probabilities(np.array([[122, -98, -68]]) / 64)[0]
     assert first["classes"][0]["probability"] == pytest.approx(expected[0], abs=1e-5)
 
 
@@ -98,7 +98,7 @@ def test_predict_trusts_no_file_but_the_compiled_one(red: str) -> None:
 
 def test_probabilities_sum_to_one_whatever_the_logits() -> None:
     logits = np.array([[1e4, -1e4, 0], [0, 0, 0]], np.float32)
-    np.testing.assert_allclose(softmax(logits), [[1, 0, 0], [1 / 3] * 3])
+    np.testing.assert_allclose(probabilities(logits), [[1, 0, 0], [1 / 3] * 3])
 
 
 @pytest.mark.usefixtures("workspace")

@@ -16,6 +16,7 @@ from pipeline.backends.registry import NAMES, backend
 from pipeline.contracts import Artifact, artifact_folder
 from pipeline.data.images import load_image
 from pipeline.errors import PipelineError
+from pipeline.measure.accuracy import probabilities
 from pipeline.measure.compile import precisions
 from pipeline.params import load_params
 
@@ -50,7 +51,7 @@ def predict(
         )
     pixels = [load_image(image, artifact.image_size, artifact.channels) for image in images]
     run = runtime.load(folder / artifact.model_file, threads=1)
-    probabilities = softmax(np.concatenate([run(image[None]) for image in pixels]))
+    shares = probabilities(np.concatenate([run(image[None]) for image in pixels]))
     return {
         "student": student,
         "backend": backend_name,
@@ -58,7 +59,7 @@ def predict(
         "runtime": used,
         "images": [
             {"image": str(image), "classes": _likeliest(row, artifact.classes, top)}
-            for image, row in zip(images, probabilities, strict=True)
+            for image, row in zip(images, shares, strict=True)
         ],
     }
 
@@ -70,13 +71,6 @@ def predictions_table(answer: dict[str, Any]) -> Table:
         classes = [f"{found['class']} {found['probability']:.1%}" for found in image["classes"]]
         table.add_row(Text(image["image"], overflow="fold"), Text(", ".join(classes)))
     return table
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities float64 [N, C] of logits [N, C]; each row sums to 1."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
-    return probabilities
 
 
 def _likeliest(
