@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BASE ?= origin/main
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Where this is set, as in many containers, every process would compile all of torch anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: repro test lint gate clean
 
