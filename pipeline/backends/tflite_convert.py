@@ -48,8 +48,8 @@ def from_normalised(job: Job, *, decompose_hard_swish: bool) -> bytes:
     """The student with `image` float32 [1, H, W, C] as its input: (x - 128) / 64.
 
     Hard-swish can be written as x / 6 * relu6(x + 3) (arXiv 1905.02244): XNNPACK has int8
-    kernels for these three operators, and none for it. In any other order litert-torch 0.10
-    recognises a hard-swish and puts it back.
+    kernels for these three operators, and none for it. In x * relu6(x + 3) / 6, however it is
+    bracketed, litert-torch 0.10 recognises a hard-swish and puts it back.
 
     Raises `PipelineError` for a student that normalises otherwise.
     """
@@ -151,6 +151,9 @@ def _with_input(content: bytes, kind: str, **quantization: list[Any]) -> bytes:
     from ai_edge_litert.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    for buffer in model.buffers:
+        if buffer.data is not None:  # anything but an array is packed byte by byte, in seconds
+            buffer.data = np.frombuffer(buffer.data, np.uint8)
     graph = model.subgraphs[0]
     image = graph.tensors[graph.inputs[0]]
     image.type = getattr(TensorType, kind)
