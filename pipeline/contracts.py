@@ -384,6 +384,9 @@ class Conditions(Record):
     stolen: float | None = Field(
         None, description="share of the measuring cores' time that the hypervisor gave away"
     )
+    elsewhere: float | None = Field(
+        None, description="share of the other usable cores' time that anything took"
+    )
     mhz: float | None = Field(
         None, description="of the slowest measuring core, its median clock over the round"
     )

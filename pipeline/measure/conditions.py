@@ -16,8 +16,11 @@ from pipeline.contracts import Conditions
 
 TAKEN = 0.1
 """Others, or a hypervisor, that take a larger share of the measuring cores' time spoil a round:
-with a tenth of all inferences disturbed, p90 is no longer that of the undisturbed ones. What
-runs on other cores is no matter."""
+with a tenth of all inferences disturbed, p90 is no longer that of the undisturbed ones."""
+
+TAKEN_ELSEWHERE = 0.25
+"""So do those that keep a larger share of the other usable cores busy: caches, memory and clock
+are shared. Two recorded runs, one of them beside such a neighbour, cannot be compared."""
 
 NOISE_SECONDS = 0.03
 """Of CPU time, on top of that share: clocks of processes and cores advance in ticks of 10 ms,
@@ -40,11 +43,13 @@ class _Process:
 
 @dataclass(frozen=True)
 class _Moment:
-    """`busy`, `stolen`: CPU seconds of the measuring cores since the machine started."""
+    """CPU seconds since the machine started: `busy`, `stolen` of the measuring cores, `elsewhere`
+    of each other usable one."""
 
     nanoseconds: int
     busy: float | None
     stolen: float | None
+    elsewhere: tuple[float, ...]
     processes: dict[int, _Process]
 
 
@@ -59,8 +64,9 @@ class Watch:
     def __init__(self, measuring: Collection[int] | None, root: Path = Path("/")) -> None:
         self._root = root
         affinity = getattr(os, "sched_getaffinity", None)
-        usable = affinity(0) if affinity else ()
-        self._measuring = frozenset(usable if measuring is None else measuring)
+        usable = frozenset(affinity(0) if affinity else ())
+        self._measuring = usable if measuring is None else frozenset(measuring)
+        self._elsewhere = usable - self._measuring
         ticks = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
         self._tick = 1 / ticks
         self.start()
@@ -90,18 +96,22 @@ class Watch:
             pid: process.seconds - before.get(pid, 0.0) for pid, process in ended.processes.items()
         }
         whole = seconds * len(self._measuring)
-        others, stolen = None, None
+        others, stolen, elsewhere = None, None, None
         if begun.busy is not None and ended.busy is not None and ended.processes:
             taken = ended.busy - begun.busy - sum(spent[pid] for pid in workers)
             others = _share(taken, whole)
         if begun.stolen is not None and ended.stolen is not None:
             stolen = _share(ended.stolen - begun.stolen, whole)
+        if ended.elsewhere:
+            taken = sum(ended.elsewhere) - sum(begun.elsewhere)
+            elsewhere = _share(taken, seconds * len(ended.elsewhere))
         # medians, as one reading may meet a core that has just fallen idle
         clocks = [statistics.median(seen) for seen in self._mhz.values() if seen]
         return Conditions(
             seconds=round(seconds, 3),
             others=others,
             stolen=stolen,
+            elsewhere=elsewhere,
             mhz=round(min(clocks), 1) if clocks else None,
             celsius=round(max(self._celsius), 1) if self._celsius else None,
             load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
@@ -115,13 +125,13 @@ class Watch:
             for name, *words in lines
             if name.startswith("cpu") and name[3:].isdigit()
         }
-        measuring = [words for cpu, words in ticks.items() if cpu in self._measuring]
-        busy = [sum(words[i] for i in (0, 1, 2, 5, 6)) for words in measuring]
-        stolen = [words[7] for words in measuring]
+        busy = {cpu: sum(words[i] for i in (0, 1, 2, 5, 6)) for cpu, words in ticks.items()}
+        measuring = self._measuring & ticks.keys()
         return _Moment(
             nanoseconds=time.monotonic_ns(),
-            busy=sum(busy) * self._tick if busy else None,
-            stolen=sum(stolen) * self._tick if stolen else None,
+            busy=sum(busy[cpu] for cpu in measuring) * self._tick if measuring else None,
+            stolen=sum(ticks[cpu][7] for cpu in measuring) * self._tick if measuring else None,
+            elsewhere=tuple(busy[cpu] * self._tick for cpu in self._elsewhere & ticks.keys()),
             processes=self._processes(),
         )
 
@@ -167,20 +177,40 @@ def select(conditions: Sequence[Conditions], rounds: int) -> tuple[Conditions, .
     )
 
 
+def disturbance(conditions: Sequence[Conditions]) -> str | None:
+    """Why the rounds that were kept of a run are none to compare with another run's, or nothing.
+
+    Ticks that leave a short round in doubt tell more of all rounds together.
+    """
+    kept = [one for one in conditions if one.kept]
+    if spoiled := [one.spoiled for one in kept if one.spoiled]:
+        return f"{len(spoiled)} of {len(kept)} rounds are spoiled: {spoiled[0]}"
+    seconds = sum(one.seconds for one in kept)
+    shares = {
+        field: sum(share * one.seconds for one, share in told) / seconds
+        for field in ("others", "stolen", "elsewhere")
+        if (told := [(one, getattr(one, field)) for one in kept if getattr(one, field) is not None])
+    }
+    return "; ".join(_excesses([Conditions(seconds=seconds, **shares)])[0]) or None
+
+
 def _excesses(conditions: Sequence[Conditions]) -> list[dict[str, float]]:
     """Of each round what spoils it, in words, with how many times the limit it is."""
     clocks = [one.mhz for one in conditions if one.mhz is not None]
     usual = statistics.median(clocks) if clocks else 0.0
     found = []
     for one in conditions:
-        limit = TAKEN + NOISE_SECONDS / one.seconds if one.seconds else float("inf")
-        excess = {}
-        if one.others is not None and one.others > limit:
-            excess[f"other processes took {one.others:.0%} of the measuring CPUs' time"] = (
-                one.others / limit
-            )
-        if one.stolen is not None and one.stolen > limit:
-            excess[f"the hypervisor took {one.stolen:.0%} of the time"] = one.stolen / limit
+        noise = NOISE_SECONDS / one.seconds if one.seconds else float("inf")
+        shares = (
+            (one.others, TAKEN, "other processes took {:.0%} of the measuring CPUs' time"),
+            (one.stolen, TAKEN, "the hypervisor took {:.0%} of the time"),
+            (one.elsewhere, TAKEN_ELSEWHERE, "{:.0%} of the other CPUs' time was taken"),
+        )
+        excess = {
+            text.format(share): share / (limit + noise)
+            for share, limit, text in shares
+            if share is not None and share > limit + noise
+        }
         if one.mhz is not None and one.mhz < SLOWEST * usual:
             excess[f"a clock of {one.mhz:.0f} MHz where {usual:.0f} are usual"] = (
                 SLOWEST * usual / max(one.mhz, 1.0)

@@ -277,8 +277,8 @@ def test_a_run_that_others_disturbed_is_neither_passed_nor_a_regression(
     found = gate()
     latencies = [one for one in found["findings"] if one["measure"] == "latency"]
     assert {one["outcome"] for one in latencies} == {"inconclusive"} and found["exit_code"] == 3
-    said = "1 of 2 rounds of the candidate are spoiled: other processes took half of it"
-    assert all(one["detail"] == said for one in latencies)
+    said = "of the candidate, 1 of 2 rounds are spoiled: other processes took half of it"
+    assert all(one["detail"] == f"{said}; side by side tells more" for one in latencies)
 
 
 def test_a_run_without_rounds_cannot_be_tested(gate: Gate) -> None:

@@ -9,7 +9,15 @@ import pytest
 
 from pipeline.contracts import Conditions
 from pipeline.measure import conditions
-from pipeline.measure.conditions import SLOWEST, TAKEN, Watch, select, unspoiled
+from pipeline.measure.conditions import (
+    SLOWEST,
+    TAKEN,
+    TAKEN_ELSEWHERE,
+    Watch,
+    disturbance,
+    select,
+    unspoiled,
+)
 
 ELSEWHERE, MEASURING = 0, 1
 """CPUs of an invented machine."""
@@ -79,13 +87,20 @@ def test_cpu_time_of_our_workers_is_not_that_of_others(machine: Machine) -> None
         assert watch.stop().others == pytest.approx(0.4, abs=1e-3)
 
 
-def test_others_spoil_a_round_on_the_cores_that_measure_and_on_no_others(machine: Machine) -> None:
-    for cpu, clean in ((ELSEWHERE, 1), (MEASURING, 0)):
+def test_others_spoil_a_round_on_other_cores_only_when_they_take_more(machine: Machine) -> None:
+    for cpu, seconds, clean in (
+        (MEASURING, 2.0, False),
+        (ELSEWHERE, 2.0, True),
+        (ELSEWHERE, 5.0, False),
+    ):
         watch = Watch([MEASURING], machine.root)
         machine.now += 10
         machine.run(CHILD, 5.0, MEASURING)
-        machine.run(STRANGER, 5.0, cpu)
-        assert unspoiled([watch.stop()]) == clean
+        machine.run(STRANGER, seconds, cpu)
+        found = watch.stop()
+        assert bool(unspoiled([found])) == clean
+        share = pytest.approx(seconds / 10, abs=1e-3)
+        assert (found.others, found.elsewhere) == ((share, 0.0) if cpu == MEASURING else (0, share))
     watch = Watch([ELSEWHERE, MEASURING], machine.root)
     machine.now += 10
     machine.run(STRANGER, 5.0, ELSEWHERE)
@@ -145,8 +160,8 @@ def test_a_system_that_tells_nothing_spoils_nothing(tmp_path: Path) -> None:
     watch = Watch(None, tmp_path)
     watch.sample()
     found = watch.stop()
-    silent = (found.others, found.stolen, found.mhz, found.celsius)
-    assert silent == (None,) * 4
+    silent = (found.others, found.stolen, found.elsewhere, found.mhz, found.celsius)
+    assert silent == (None,) * 5
     assert unspoiled([found] * 3) == 3
 
 
@@ -220,3 +235,21 @@ def test_a_neighbour_who_takes_half_a_core_is_seen_in_a_round_of_a_tenth_of_a_se
     assert unspoiled([Conditions(seconds=0.1, others=0.5)]) == 0
     assert unspoiled([Conditions(seconds=60.0, others=TAKEN + 0.01)]) == 0
     assert unspoiled([Conditions(seconds=60.0, others=TAKEN)]) == 1
+
+
+def test_a_neighbour_whom_no_short_round_can_see_is_seen_in_all_of_them_together() -> None:
+    share = TAKEN_ELSEWHERE + 0.15
+    brief = [Conditions(seconds=0.04, elsewhere=share) for _ in range(10)]
+    assert unspoiled(brief) == 10
+    assert disturbance(brief) == "40% of the other CPUs' time was taken"
+    assert disturbance(brief[:2]) is None
+    dropped = [one.model_copy(update={"kept": False}) for one in brief]
+    calm = Conditions(seconds=0.04, others=0.0, stolen=0.0, elsewhere=0.1)
+    assert disturbance([calm, *dropped]) is None
+
+
+def test_a_run_is_disturbed_by_each_spoiled_round_that_was_kept() -> None:
+    assert disturbance(select(rounds(0.0, 0.4, 0.05), 2)) is None
+    assert disturbance(select(rounds(0.0, 0.4, 0.05), 3)) == (
+        "1 of 3 rounds are spoiled: other processes took 40% of the measuring CPUs' time"
+    )

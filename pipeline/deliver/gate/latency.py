@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from pipeline.contracts import BenchmarkRecord, BenchmarkRow
 from pipeline.deliver.gate.verdict import Commands, Finding, Note, Outcome
+from pipeline.measure.conditions import disturbance
 from pipeline.measure.statistics import LogRatio, paired_log_ratio, unpaired_log_ratio
 from pipeline.params import Gate
 
@@ -112,11 +113,9 @@ def _unfit(
             return Outcome.INVALID, f"the {side} has not as many rounds as its reference"
         if len(row.rounds_ms) < FEWEST_ROUNDS:
             return Outcome.INCONCLUSIVE, f"the {side} was recorded without its rounds"
-        kept = [one for one in record.conditions if one.kept]
-        if spoiled := [one.spoiled for one in kept if one.spoiled]:
+        if disturbed := disturbance(record.conditions):
             # neither proof nor acquittal: what disturbed a whole run is in none of its spreads
-            text = f"{len(spoiled)} of {len(kept)} rounds of the {side} are spoiled: {spoiled[0]}"
-            return Outcome.INCONCLUSIVE, text
+            return Outcome.INCONCLUSIVE, f"of the {side}, {disturbed}; side by side tells more"
     return None
 
 
