@@ -106,13 +106,8 @@ class Harness:
         return warm_up(self.once, self._window)
 
     def round(self, min_runs: int, min_seconds: float) -> NDArray[np.int64]:
-        """Times int64 [n] of at least `min_runs` inferences and `min_seconds` together.
-
-        Python's garbage collector rests meanwhile, as it would otherwise strike at random.
-        """
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
+        """Times int64 [n] of at least `min_runs` inferences and `min_seconds` together."""
+        with no_collection():
             for _ in range(self._wake):
                 self.once()
             times: list[int] = []
@@ -120,10 +115,19 @@ class Harness:
             while len(times) < min_runs or total < enough:
                 times.append(self.once())
                 total += times[-1]
-        finally:
-            if collecting:
-                gc.enable()
         return np.array(times, dtype=np.int64)
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Python's garbage collector rests: it would strike at random inferences."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def warm_up(once: Callable[[], int], window_runs: int = WINDOW_RUNS) -> WarmUp:
