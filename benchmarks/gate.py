@@ -127,7 +127,11 @@ def show(result: dict[str, Any]) -> None:
         for row in result["latency"]:
             if row["measure"] == measure:
                 label = f"{_injected(row['injected']):<9}{row['state']:<8}{row['model']:<32}"
-                print(f"{label}{row['p50_ms']:>7.3f}{row['measured']:>+9.1%}{_outcomes(row)}")
+                p50, measured = (
+                    "-" if row[key] is None else form.format(row[key])
+                    for key, form in (("p50_ms", "{:.3f}"), ("measured", "{:+.1%}"))
+                )
+                print(f"{label}{p50:>7}{measured:>9}{_outcomes(row)}")
     print(f"\ntop-1 of {IMAGES:,} invented answers")
     print(_heading(f"{'loss':<9}{'flips':<8}{'predicted':<48}"))
     for row in result["accuracy"]:

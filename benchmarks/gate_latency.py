@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import numpy as np
@@ -18,7 +18,14 @@ import psutil
 from benchmarks import slow_worker
 from benchmarks.busy import busy_neighbour
 from benchmarks.rates import rate
-from pipeline.contracts import REFERENCE, BenchmarkRecord, BenchmarkRow, Fingerprint, Latency
+from pipeline.contracts import (
+    REFERENCE,
+    BenchmarkRecord,
+    BenchmarkRow,
+    Conditions,
+    Fingerprint,
+    Latency,
+)
 from pipeline.deliver.gate.latency import (
     MEASURE,
     RERUN,
@@ -27,7 +34,7 @@ from pipeline.deliver.gate.latency import (
     compare_side_by_side,
     decide,
 )
-from pipeline.deliver.gate.verdict import Commands, Outcome
+from pipeline.deliver.gate.verdict import Commands, Finding, Outcome
 from pipeline.measure import workers
 from pipeline.measure.benchmark import reference_target
 from pipeline.measure.fingerprint import read_fingerprint
@@ -43,6 +50,7 @@ BASELINE = "baseline"
 SLOWDOWNS = (0.0, 0.05, 0.1, 0.2)
 """Of a candidate; 0 is the baseline's own file once more."""
 COMMANDS = Commands("benchmark")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,18 +72,19 @@ class Session:
     state: str
     model: str
     raw: dict[str, Rounds]
+    conditions: tuple[Conditions, ...]
     load: float
     """The machine's load average of the last minute when it ended."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One comparison, before it is judged."""
+    """One comparison, before it is judged; of runs that others disturbed it is judged already."""
 
     state: str
     model: str
     injected: float
-    slowdown: Slowdown
+    found: Slowdown | Finding
 
 
 def record(state: str, models: list[Target], plan: Plan, seed: int) -> list[Session]:
@@ -100,7 +109,8 @@ def record(state: str, models: list[Target], plan: Plan, seed: int) -> list[Sess
             for name, row in measured.rows.items():
                 if row.status != "measured":
                     raise RuntimeError(f"{model.name}, {name}: {row.reason}")
-            sessions.append(Session(state, model.name, measured.raw, psutil.getloadavg()[0]))
+            load = psutil.getloadavg()[0]
+            sessions.append(Session(state, model.name, measured.raw, measured.conditions, load))
     return sessions
 
 
@@ -133,24 +143,40 @@ def recorded(sessions: list[Session], plan: Plan, rounds: int, gate: Gate) -> It
         same = [session for session in sessions if session.model == model]
         for before, after in zip(same, same[1:] + same[:1], strict=True):
             for block in range(plan.blocks):
-                rows = _rows(before, block, rounds, plan), _rows(after, block, rounds, plan)
+                old = _record(before, BASELINE, block, rounds, plan, machine)
                 for injected in SLOWDOWNS:
-                    if _name(injected) not in rows[1]:
+                    if _name(injected) not in after.raw:
                         continue
-                    old = _record(model, rows[0], BASELINE, machine)
-                    new = _record(model, rows[1], _name(injected), machine)
+                    new = _record(after, _name(injected), block, rounds, plan, machine)
                     found = compare_recorded(model, old, new, gate, COMMANDS, changed=True)
-                    assert isinstance(found, Slowdown)
+                    assert isinstance(found, Slowdown | Finding)
                     yield Trial(before.state, model, injected, found)
 
 
 def _rows(session: Session, block: int, rounds: int, plan: Plan) -> dict[str, BenchmarkRow]:
     """The first `rounds` rounds of a block, as `benchmark` would have recorded them alone."""
-    first = block * plan.visit.rounds
     return {
-        name: _row(times[first : first + rounds], plan.visit.threads)
+        name: _row(_block(times, block, rounds, plan), plan.visit.threads)
         for name, times in session.raw.items()
     }
+
+
+def _block(values: Sequence[T], block: int, rounds: int, plan: Plan) -> Sequence[T]:
+    first = block * plan.visit.rounds
+    return values[first : first + rounds]
+
+
+def _record(
+    session: Session, target: str, block: int, rounds: int, plan: Plan, machine: Fingerprint
+) -> BenchmarkRecord:
+    rows = _rows(session, block, rounds, plan)
+    return BenchmarkRecord(
+        fingerprint=machine,
+        reference=rows[REFERENCE],
+        reference_digest=DIGEST,
+        conditions=tuple(_block(session.conditions, block, rounds, plan)),
+        rows={session.model: rows[target]},
+    )
 
 
 def _row(times: Rounds, threads: int) -> BenchmarkRow:
@@ -163,17 +189,6 @@ def _row(times: Rounds, threads: int) -> BenchmarkRow:
     )
 
 
-def _record(
-    key: str, rows: dict[str, BenchmarkRow], name: str, machine: Fingerprint
-) -> BenchmarkRecord:
-    return BenchmarkRecord(
-        fingerprint=machine,
-        reference=rows[REFERENCE],
-        reference_digest=DIGEST,
-        rows={key: rows[name]},
-    )
-
-
 def judge(trials: list[Trial], tests: tuple[int, ...], gate: Gate) -> list[dict[str, Any]]:
     """A row for each kind of comparison, injected slow-down, state, model and number of tests.
 
@@ -181,7 +196,7 @@ def judge(trials: list[Trial], tests: tuple[int, ...], gate: Gate) -> list[dict[
     """
     rows = []
     for measure in (RERUN, MEASURE):
-        of_measure = [trial for trial in trials if trial.slowdown.measure == measure]
+        of_measure = [trial for trial in trials if trial.found.measure == measure]
         for injected in SLOWDOWNS:
             of_injected = [trial for trial in of_measure if trial.injected == injected]
             for state, model, chosen in _groups(of_injected):
@@ -212,12 +227,16 @@ def _and_all(names: list[str]) -> list[str]:
 
 
 def _counted(trials: list[Trial], tests: int, gate: Gate) -> dict[str, Any]:
-    found = Counter(decide(trial.slowdown, tests, gate, COMMANDS).outcome for trial in trials)
-    ratios = np.exp([trial.slowdown.ratio.estimate for trial in trials])
+    slowdowns = [trial.found for trial in trials if isinstance(trial.found, Slowdown)]
+    found = Counter(decide(one, tests, gate, COMMANDS).outcome for one in slowdowns)
+    disturbed = Counter(t.found.outcome for t in trials if isinstance(t.found, Finding))
+    found += disturbed
+    ratios = np.exp([one.ratio.estimate for one in slowdowns])
     return {
         "tests": tests,
-        "p50_ms": float(np.median([trial.slowdown.baseline_ms for trial in trials])),
-        "measured": float(np.median(ratios)) - 1,
+        "p50_ms": float(np.median([one.baseline_ms for one in slowdowns])) if slowdowns else None,
+        "measured": float(np.median(ratios)) - 1 if slowdowns else None,
+        "disturbed": disturbed.total(),
         "outcomes": {outcome: found[outcome] for outcome in Outcome},
         "found": rate(found[Outcome.REGRESSION], len(trials)),
         "passed": rate(found[Outcome.PASSED], len(trials)),
