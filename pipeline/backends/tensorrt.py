@@ -7,6 +7,7 @@ floats, or Q/DQ pairs. Version 10 takes the same graph if it is told to obey its
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
@@ -14,7 +15,7 @@ import math
 import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import onnx
@@ -59,7 +60,7 @@ class TensorRT:
     bias_correction: ClassVar[bool] = False
 
     def compile(self, job: Job, folder: Path) -> Compiled:
-        """Write `model.onnx`, checked by NVIDIA's parser; on a GPU `model.engine`, too.
+        """Write `model.onnx`, checked by NVIDIA's parser, and `model.engine` where one runs here.
 
         Raises `PipelineError` with the parser's or builder's own words.
         """
@@ -76,16 +77,17 @@ class TensorRT:
         notes = ["what runs in int8 is told by the network that NVIDIA's parser made"]
         if int8:
             notes.append("outside convolutions and products the network computes in float32")
-        if _has_gpu():
+        reason = self.unmeasurable()
+        if reason:
+            notes.append(
+                f"no engine was built: {reason}. An engine is bound to its GPU; build it there "
+                "from the ONNX file"
+            )
+        else:
             (folder / ENGINE).write_bytes(network.build())
             notes.append("the engine runs on this GPU only and is not the same bytes in each build")
-        else:
-            notes.append(
-                "no engine was built: no NVIDIA GPU was found here. An engine is bound to its "
-                "GPU; build it there from the ONNX file"
-            )
         return Compiled(
-            model_file=ENGINE if _has_gpu() else MODEL,
+            model_file=MODEL if reason else ENGINE,
             quantizer=f"{QUANTIZER}, int8 symmetric activations" if int8 else None,
             proof=network.proof(),
             notes=tuple(notes),
@@ -93,7 +95,7 @@ class TensorRT:
         )
 
     def load(self, model: Path, threads: int) -> Runner:
-        """The engine on the GPU; without one, the ONNX file beside it in ONNX Runtime.
+        """The engine on the GPU; where none runs, the ONNX file beside it in ONNX Runtime.
 
         An artifact that was compiled elsewhere without a GPU is built first, in memory.
         """
@@ -117,16 +119,22 @@ class TensorRT:
     def evaluator(self) -> str:
         if reason := self.unmeasurable():
             return f"{OnnxRuntime().evaluator()} on the same graph ({reason})"
-        import torch
-
-        name = _installed()[0]
-        version = importlib.metadata.version(name)
-        return f"{name} {version} on {torch.cuda.get_device_name()}"
+        name, gpu = _installed()[0], _gpu()
+        assert gpu  # else it is unmeasurable
+        return f"{name} {importlib.metadata.version(name)} on {gpu.name}"
 
     def unmeasurable(self) -> str | None:
-        if not _has_gpu():
+        gpu = _gpu()
+        if gpu is None:
             return "no NVIDIA GPU here"
-        return None if _installed() else "neither tensorrt nor tensorrt-rtx is installed"
+        if not _installed():
+            return "neither tensorrt nor tensorrt-rtx is installed"
+        if not _serves(trt := _tensorrt(), gpu.capability):
+            return (
+                f"{trt.__name__} {trt.__version__} runs no engine on {gpu.name}, of compute "
+                f"capability {'.'.join(map(str, gpu.capability))}: install tensorrt"
+            )
+        return None
 
 
 class Network:
@@ -242,7 +250,7 @@ def _open_engine(serialized: bytes, where: str) -> Runner:
 
 def _tensorrt() -> ModuleType:
     """TensorRT's module. Its builder needs a GPU even to parse; TensorRT-RTX's does not."""
-    names = _installed() if _has_gpu() else tuple(reversed(_installed()))
+    names = _installed() if _gpu() else tuple(reversed(_installed()))
     if not names:
         raise PipelineError(
             "neither tensorrt nor tensorrt-rtx is installed",
@@ -251,10 +259,33 @@ def _tensorrt() -> ModuleType:
     return importlib.import_module(_MODULES[names[0]])
 
 
-def _has_gpu() -> bool:
+class _Gpu(NamedTuple):
+    name: str
+    capability: tuple[int, int]
+    """CUDA's compute capability, major and minor."""
+
+
+def _gpu() -> _Gpu | None:
+    """The GPU that engines are built for and run on."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:  # no driver, which torch would need seconds of importing to say
+        return None
     import torch
 
-    return torch.cuda.is_available()
+    if not torch.cuda.is_available():
+        return None
+    return _Gpu(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+
+
+def _serves(trt: ModuleType, capability: tuple[int, int]) -> bool:
+    """Whether engines of `trt` run on a GPU of this compute capability.
+
+    TensorRT for RTX builds on any machine, but only for those that it names: of its 1.7 these
+    are 7.5, 8.0, 8.6, 8.9, 12.0 and 12.1, neither Jetson (8.7) nor Hopper (9.0).
+    """
+    named = "SM{}{}".format(*capability)
+    return trt.__name__ != "tensorrt_rtx" or named in trt.ComputeCapability.__members__
 
 
 def _log(trt: ModuleType) -> Any:

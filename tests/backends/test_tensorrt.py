@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import ctypes.util
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +116,42 @@ def test_without_a_gpu_the_record_says_so(compiled: tuple[str, Compiled, Path]) 
     assert TensorRT().unmeasurable() == "no NVIDIA GPU here"
     assert TensorRT().evaluator().startswith("onnxruntime ")
     assert TensorRT().evaluator().endswith("on the same graph (no NVIDIA GPU here)")
+
+
+@pytest.mark.skipif(ctypes.util.find_library("cuda") is not None, reason="there is a driver")
+def test_that_there_is_no_driver_is_told_without_torch() -> None:
+    code = (
+        "import sys; from pipeline.backends.tensorrt import TensorRT; "
+        "print(TensorRT().unmeasurable(), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+    assert done.stdout == "no NVIDIA GPU here False\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("capability", "served"),
+    [((7, 5), True), ((8, 6), True), ((8, 7), False), ((9, 0), False), ((12, 0), True)],
+)
+def test_tensorrt_for_rtx_serves_what_it_names(capability: tuple[int, int], served: bool) -> None:
+    assert tensorrt._serves(pytest.importorskip("tensorrt_rtx"), capability) is served
+
+
+def test_a_gpu_that_is_not_served_gets_the_portable_artifact(
+    monkeypatch: pytest.MonkeyPatch, job: Jobs, tmp_path: Path, test_images: Split
+) -> None:
+    """The GPU is claimed, all else is real."""
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(tensorrt, "_MODULES", {"tensorrt-rtx-cu13": "tensorrt_rtx"})
+    monkeypatch.setattr(tensorrt, "_gpu", lambda: tensorrt._Gpu("NVIDIA H100", (9, 0)))
+    result = TensorRT().compile(job("fp16"), tmp_path)
+    assert result.model_file == "model.onnx"
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    reason = TensorRT().unmeasurable() or ""
+    assert "NVIDIA H100, of compute capability 9.0: install tensorrt" in reason
+    assert any(f"no engine was built: {reason}" in note for note in result.notes)
+    assert TensorRT().evaluator().endswith(f" on the same graph ({reason})")
+    logits = TensorRT().load(tmp_path / result.model_file, 1)(test_images[0])
+    assert len(logits) == len(test_images[0])
 
 
 def test_without_its_package_the_error_names_it(

@@ -448,6 +448,26 @@ def test_nvidias_builder_takes_the_settings_of_build_engine(shipped: dict[str, l
         assert int(done.stdout) > 10_000
 
 
+def test_build_engine_refuses_a_gpu_that_is_not_served(shipped: dict[str, list[Path]]) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt names no compute capabilities")
+    code = (
+        "import sys, tensorrt_rtx; from types import SimpleNamespace as Device; "
+        "from common import finish; from build_engine import check_device; "
+        "here = Device(name='NVIDIA H100', capability=(int(sys.argv[1]), 0)); "
+        "finish(lambda: check_device(tensorrt_rtx, here))"
+    )
+    folder = shipped["tensorrt"][0]
+    runs = [
+        subprocess.run(
+            [sys.executable, "-B", "-c", code, major], cwd=folder, text=True, capture_output=True
+        )
+        for major in ("12", "9")
+    ]
+    assert [done.returncode for done in runs] == [0, 1], runs
+    assert "NVIDIA H100, of compute capability 9.0" in runs[1].stderr
+    assert "what to do: pip install 'tensorrt>=10.3'" in runs[1].stderr
+
+
 def test_an_engine_is_built_and_verified_on_a_gpu(shipped: dict[str, list[Path]]) -> None:
     import torch
 

@@ -32,7 +32,7 @@ def main() -> int:
         trt = tensorrt()
     except ImportError as error:
         raise BundleError(str(error), install("runtime")) from None
-    Device()  # complains before the long work where there is no GPU
+    check_device(trt, Device())  # complains before the long work
     start = time.monotonic()
     model = FOLDER / record()["model_file"]
     engine = build(trt, model, arguments.max_batch, arguments.timing_cache)
@@ -41,6 +41,20 @@ def main() -> int:
     seconds = time.monotonic() - start
     print(f"{ENGINE}: {len(engine):,} bytes by {trt.__name__} {trt.__version__}, {seconds:.0f} s")
     return 0
+
+
+def check_device(trt: Any, device: Device) -> None:
+    """Raise `BundleError` for a GPU that engines of `trt` do not run on.
+
+    TensorRT for RTX builds on any machine, but for those compute capabilities only that it names.
+    """
+    named = "SM{}{}".format(*device.capability)
+    if trt.__name__ == "tensorrt_rtx" and named not in trt.ComputeCapability.__members__:
+        raise BundleError(
+            f"tensorrt_rtx {trt.__version__} runs no engine on {device.name}, of compute "
+            "capability {}.{}".format(*device.capability),
+            "pip install 'tensorrt>=10.3'",
+        )
 
 
 def build(trt: Any, model: Path, max_batch: int, cache_file: Path) -> bytes:

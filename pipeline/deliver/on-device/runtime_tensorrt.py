@@ -110,7 +110,10 @@ def complaint(log: Any) -> str:
 
 
 class Device:
-    """The first GPU: one stream, buffers, and copies to and fro, by CUDA's driver API."""
+    """The first GPU: one stream, buffers, and copies to and fro, by CUDA's driver API.
+
+    `name` is the driver's, `capability` CUDA's compute capability, major and minor.
+    """
 
     def __init__(self) -> None:
         name = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
@@ -123,11 +126,21 @@ class Device:
         device, context, stream = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
         self._call("cuInit", ctypes.c_uint(0))
         self._call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
+        label = ctypes.create_string_buffer(256)
+        self._call("cuDeviceGetName", label, ctypes.c_int(len(label)), device)
+        self.name = label.value.decode()
+        self.capability = self._attribute(75, device), self._attribute(76, device)
         # the primary context is the one that TensorRT itself computes in
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         self._call("cuCtxSetCurrent", context)
         self._call("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(1))  # non-blocking
         self._stream = stream
+
+    def _attribute(self, number: int, device: ctypes.c_int) -> int:
+        """By its number in CUdevice_attribute of cuda.h."""
+        value = ctypes.c_int()
+        self._call("cuDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(number), device)
+        return value.value
 
     @property
     def stream(self) -> int:
