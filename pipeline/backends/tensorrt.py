@@ -281,11 +281,13 @@ def _gpu() -> _Gpu | None:
 def _serves(trt: ModuleType, capability: tuple[int, int]) -> bool:
     """Whether engines of `trt` run on a GPU of this compute capability.
 
-    TensorRT for RTX builds on any machine, but only for those that it names: of its 1.7 these
-    are 7.5, 8.0, 8.6, 8.9, 12.0 and 12.1, neither Jetson (8.7) nor Hopper (9.0).
+    TensorRT for RTX builds on any machine, but only for those that it names and later ones: its
+    1.7 names 7.5, 8.0, 8.6, 8.9, 12.0 and 12.1, neither Jetson (8.7) nor Hopper (9.0). That it
+    does not run elsewhere was seen on 9.0.
     """
-    named = "SM{}{}".format(*capability)
-    return trt.__name__ != "tensorrt_rtx" or named in trt.ComputeCapability.__members__
+    if trt.__name__ != "tensorrt_rtx" or capability > (12, 1):
+        return True
+    return "SM{}{}".format(*capability) in trt.ComputeCapability.__members__
 
 
 def _log(trt: ModuleType) -> Any:

@@ -130,7 +130,14 @@ def test_that_there_is_no_driver_is_told_without_torch() -> None:
 
 @pytest.mark.parametrize(
     ("capability", "served"),
-    [((7, 5), True), ((8, 6), True), ((8, 7), False), ((9, 0), False), ((12, 0), True)],
+    [
+        ((7, 5), True),
+        ((8, 6), True),
+        ((8, 7), False),
+        ((9, 0), False),
+        ((12, 0), True),
+        ((13, 0), True),
+    ],
 )
 def test_tensorrt_for_rtx_serves_what_it_names(capability: tuple[int, int], served: bool) -> None:
     assert tensorrt._serves(pytest.importorskip("tensorrt_rtx"), capability) is served

@@ -46,10 +46,12 @@ def main() -> int:
 def check_device(trt: Any, device: Device) -> None:
     """Raise `BundleError` for a GPU that engines of `trt` do not run on.
 
-    TensorRT for RTX builds on any machine, but for those compute capabilities only that it names.
+    TensorRT for RTX builds on any machine, but only for those compute capabilities that it names
+    and later ones.
     """
-    named = "SM{}{}".format(*device.capability)
-    if trt.__name__ == "tensorrt_rtx" and named not in trt.ComputeCapability.__members__:
+    if trt.__name__ != "tensorrt_rtx" or device.capability > (12, 1):
+        return
+    if "SM{}{}".format(*device.capability) not in trt.ComputeCapability.__members__:
         raise BundleError(
             f"tensorrt_rtx {trt.__version__} runs no engine on {device.name}, of compute "
             "capability {}.{}".format(*device.capability),
