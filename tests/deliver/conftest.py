@@ -19,12 +19,11 @@ from pipeline.contracts import (
     compiled_metrics_file,
 )
 from pipeline.deliver.bundle import write_bundles
-from pipeline.export.onnx import export_onnx
 from pipeline.files import sha256
-from pipeline.networks.build import load_pixels_to_logits, save_model
 from pipeline.params import load_params
-from tests.backends.conftest import draw, job, train
+from tests.backends.conftest import job
 from tests.conftest import flawless, write_training
+from tests.students import draw, student_folder
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 STUDENT = "mnv4_small_050"
@@ -34,10 +33,7 @@ __all__ = ["job", "shipped", "student"]
 
 @pytest.fixture(scope="session")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("student")
-    save_model(folder, *train("relu"))
-    export_onnx(*load_pixels_to_logits(folder), opset=20, file=folder / "model.onnx")
-    return folder
+    return student_folder("relu", tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")

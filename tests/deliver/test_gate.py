@@ -637,7 +637,7 @@ def test_a_rerun_times_both_artifacts_in_the_same_rounds(
     assert "over 3 rounds side by side" in finding["detail"]
 
     stop = Watch.stop
-    fixed = {"seconds": 10.0, "stolen": None, "mhz": None}
+    fixed = {"seconds": 10.0, "stolen": None, "elsewhere": None, "mhz": None}
     taken = itertools.chain([fixed | {"others": 0.0}], itertools.repeat(fixed | {"others": 0.9}))
     monkeypatch.setattr(Watch, "stop", lambda self: stop(self).model_copy(update=next(taken)))
     main(["gate", "--json", "--baseline", "before", "--rerun", "--only", key])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,17 +90,9 @@ def alone(configured: Callable[..., Params]) -> dict[str, torch.Tensor]:
     return weights
 
 
-def launched(launcher: str, *command: str) -> subprocess.Popen[str]:
-    """A stage in two processes."""
-    if launcher == "environment":
-        return stage(*command, EDGESTILL_DEVICES="2")
-    return stage("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", *command)
-
-
-@pytest.mark.parametrize("launcher", ["torchrun", "environment"])
-def test_two_processes_train_as_one(alone: dict[str, torch.Tensor], launcher: str) -> None:
+def test_two_processes_train_as_one(alone: dict[str, torch.Tensor]) -> None:
     """Within what float32 gives: one process on two threads is as far from one on one."""
-    done = launched(launcher, *DISTILL)
+    done = stage("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", *DISTILL)
     said, _ = done.communicate(timeout=180)
     assert done.returncode == 0, said
     assert said.count("test top-1") == 1
@@ -115,9 +106,8 @@ def test_two_processes_train_as_one(alone: dict[str, torch.Tensor], launcher: st
             torch.testing.assert_close(together[name], tensor, rtol=2e-2, atol=2e-3)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "environment"])
 def test_two_processes_record_what_one_does(
-    configured: Callable[..., Params], folder: Path, launcher: str
+    configured: Callable[..., Params], folder: Path
 ) -> None:
     params = configured()
     train_teacher(params, "resnet")
@@ -125,7 +115,7 @@ def test_two_processes_record_what_one_does(
     file = folder / "models/teacher_signals/resnet/logits.npy"
     before = file.read_bytes()
     file.unlink()
-    done = launched(launcher, "-m", "stages.record_teacher")
+    done = stage("-m", "stages.record_teacher", EDGESTILL_DEVICES="2")
     said, _ = done.communicate(timeout=180)
     assert done.returncode == 0, said
     after = np.load(file)
