@@ -15,7 +15,9 @@ have processes of their own, thus memory laid out anew. What is not: all blocks 
 share its processes; the candidates of a block share its baseline; two recorded runs come from
 neighbouring sessions, so the comparisons of one pair of sessions share what differs between
 the two, and there are no more such pairs than sessions. The intervals take every comparison
-for independent. Visits are shorter than the product's, which makes each round noisier.
+for independent. Visits are shorter than the product's, which makes each round noisier. Records
+hold the conditions of their rounds, as the product's do: of runs that the neighbour disturbed
+the gate says so, and neither passes them nor calls them a regression (`disturbed` in the results).
 
 Accuracy. Invented answers to 10,000 images, 1.5% or 3% of them flipped, without a loss and
 with one of 0.5 points, through the gate's records; see `gate_accuracy`.

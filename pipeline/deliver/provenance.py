@@ -59,12 +59,14 @@ def _rounds(benchmark: BenchmarkRecord) -> str:
     rounds = benchmark.conditions
     if all(one.others is one.stolen is one.mhz is None for one in rounds):
         return "nothing was watched: this system tells neither of other processes nor of clocks"
-    spoiled = [one for one in rounds if one.kept and one.spoiled]
-    others = [one.others for one in rounds if one.kept and one.others is not None]
-    text = f"{benchmark.repeated_rounds} measured again, {len(spoiled)} spoiled ones kept"
-    if others:
-        text += f"; other processes took {max(others):.1%} of the measuring CPUs' time at most"
-    return "; ".join([text, *(one.spoiled or "" for one in spoiled)])
+    kept = [one for one in rounds if one.kept]
+    spoiled = [one.spoiled for one in kept if one.spoiled]
+    texts = [f"{benchmark.repeated_rounds} measured again, {len(spoiled)} spoiled ones kept"]
+    if others := [one.others for one in kept if one.others is not None]:
+        texts.append(f"other processes took {max(others):.1%} of the measuring CPUs' time at most")
+    if elsewhere := [one.elsewhere for one in kept if one.elsewhere is not None]:
+        texts.append(f"{max(elsewhere):.1%} of the other CPUs' time was taken at most")
+    return "; ".join([*texts, *spoiled])
 
 
 def _machine(machine: Fingerprint) -> list[tuple[str, str]]:

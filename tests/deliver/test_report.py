@@ -302,7 +302,7 @@ def test_latencies_that_are_missing_stop_the_report(measured: Params) -> None:
 
 
 def test_rounds_that_others_disturbed_are_told(measured: Params) -> None:
-    quiet = Conditions(seconds=1.0, others=0.01)
+    quiet = Conditions(seconds=1.0, others=0.01, elsewhere=0.02)
     busy = Conditions(seconds=1.0, others=0.4, spoiled="other processes took 40% of the CPUs' time")
     record = BenchmarkRecord.read(BENCHMARK)
     record.model_copy(
@@ -313,7 +313,8 @@ def test_rounds_that_others_disturbed_are_told(measured: Params) -> None:
     assert "| Harness | adds 123 ns to a latency |" in page
     assert (
         "| Rounds | 1 measured again, 1 spoiled ones kept; other processes took 40.0% of the "
-        "measuring CPUs' time at most; other processes took 40% of the CPUs' time |"
+        "measuring CPUs' time at most; 2.0% of the other CPUs' time was taken at most; other "
+        "processes took 40% of the CPUs' time |"
     ) in page
 
 
