@@ -103,7 +103,7 @@ def test_the_images_are_real_and_whole(project: Project) -> None:
     manifest = Manifest.read(project.folder / "data/packed/manifest.json")
     assert manifest.classes[:2] == ("T-shirt/top", "Trouser")
     assert {split: manifest.size(split) for split in manifest.counts} == {
-        "train": 2000, "val": 2000, "test": 2000,
+        "train": 1000, "val": 1000, "test": 1000,
     }  # fmt: skip
     assert not manifest.rejected
 
@@ -166,7 +166,7 @@ def test_one_calibration_set_for_all_backends(project: Project) -> None:
 
 def test_float_artifacts_answer_as_torch_does(project: Project) -> None:
     for artifact, metrics in compiled(project):
-        assert metrics.images == 2000
+        assert metrics.images == 1000
         if artifact.precision == "fp32":
             assert metrics.agreement >= 0.999, artifact
 
@@ -174,7 +174,7 @@ def test_float_artifacts_answer_as_torch_does(project: Project) -> None:
 def test_the_onnx_answers_as_torch_does(project: Project) -> None:
     for name in project.params().students.enabled:
         parity = Parity.read(project.folder / "models/onnx" / name / "parity.json")
-        assert parity.same_argmax >= 0.999 and parity.images == 2000
+        assert parity.same_argmax >= 0.999 and parity.images == 1000
 
 
 def test_every_network_has_its_curve(project: Project) -> None:

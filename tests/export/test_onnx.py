@@ -53,7 +53,7 @@ def test_onnx_runtime_answers_as_torch_does_for_any_batch(
 
 
 def test_the_file_carries_its_contract_and_no_trace_of_the_machine(tmp_path: Path) -> None:
-    _, file = exported(tmp_path, "mobilenetv3_small_050", 1, 28)
+    _, file = exported(tmp_path, "test_efficientnet", 1, 28)
     model = onnx.load(file)
     onnx.checker.check_model(model, full_check=True)
     properties = {entry.key: entry.value for entry in model.metadata_props}
@@ -67,7 +67,7 @@ def test_the_same_student_gives_the_same_bytes(tmp_path: Path) -> None:
     files = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        files.append(exported(tmp_path / name, "mobilenetv3_small_050", 1, 28)[1])
+        files.append(exported(tmp_path / name, "test_efficientnet", 1, 28)[1])
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
