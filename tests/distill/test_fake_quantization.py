@@ -30,7 +30,7 @@ from pipeline.export.onnx import export_onnx
 from pipeline.networks.build import PixelsToLogits
 from pipeline.networks.inference import predict
 from pipeline.params import Network
-from tests.backends import conftest as drawn
+from tests import students as drawn
 from tests.distill.conftest import TINY, model, same, split, weights
 
 IMAGES = split(1)[0]

@@ -22,7 +22,7 @@ from pipeline.files import sha256
 from pipeline.networks.build import PixelsToLogits, load_pixels_to_logits, save_model
 from pipeline.networks.inference import evaluate
 from pipeline.params import Params, load_params
-from tests.backends import conftest as drawn
+from tests import students as drawn
 from tests.distill.conftest import ROOT
 from tests.distill.test_fake_quantization import int8_logits, make_uneven, trained
 from tests.distill.test_stages import STUDENT, stage, teach
