@@ -48,12 +48,9 @@ def card_of(channels: int, side: int, **known: object) -> ModelCard:
     return ModelCard.model_validate(values | known)
 
 
-@pytest.fixture(scope="module", params=["mnv3_small_050"])
+@pytest.fixture(scope="module", params=["mnv4_small_050", "mnv3_small_050"])
 def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """A student of params.yaml on grey images of 28 x 28, as it begins training.
-
-    The one with squeeze-and-excite; that all runtimes agree on either is seen in test_smoke.
-    """
+    """A student of params.yaml on grey images of 28 x 28, as it begins training."""
     torch.manual_seed(0)
     network = load_params(ROOT / "params.yaml").students.zoo[request.param]
     folder = tmp_path_factory.mktemp(request.param)
