@@ -385,7 +385,7 @@ class Conditions(Record):
         None, description="share of the measuring cores' time that the hypervisor gave away"
     )
     elsewhere: float | None = Field(
-        None, description="share of the other usable cores' time that anything took"
+        None, description="share of the other usable cores' time that others took"
     )
     mhz: float | None = Field(
         None, description="of the slowest measuring core, its median clock over the round"

@@ -285,7 +285,7 @@ class Gate(Group):
         0.01, description="a smaller excess in ms is no regression, however large in relation"
     )
     between_runs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.02, description="standard deviation of one log latency ratio between two runs"
+        0.02, description="sd of a log latency ratio between runs whose rounds are all alike"
     )
     rerun_rounds: Annotated[int, Field(ge=3)] = Field(
         60, description="interleaved rounds of `gate --rerun`"

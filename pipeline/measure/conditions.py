@@ -57,8 +57,8 @@ class Watch:
     """Tells the conditions of one round after the other.
 
     `measuring` are the cores that inferences run on, in processes that descend from this one;
-    None stands for all that are usable. This process itself is as much a stranger to them as
-    any other.
+    None stands for all that are usable. There, this process itself is as much a stranger as any
+    other.
     """
 
     def __init__(self, measuring: Collection[int] | None, root: Path = Path("/")) -> None:
@@ -103,7 +103,8 @@ class Watch:
         if begun.stolen is not None and ended.stolen is not None:
             stolen = _share(ended.stolen - begun.stolen, whole)
         if ended.elsewhere:
-            taken = sum(ended.elsewhere) - sum(begun.elsewhere)
+            # not what this process does there: it is the same in every run
+            taken = sum(ended.elsewhere) - sum(begun.elsewhere) - spent.get(os.getpid(), 0.0)
             elsewhere = _share(taken, seconds * len(ended.elsewhere))
         # medians, as one reading may meet a core that has just fallen idle
         clocks = [statistics.median(seen) for seen in self._mhz.values() if seen]
@@ -186,6 +187,8 @@ def disturbance(conditions: Sequence[Conditions]) -> str | None:
     if spoiled := [one.spoiled for one in kept if one.spoiled]:
         return f"{len(spoiled)} of {len(kept)} rounds are spoiled: {spoiled[0]}"
     seconds = sum(one.seconds for one in kept)
+    if not seconds:
+        return None
     shares = {
         field: sum(share * one.seconds for one, share in told) / seconds
         for field in ("others", "stolen", "elsewhere")

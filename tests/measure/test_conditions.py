@@ -101,6 +101,10 @@ def test_others_spoil_a_round_on_other_cores_only_when_they_take_more(machine: M
         assert bool(unspoiled([found])) == clean
         share = pytest.approx(seconds / 10, abs=1e-3)
         assert (found.others, found.elsewhere) == ((share, 0.0) if cpu == MEASURING else (0, share))
+    watch = Watch([MEASURING], machine.root)
+    machine.now += 10
+    machine.run(OWN, 5.0, ELSEWHERE)  # the parent, which is there in every run
+    assert watch.stop().elsewhere == 0.0
     watch = Watch([ELSEWHERE, MEASURING], machine.root)
     machine.now += 10
     machine.run(STRANGER, 5.0, ELSEWHERE)
@@ -246,6 +250,7 @@ def test_a_neighbour_whom_no_short_round_can_see_is_seen_in_all_of_them_together
     dropped = [one.model_copy(update={"kept": False}) for one in brief]
     calm = Conditions(seconds=0.04, others=0.0, stolen=0.0, elsewhere=0.1)
     assert disturbance([calm, *dropped]) is None
+    assert disturbance([Conditions(seconds=0.0)]) is None
 
 
 def test_a_run_is_disturbed_by_each_spoiled_round_that_was_kept() -> None:

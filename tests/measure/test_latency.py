@@ -240,7 +240,9 @@ def test_limits_of_p90_are_those_of_sorting_every_resample() -> None:
     rounds = [rng.integers(1, 50, size) * MILLISECOND for size in (7, 20, 11, 30, 9, 14)]
     draws = np.random.default_rng(3).integers(6, size=(4000, 6))
     p90s = [np.percentile(np.concatenate([rounds[i] for i in drawn]), 90) for drawn in draws]
-    expected = np.percentile(p90s, (2.5, 97.5)) / 1e6
+    # Student's quantile for 5 degrees of freedom, 2.571, times sqrt(6 / 5) is a normal tail of
+    tail = 100 * NormalDist().cdf(-2.571 * math.sqrt(6 / 5))
+    expected = np.percentile(p90s, (tail, 100 - tail)) / 1e6
     assert p90_limits(rounds) == pytest.approx(tuple(expected), abs=1.0)
     assert p90_limits(rounds) == p90_limits(rounds)  # seeded
 
@@ -257,7 +259,7 @@ def test_limits_of_p90_hold_where_a_round_has_its_own_pace() -> None:
         ranks = 0.9 * len(pooled) + np.array([-1.96, 1.96]) * math.sqrt(0.09 * len(pooled))
         low, high = pooled[ranks.round().astype(int)]
         independent += low <= truth <= high
-    assert held >= 0.85 * tries and independent < 0.5 * tries
+    assert held >= 0.89 * tries and independent < 0.5 * tries
 
 
 def test_too_few_rounds_have_no_limits() -> None:

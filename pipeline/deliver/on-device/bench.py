@@ -49,10 +49,10 @@ Attempt = Tuple[Optional[Dict[str, Any]], Optional[str]]
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the latency of one inference.")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the CPU; 1")
-    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="10 by default")
-    parser.add_argument("--min-runs", type=int, default=20, metavar="N", help="per round; 20")
+    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="20 by default")
+    parser.add_argument("--min-runs", type=int, default=10, metavar="N", help="per round; 10")
     parser.add_argument(
-        "--min-seconds", type=float, default=0.1, metavar="S", help="per round; 0.1"
+        "--min-seconds", type=float, default=0.05, metavar="S", help="per round; 0.05"
     )
     parser.add_argument(
         "--batch", type=int, default=32, metavar="N", help="of the throughput; 32, 0: leave it out"
