@@ -19,6 +19,7 @@ from pipeline.contracts import Epoch
 from pipeline.data.views import Views
 from pipeline.distill.checkpoints import load_checkpoint, save_checkpoint
 from pipeline.distill.curves import Curves
+from pipeline.distill.depthwise import small_depthwise
 from pipeline.distill.devices import synchronise_batch_norm
 from pipeline.distill.recipe import build_optimizer, build_schedule, steps_per_epoch
 from pipeline.errors import PipelineError
@@ -215,7 +216,8 @@ class _Loop:
                 self.wrapped, enabled=part + 1 < parts
             )
             with wait:
-                terms = self.wrapped(pixels, labels, recorded, progress)
+                with small_depthwise():
+                    terms = self.wrapped(pixels, labels, recorded, progress)
                 loss = torch.stack(list(terms.values())).sum() / parts
                 fabric.backward(loss)
             for name, value in terms.items():
