@@ -200,7 +200,7 @@ def _expanded(tail: float, count: int) -> float:
     """The smaller tail of a bootstrap's percentiles that leaves `tail` out for `count` draws.
 
     Student's quantile is the expansion of Abramowitz and Stegun, 26.7.5, within 2% from four
-    degrees of freedom.
+    degrees of freedom; `statistics.student_quantile`, which is exact, is in no bundle.
     """
     z, freedom = NormalDist().inv_cdf(tail), count - 1
     student = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

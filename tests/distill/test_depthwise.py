@@ -13,19 +13,18 @@ CHANNELS = 6
 
 
 def both_ways(
-    size: tuple[int, int], kernel: int, **options: object
+    size: tuple[int, int], kernel: int, dtype: torch.dtype = torch.float32, **options: object
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The output and all gradients, of torch's convolution and of ours."""
     torch.manual_seed(kernel)
     image = torch.randn(3, CHANNELS, *size).contiguous(memory_format=torch.channels_last)
-    leaves = [image, torch.randn(CHANNELS, 1, kernel, kernel), torch.randn(CHANNELS)]
-    for leaf in leaves:
-        leaf.requires_grad_()
+    weights = torch.randn(CHANNELS, 1, kernel, kernel), torch.randn(CHANNELS)
+    leaves = [leaf.to(dtype).requires_grad_() for leaf in (image, *weights)]
     found = []
     for mode in (nullcontext(), small_depthwise()):
         with mode:
             out = F.conv2d(*leaves, groups=CHANNELS, **options)  # type: ignore[call-overload]
-        slope = torch.linspace(-1, 1, out.numel()).reshape(out.shape)
+        slope = torch.linspace(-1, 1, out.numel(), dtype=dtype).reshape(out.shape)
         found.append([out, *torch.autograd.grad(out, leaves, slope)])
     return found[0], found[1]
 
@@ -43,6 +42,18 @@ def test_outputs_and_gradients_are_those_of_a_convolution(
     assert theirs[0].shape == ours[0].shape
     for one, other in zip(theirs, ours, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_in_double_precision_they_agree_to_its_last_digits() -> None:
+    theirs, ours = both_ways((4, 4), 5, torch.float64, padding=2)
+    for one, other in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_after_a_failure_the_convolution_is_torchs_again() -> None:
+    with pytest.raises(ZeroDivisionError), small_depthwise():
+        raise ZeroDivisionError
+    assert F.conv2d is torch.conv2d
 
 
 @pytest.mark.parametrize(

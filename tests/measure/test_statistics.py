@@ -144,6 +144,16 @@ def test_two_runs_are_never_closer_than_the_deviation_between_runs() -> None:
     assert constant.upper(0.05) == pytest.approx(math.log(1.2) + 1.645 * 0.03, abs=1e-4)
 
 
+def test_no_number_of_rounds_averages_a_restless_machine_away() -> None:
+    rng = np.random.default_rng(5)
+    many = [rounds(rng, 2000, noise=0.1) for _ in range(2)]
+    ruined = [np.where(np.arange(2000) % 20 == 0, 5 * one, one) for one in many]  # 1 in 20
+    for runs in (many, ruined):
+        apart = unpaired_log_ratio(*runs, 0.0)
+        assert apart.error == pytest.approx(0.25 * 0.1 * math.sqrt(2), rel=0.15)
+    assert paired_log_ratio(many[0], np.ones(2000)).error < 0.005  # of one run: they do
+
+
 def test_equal_measurements_are_judged_equally() -> None:
     times = rounds(np.random.default_rng(6), 10)
     assert paired_log_ratio(times, times[::-1]) == paired_log_ratio(times, times[::-1])
