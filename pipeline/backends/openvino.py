@@ -48,6 +48,8 @@ PRECISION_NOTE = (
 # (x - 128) / 64 of a pixel x in [0, 255]: over this range 256 levels have the step 1/64, so
 # that quantized input and pixel are the same number.
 INPUT_RANGE = (-2.0, 127 / 64)
+BATCH = 32
+"""Calibration images that NNCF sees at once."""
 
 
 class OpenVino:
@@ -207,8 +209,10 @@ def _quantize(model: openvino.Model, job: Job) -> tuple[openvino.Model, tuple[st
 
     Ranges are NNCF's own and bias correction is its fast one where the recipe has no others.
 
-    `histogram` takes the ranges with the least square error. NNCF's means over images were
-    tried, too: students of small images lost three times as much by them as by its default.
+    By default a bound is the mean, over batches, of a batch's extreme value. Over single images,
+    which NNCF's examples take, it cuts off more, and int8 of small images lost 1.5 to 2 times as
+    much; it also took three times as long. `histogram` takes the ranges with the least square
+    error.
     """
     import nncf
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
@@ -219,13 +223,13 @@ def _quantize(model: openvino.Model, job: Job) -> tuple[openvino.Model, tuple[st
         advanced.activations_range_estimator_params = RangeEstimatorParametersSet.HISTOGRAM
     products = [node for node in model.get_ordered_ops() if node.get_type_name() in PRODUCTS]
     kept = job.kept([node.get_friendly_name() for node in products])
-    samples = [job.calibration[i : i + 1] for i in range(len(job.calibration))]
+    batches = [job.calibration[i : i + BATCH] for i in range(0, len(job.calibration), BATCH)]
     quantized = nncf.quantize(
         model,
-        nncf.Dataset(samples),
+        nncf.Dataset(batches),
         preset=nncf.QuantizationPreset.MIXED,
         target_device=nncf.TargetDevice.CPU,
-        subset_size=len(samples),
+        subset_size=len(batches),
         fast_bias_correction=not job.recipe.bias_correction,
         ignored_scope=nncf.IgnoredScope(names=list(kept)) if kept else None,
         advanced_parameters=advanced,
