@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.backends.base import Compiled, Job
-from pipeline.backends.tflite import MODEL_FILE, TFLite
-from pipeline.backends.tflite_convert import convert
+from pipeline.backends.tflite import MODEL_FILE, SIGNATURE, TFLite, _calibrate
+from pipeline.backends.tflite_convert import convert, from_normalised, normalised
 from pipeline.contracts import Partitions
 from pipeline.errors import PipelineError
 from pipeline.networks.build import load_pixels_to_logits
@@ -113,6 +113,28 @@ def test_pixels_are_quantized_exactly_though_calibration_lacks_the_darkest(made:
     assert first["op_name"] == "QUANTIZE"
     assert (pixels["dtype"], pixels["quantization"]) == (np.uint8, (1 / 64, 128))
     assert (quantized["dtype"], quantized["quantization"]) == (np.int8, (1 / 64, 0))
+
+
+def test_ranges_noted_by_the_interpreter_are_those_of_the_tensors(
+    job: Callable[[str], Job],
+) -> None:
+    from ai_edge_quantizer.calibrator import Calibrator
+    from ai_edge_quantizer.recipe_manager import RecipeManager
+    from ai_edge_quantizer.utils.qsv_utils import min_max_update
+
+    content = from_normalised(job("int8"), decompose_hard_swish=True)
+    images = normalised(job("int8").calibration[:8])
+    recipe = RecipeManager()
+    recipe.add_static_config(".*", "*", activation_num_bits=8, weight_num_bits=8)
+    found = _calibrate(content, recipe, images, "min-max")
+    reads_tensors = Calibrator(content, num_threads=1, qsv_update_func=min_max_update)
+    reads_tensors.calibrate({SIGNATURE: [{"image": images[i : i + 1]} for i in range(8)]}, recipe)
+    expected = reads_tensors.get_model_qsvs()
+    del found["serving_default_image"], expected["serving_default_image"]  # set, not measured
+    assert found.keys() == expected.keys() and len(found) > 20
+    for name, bounds in expected.items():
+        for bound in ("min", "max"):
+            np.testing.assert_allclose(found[name][bound].item(), bounds[bound].item(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
