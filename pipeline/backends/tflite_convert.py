@@ -26,7 +26,7 @@ SAMPLES = 16
 MAX_ERROR = 1e-3
 """Largest error of a converted logit, as a share of the largest logit."""
 CONVERTED = Path(".work/tflite")
-"""Conversions take most of a compile stage's time, and several stages want the same."""
+"""Conversions take most of a compile stage's time, and several precisions want the same."""
 
 _PACKAGES = ("litert-torch",)
 
@@ -108,17 +108,21 @@ def convert(model: torch.nn.Module, samples: torch.Tensor) -> bytes:
     import torch
     from ai_edge_litert.interpreter import Interpreter
 
+    from pipeline.networks.folding import fold_batch_norm
+
+    folded = fold_batch_norm(model, samples[:1])
+
     class Named(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = model
+            self.model = folded
 
         def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"logits": self.model(image)}
 
     # litert-torch 0.10 knows constants by the address of their contiguous copy. A weight in
     # channels-last layout has a copy of a moment, and the next one at its address gets lost.
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in (*folded.parameters(), *folded.buffers()):
         tensor.data = tensor.data.contiguous()
     converted = litert_torch.convert(Named().eval(), sample_kwargs={"image": samples[:1]})
     content = bytes(converted.model_content())
