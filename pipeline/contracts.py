@@ -26,6 +26,7 @@ ONNX = Path("models/onnx")
 COMPILED = Path("models/compiled")
 BUNDLES = Path("models/bundles")
 METRICS = Path("metrics")
+COMPILED_METRICS = METRICS / "compiled"
 CURVES = METRICS / "curves"
 REPORTS = Path("reports")
 FINGERPRINT = METRICS / "fingerprint.json"
@@ -214,7 +215,7 @@ class Proof(Record):
 
 
 class Artifact(Record):
-    """models/compiled/B/S-P/artifact.json."""
+    """models/compiled/B/S/P/artifact.json."""
 
     student: str
     backend: str
@@ -289,7 +290,7 @@ class Mistake(Record):
 
 
 class CompiledMetrics(Record):
-    """metrics/compiled/B-S-P.json: the whole test split through `evaluated_with`."""
+    """metrics/compiled/B/S/P.json: the whole test split through `evaluated_with`."""
 
     top1: float
     top1_drop: float = Field(description="top-1 of the float student in torch, minus `top1`")
@@ -415,11 +416,11 @@ def bundle_folder(student: str, backend: str, precision: str) -> Path:
 
 
 def artifact_folder(student: str, backend: str, precision: str) -> Path:
-    return COMPILED / backend / f"{student}-{precision}"
+    return COMPILED / backend / student / precision
 
 
 def compiled_metrics_file(student: str, backend: str, precision: str) -> Path:
-    return METRICS / "compiled" / f"{backend}-{student}-{precision}.json"
+    return COMPILED_METRICS / backend / student / f"{precision}.json"
 
 
 def load_split(split: Split, folder: Path = PACKED) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -21,7 +21,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
-"""Names become parts of paths and of `S-P` keys: letters, digits, `_` and `.`, no `-`."""
+"""Names become parts of paths and of bundles' names S-B-P: letters, digits, `_` and `.`, no `-`."""
 
 
 class Group(BaseModel):

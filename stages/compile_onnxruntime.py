@@ -1,4 +1,4 @@
-"""Stage `compile_onnxruntime@S-P`: a student for ONNX Runtime, evaluated on the test split."""
+"""Stage `compile_onnxruntime@S`: a student for ONNX Runtime, evaluated on the test split."""
 
 from __future__ import annotations
 

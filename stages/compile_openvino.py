@@ -1,4 +1,4 @@
-"""Stage `compile_openvino@S-P`: a student for OpenVINO, evaluated on the test split."""
+"""Stage `compile_openvino@S`: a student for OpenVINO, evaluated on the test split."""
 
 from __future__ import annotations
 

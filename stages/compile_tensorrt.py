@@ -1,4 +1,4 @@
-"""Stage `compile_tensorrt@S-P`: a student for TensorRT, evaluated on the test split."""
+"""Stage `compile_tensorrt@S`: a student for TensorRT, evaluated on the test split."""
 
 from __future__ import annotations
 

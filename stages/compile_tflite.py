@@ -1,4 +1,4 @@
-"""Stage `compile_tflite@S-P`: a student for LiteRT, evaluated on the test split."""
+"""Stage `compile_tflite@S`: a student for LiteRT, evaluated on the test split."""
 
 from __future__ import annotations
 

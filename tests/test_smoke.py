@@ -131,10 +131,10 @@ def compiled(project: Project) -> list[tuple[Artifact, CompiledMetrics]]:
     return [
         (
             Artifact.read(
-                project.folder / f"models/compiled/{backend}/{student}-{precision}/artifact.json"
+                project.folder / f"models/compiled/{backend}/{student}/{precision}/artifact.json"
             ),
             CompiledMetrics.read(
-                project.folder / f"metrics/compiled/{backend}-{student}-{precision}.json"
+                project.folder / f"metrics/compiled/{backend}/{student}/{precision}.json"
             ),
         )
         for student in params.students.enabled
@@ -203,9 +203,7 @@ def branches(project: Project, *students: str) -> set[str]:
     params = project.params()
     names = students or params.students.enabled
     return {f"distill@{name}" for name in names} | {
-        f"compile_{backend}@{name}-{precision}"
-        for name in names
-        for backend, precision in params.backends.pairs()
+        f"compile_{backend}@{name}" for name in names for backend, _ in params.backends.pairs()
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import typing
 from dataclasses import replace
@@ -15,6 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.backends.base import Backend, Compiled, Job, opened_bytes, versions
 from pipeline.contracts import (
+    COMPILED,
+    COMPILED_METRICS,
     ONNX,
     PACKED,
     STUDENTS,
@@ -36,9 +37,10 @@ from pipeline.measure.accuracy import (
     signal_to_noise,
     top1,
 )
-from pipeline.measure.evidence import Evidence, evidence_file
+from pipeline.measure.evidence import EVIDENCE, Evidence, evidence_file
 from pipeline.measure.inside import Inside, look_inside
 from pipeline.params import Backends, Params, load_params
+from pipeline.stage import student_argument
 
 if TYPE_CHECKING:
     from pipeline.quantize.ladder import Climbed
@@ -52,19 +54,24 @@ _NAMED = 5  # float products in an error
 
 
 def compile_from_command_line(backend: Backend) -> None:
-    """`--student S --precision P`: run the stage `compile_<backend>@S-P`."""
-    parser = argparse.ArgumentParser(description=f"Compile a student for {backend.name}.")
-    parser.add_argument("--student", required=True, help="a name of students.zoo")
-    parser.add_argument("--precision", required=True, help=" or ".join(precisions(backend.name)))
-    arguments = parser.parse_args()
-    metrics = compile_student(load_params(), backend, arguments.student, arguments.precision)
-    for attempt in metrics.ladder:
-        print(_told(attempt))
-    print(
-        f"{arguments.student} {backend.name} {arguments.precision}: top-1 {metrics.top1:.4f} "
-        f"(drop {metrics.top1_drop:+.4f}), {metrics.size_bytes / 1000:,.0f} kB, "
-        f"{metrics.int8_mac_share:.1%} of MACs in int8, by {metrics.evaluated_with}"
-    )
+    """`--student S`: run the stage `compile_<backend>@S`, all its precisions in one process.
+
+    Loading torch and a converter takes longer than most artifacts do.
+    """
+    params = load_params()
+    student = student_argument(params)
+    for outputs in (COMPILED, COMPILED_METRICS, EVIDENCE):  # also where no precision is asked for
+        (outputs / backend.name / student).mkdir(parents=True, exist_ok=True)
+    for precision in getattr(params.backends, backend.name).precisions:
+        metrics = compile_student(params, backend, student, precision)
+        for attempt in metrics.ladder:
+            print(_told(attempt))
+        print(
+            f"{student} {backend.name} {precision}: top-1 {metrics.top1:.4f} "
+            f"(drop {metrics.top1_drop:+.4f}), {metrics.size_bytes / 1000:,.0f} kB, "
+            f"{metrics.int8_mac_share:.1%} of MACs in int8, by {metrics.evaluated_with}",
+            flush=True,
+        )
 
 
 def _told(attempt: Attempt) -> str:
@@ -84,7 +91,7 @@ def compile_student(
     """Write the artifact of `student` at `precision` and how it does on the test split.
 
     int8 climbs the ladder of `params.quantize`, judged on val, before test is looked at.
-    models/compiled/B/S-P/, metrics/compiled/B-S-P.json and metrics/evidence/B-S-P.json appear
+    models/compiled/B/S/P/, metrics/compiled/B/S/P.json and metrics/evidence/B/S/P.json appear
     only if the compiler ends well, the runtime really executes the precision, and its logits
     are sound; otherwise `PipelineError`.
     """

@@ -20,7 +20,7 @@ CONFUSIONS, MISTAKES = 1000, 24  # kept at most: a thousand classes have a milli
 
 
 class Evidence(Record):
-    """metrics/evidence/B-S-P.json: answers on the test split, and how they are computed."""
+    """metrics/evidence/B/S/P.json: answers on the test split, and how they are computed."""
 
     test_digest: str = Field(description="SHA-256 over the digests of the test split's arrays")
     images: int = Field(ge=1)
@@ -77,4 +77,4 @@ def split_digest(manifest: Manifest) -> str:
 
 
 def evidence_file(student: str, backend: str, precision: str) -> Path:
-    return EVIDENCE / f"{backend}-{student}-{precision}.json"
+    return EVIDENCE / backend / student / f"{precision}.json"

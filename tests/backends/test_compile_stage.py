@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from numpy.typing import NDArray
 
 from pipeline.backends.base import Compiled, Job, Recipe, Runner
@@ -71,18 +72,19 @@ def project(
 
 
 def outputs(project: Path) -> list[Path]:
-    """Every file or folder under the outputs, hidden scratch included."""
-    return [path for top in ("models/compiled", "metrics") for path in project.glob(f"{top}/*/*")]
+    """Every file under the outputs, and every artifact's folder, hidden scratch included."""
+    files = [path for path in (project / "metrics").rglob("*") if path.is_file()]
+    return [*files, *project.glob("models/compiled/*/*/*")]
 
 
 def test_it_records_the_artifact_and_its_accuracy(project: Path) -> None:
     metrics = compile_student(PARAMS, OnnxRuntime(), "tiny", "int8")
-    folder = project / "models/compiled/onnxruntime/tiny-int8"
+    folder = project / "models/compiled/onnxruntime/tiny/int8"
     artifact = Artifact.read(folder / "artifact.json")
-    evidence = Evidence.read(project / "metrics/evidence/onnxruntime-tiny-int8.json")
+    evidence = Evidence.read(project / "metrics/evidence/onnxruntime/tiny/int8.json")
     assert (evidence.proof, evidence.digests) == (artifact.proof, artifact.digests)
     assert evidence.answers().mean() == metrics.top1
-    assert CompiledMetrics.read(project / "metrics/compiled/onnxruntime-tiny-int8.json") == metrics
+    assert CompiledMetrics.read(project / "metrics/compiled/onnxruntime/tiny/int8.json") == metrics
     assert artifact.digests == {"model.onnx": sha256(folder / "model.onnx")}
     assert set(artifact.versions) == {"onnx", "onnxruntime"}
     assert artifact.proof.int8_mac_share == metrics.int8_mac_share == 1
@@ -96,27 +98,37 @@ def test_it_records_the_artifact_and_its_accuracy(project: Path) -> None:
 def test_only_int8_has_a_calibration(project: Path) -> None:
     for precision in ("fp32", "int8"):
         compile_student(PARAMS, OnnxRuntime(), "tiny", precision)
-        folder = project / f"models/compiled/onnxruntime/tiny-{precision}"
+        folder = project / f"models/compiled/onnxruntime/tiny/{precision}"
         digest = Artifact.read(folder / "artifact.json").calibration_digest
         assert (digest is None) == (precision == "fp32")
 
 
 def test_the_stage_script_runs_by_hand(project: Path) -> None:
-    command = ["-m", "stages.compile_onnxruntime", "--student", "tiny", "--precision"]
+    tree = yaml.safe_load((project / "params.yaml").read_text())
+    tree["students"]["zoo"]["tiny"] = tree["students"]["zoo"]["mnv4_small_050"]
+    tree["backends"]["openvino"]["precisions"], tree["quantize"]["rungs"] = [], ["default"]
+    (project / "params.yaml").write_text(yaml.safe_dump(tree))
 
-    def script(precision: str) -> subprocess.CompletedProcess[str]:
+    def script(backend: str, student: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, *command, precision],
+            [sys.executable, "-m", f"stages.compile_{backend}", "--student", student],
             cwd=project,
             env={"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
         )
 
-    done, failed = script("fp32"), script("fp8")
-    assert done.returncode == 0 and "top-1" in done.stdout, done.stderr
+    done, nothing, failed = (
+        script(*of)
+        for of in (("onnxruntime", "tiny"), ("openvino", "tiny"), ("onnxruntime", "huge"))
+    )
+    assert done.returncode == nothing.returncode == 0, done.stderr + nothing.stderr
+    assert re.findall(r"^tiny onnxruntime (\w+): top-1", done.stdout, re.M) == ["fp32", "int8"]
+    assert nothing.stdout == "" and {path.parts[-3] for path in outputs(project)} == {"onnxruntime"}
+    for folder in ("models/compiled", "metrics/compiled", "metrics/evidence"):
+        assert not list((project / folder / "openvino/tiny").iterdir())  # DVC wants it there
     assert (failed.returncode, failed.stdout) == (1, "")
-    assert "no precision `fp8`" in failed.stderr and "Traceback" not in failed.stderr
+    assert "no student `huge`" in failed.stderr and "Traceback" not in failed.stderr
 
 
 def test_precisions_are_those_of_the_parameters() -> None:

@@ -31,6 +31,7 @@ from pipeline.contracts import (
     Manifest,
     Partitions,
     Proof,
+    artifact_folder,
     bundle_folder,
     compiled_metrics_file,
 )
@@ -461,7 +462,7 @@ def test_a_missing_row_is_a_regression_and_a_new_one_is_not(gate: Gate) -> None:
     compiled_metrics_file(STUDENT, "tflite", "int8").unlink()
     finding = only(gate(), "regression")
     assert (finding["key"], finding["measure"]) == (INT8, "row")
-    assert finding["command"] == f"dvc repro compile_tflite@{STUDENT}-int8"
+    assert finding["command"] == f"dvc repro compile_tflite@{STUDENT}"
     change_row(INT8, None)
     assert only(gate(), "regression")["measure"] == "row"
     commit()
@@ -688,7 +689,7 @@ def test_a_rerun_times_both_artifacts_in_the_same_rounds(
     (finding,) = [f for f in verdict["findings"] if f["measure"] == RERUN]
     assert "over 3 rounds side by side (2 of them disturbed)" in finding["detail"]
 
-    model = COMPILED / "onnxruntime" / f"{STUDENT}-fp32" / "model.onnx"
+    model = artifact_folder(STUDENT, "onnxruntime", "fp32") / "model.onnx"
     model.write_bytes(model.read_bytes()[:100])
     assert main(["gate", "--json", "--baseline", "before", "--rerun", "--only", key]) == 2
     verdict = json.loads(capsys.readouterr().out)

@@ -72,7 +72,7 @@ def rerun(
                 continue
             targets = [reference]
             for side, root in (("baseline", models), ("candidate", COMPILED)):
-                folder = root / name / f"{student}-{precision}"
+                folder = root / name / student / precision
                 try:
                     file = folder / Artifact.read_whole(folder).model_file
                 except PipelineError as error:

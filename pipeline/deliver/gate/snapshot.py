@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import subprocess
 import tarfile
 from collections.abc import Collection
@@ -16,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.contracts import (
     BENCHMARK,
+    COMPILED_METRICS,
     METRICS,
     BenchmarkRecord,
     BenchmarkRow,
@@ -26,9 +26,6 @@ from pipeline.errors import PipelineError
 from pipeline.files import write_whole
 from pipeline.measure.evidence import EVIDENCE, Evidence
 
-COMPILED_METRICS = METRICS / "compiled"
-
-_NAMED = re.compile(r"[\w.]+-[\w.]+-[\w.]+\.json")
 R = TypeVar("R", bound=Record)
 Files = dict[str, bytes]
 """Contents by path from the project's root."""
@@ -56,7 +53,7 @@ class Snapshot:
 def metrics_path(key: str, folder: Path = COMPILED_METRICS) -> str:
     """The file about the artifact `S/B/P` in a folder of metrics/."""
     student, backend, precision = key.split("/")
-    return str(folder / f"{backend}-{student}-{precision}.json")
+    return str(folder / backend / student / f"{precision}.json")
 
 
 def take(name: str, files: Files, asked: Collection[str] = ()) -> Snapshot:
@@ -100,7 +97,7 @@ def baseline_files(baseline: str) -> tuple[str, Files]:
         name, files = baseline, _saved_files(path)
     else:
         name, files = _revision_files(baseline)
-    if not any(Path(file).parent == COMPILED_METRICS for file in files):
+    if not any(_key(file, COMPILED_METRICS) for file in files):
         raise PipelineError(
             f"the baseline has no records in {COMPILED_METRICS}",
             where=baseline,
@@ -117,11 +114,10 @@ def folder_files(root: Path) -> Files:
 
 def save(files: Files, path: Path) -> None:
     """Write the records that a gate reads as one JSON file, itself a baseline."""
-    folders = (COMPILED_METRICS, EVIDENCE)
     kept = {
         name: content.decode(errors="replace")
         for name, content in files.items()
-        if Path(name).parent in folders or name == str(BENCHMARK)
+        if _key(name, COMPILED_METRICS) or _key(name, EVIDENCE) or name == str(BENCHMARK)
     }
     write_whole(path, json.dumps(kept, indent=1) + "\n")
 
@@ -166,19 +162,22 @@ def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
         ) from None
 
 
-def _key(path: str) -> str:
-    backend, student, precision = Path(path).stem.split("-")
-    return f"{student}/{backend}/{precision}"
+def _key(path: str, folder: Path) -> str | None:
+    """`S/B/P` of the file B/S/P.json in a folder of metrics/; None for any other file."""
+    file = Path(path)
+    if file.suffix != ".json" or file.parent.parent.parent != folder:
+        return None
+    return f"{file.parent.name}/{file.parent.parent.name}/{file.stem}"
 
 
 def _records(
     kind: type[R], folder: Path, files: Files, broken: dict[str, str]
 ) -> dict[str, R | None]:
-    """The records B-S-P.json of a folder by `S/B/P`; None for those that are broken."""
+    """The records B/S/P.json of a folder by `S/B/P`; None for those that are broken."""
     return {
-        _key(path): _parse(kind, path, content, broken)
+        key: _parse(kind, path, content, broken)
         for path, content in files.items()
-        if Path(path).parent == folder and _NAMED.fullmatch(Path(path).name)
+        if (key := _key(path, folder))
     }
 
 

@@ -109,5 +109,5 @@ class Commands:
         return shlex.join([*shlex.split(self.judge(key)), "--rerun", *models])
 
     def compile(self, key: str) -> str:
-        student, backend, precision = key.split("/")
-        return f"dvc repro compile_{backend}@{student}-{precision}"
+        student, backend, _ = key.split("/")
+        return f"dvc repro compile_{backend}@{student}"
