@@ -95,3 +95,17 @@ def test_the_gate_judges_and_never_makes_anything_run_but_the_report() -> None:
 def test_every_stage_script_is_a_stage() -> None:
     scripts = {file.stem for file in (ROOT / "stages").glob("*.py")} - {"__init__"}
     assert scripts == set(STAGES)
+
+
+def test_the_lock_file_holds_no_stage_that_is_gone() -> None:
+    """DVC keeps them for ever, and reads and writes them after every stage."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    zoos = {kind: params[f"{kind}s"]["zoo"] for kind in ("teacher", "student")}
+    expanded = {
+        f"{name}@{item}" if kind else name
+        for name, stage in STAGES.items()
+        for kind in (next(iter(stage.get("matrix", ())), None),)
+        for item in zoos.get(kind, [None])
+    }
+    locked = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
+    assert set(locked) <= expanded
