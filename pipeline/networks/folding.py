@@ -22,8 +22,9 @@ def fold_batch_norm(model: nn.Module, example: torch.Tensor) -> nn.Module:
 
     A convolution takes in the batch norm behind it if nothing else reads what it gives and each
     of them is used once; `example`, one input, shows what reads what. litert-torch, which traces
-    every operator in Python several times, then takes two thirds of the time. torch's ONNX exporter
-    needs no help: it folds by itself.
+    every operator in Python several times, then takes two thirds of the time. Not for torch's ONNX
+    exporter: it folds by itself and, where no batch norm comes between, writes the flattening of
+    a pooled channels-last tensor as a Gather with a computed index.
     """
     folded = deepcopy(model).eval()
     with _Watching() as watched:
@@ -53,7 +54,9 @@ class _Watching(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        norm = (*args, kwargs.get("weight"))[3] if func is F.batch_norm else None
+        norm = None
+        if func is F.batch_norm:
+            norm = args[3] if len(args) > 3 else kwargs.get("weight")
         if norm is not None:
             self._calls[id(norm)] += 1
         result = func(*args, **kwargs)
