@@ -46,9 +46,10 @@ def _as_read(model: onnx.ModelProto, tensor: str) -> str:
         tensor = readers[0].output[0]
 
 
-def float_fed(file: Path) -> FloatRunner:
+def float_fed(file: Path, *, int8_kernels: bool = True) -> FloatRunner:
     """`Backend.float_fed` of a Q/DQ model, whether it casts its pixels or takes them as they are.
 
+    `int8_kernels` are those of `open_session`.
     Raises `PipelineError` for a graph that begins in neither way.
     """
     model = onnx.load(file)
@@ -79,7 +80,8 @@ def float_fed(file: Path) -> FloatRunner:
     )
     del graph.input[:]
     graph.input.append(floats)
-    session = new_session(model.SerializeToString(), session_options(threads=1))
+    options = session_options(threads=1, int8_kernels=int8_kernels)
+    session = new_session(model.SerializeToString(), options)
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
         images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))

@@ -11,9 +11,13 @@ from numpy.typing import NDArray
 from pipeline.backends.base import Runner
 
 
-def open_session(model: Path, threads: int) -> Runner:
-    """`model` on the CPU provider with `threads` threads that sleep when they have no work."""
-    session = new_session(model, session_options(threads))
+def open_session(model: Path, threads: int, *, int8_kernels: bool = True) -> Runner:
+    """`model` on the CPU provider with `threads` threads that sleep when they have no work.
+
+    Without `int8_kernels` each pair of Q/DQ is computed as the rounding that it means, and all
+    between them in float32.
+    """
+    session = new_session(model, session_options(threads, int8_kernels=int8_kernels))
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         logits: NDArray[np.float32]
@@ -37,7 +41,7 @@ def new_session(
     )
 
 
-def session_options(threads: int) -> onnxruntime.SessionOptions:
+def session_options(threads: int, *, int8_kernels: bool = True) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -45,4 +49,5 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.log_severity_level = 3  # it warns whenever an optimised graph is saved
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.x64quantprecision", "1")
+    options.add_session_config_entry("session.disable_quant_qdq", "01"[not int8_kernels])
     return options
