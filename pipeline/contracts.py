@@ -19,6 +19,8 @@ from pipeline.files import sha256, write_whole
 RAW = Path("data/raw")
 PACKED = Path("data/packed")
 CALIBRATION = Path("data/calibration")
+CARD = "card.json"
+"""Beside the weights of every teacher and student: a `ModelCard`."""
 TEACHERS = Path("models/teachers")
 SIGNALS = Path("models/teacher_signals")
 STUDENTS = Path("models/students")
@@ -170,6 +172,20 @@ class Parity(Record):
     mean_logit_error: float
     opset: int
     versions: dict[str, str]
+
+
+class ProductLayer(Record):
+    """A convolution or linear layer of a student."""
+
+    name: str = Field(description="path of the module in the network")
+    macs: int = Field(description="multiply-accumulates for one image")
+    weights: int
+
+
+class ProductLayers(Record):
+    """models/onnx/S/layers.json: a student's convolutions and linear layers."""
+
+    layers: tuple[ProductLayer, ...] = Field(description="in order of execution")
 
 
 class FloatProduct(Record):

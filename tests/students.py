@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.contracts import ModelCard
+from pipeline.contracts import ModelCard, ProductLayers
 from pipeline.export.onnx import export_onnx
 from pipeline.networks.build import (
     PixelsToLogits,
@@ -18,6 +18,7 @@ from pipeline.networks.build import (
     save_model,
     student_normalisation,
 )
+from pipeline.networks.products import product_layers
 from pipeline.params import Network
 
 SIZE, CHANNELS, CLASSES = 28, 3, tuple("abcdefghij")
@@ -63,9 +64,12 @@ def train(act: str) -> tuple[torch.nn.Module, ModelCard]:
 
 @cache
 def student_folder(act: str, root: Path) -> Path:
-    """A folder like models/students/S/ below `root`, with `model.onnx` beside the weights."""
+    """Like models/students/S/ and models/onnx/S/ in one folder below `root`."""
     folder = root / act
     folder.mkdir()
     save_model(folder, *train(act))
-    export_onnx(*load_pixels_to_logits(folder), opset=20, file=folder / "model.onnx")
+    model, card = load_pixels_to_logits(folder)
+    export_onnx(model, card, opset=20, file=folder / "model.onnx")
+    layers = product_layers(model, SIZE, CHANNELS)
+    ProductLayers(layers=layers).write(folder / "layers.json")
     return folder

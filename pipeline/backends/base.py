@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.contracts import FloatProduct, Manifest, Partitions, Proof
+from pipeline.contracts import FloatProduct, Manifest, Partitions, ProductLayer, Proof
 from pipeline.errors import PipelineError
 
 T = TypeVar("T")
@@ -55,8 +55,8 @@ class Job:
     student_folder: Path
     calibration: NDArray[np.uint8]
     manifest: Manifest
-    layers: tuple[str, ...] = ()
-    """Module names of the student's convolutions and products, in order of execution."""
+    layers: tuple[ProductLayer, ...] = ()
+    """The student's convolutions and linear layers, in order of execution."""
     recipe: Recipe = Recipe()
 
     def kept(self, products: Sequence[T]) -> tuple[T, ...]:
@@ -71,7 +71,8 @@ class Job:
                 f"and products, the graph {len(products)}",
                 where=self.student,
             )
-        return tuple(products[self.layers.index(name)] for name in self.recipe.float_layers)
+        places = {layer.name: place for place, layer in enumerate(self.layers)}
+        return tuple(products[places[name]] for name in self.recipe.float_layers)
 
 
 @dataclass(frozen=True)

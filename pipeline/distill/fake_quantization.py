@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 
 from pipeline.networks.build import PixelsToLogits
 from pipeline.networks.inference import predict
+from pipeline.networks.products import products
 
 _WEIGHT_LEVELS = 127
 _INPUT_LEVELS = 255
@@ -141,12 +142,6 @@ class _Round(torch.autograd.Function):
 class _RoundedWeight(nn.Module):
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         return round_weight(weight)
-
-
-def products(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """What runs in int8: convolutions of every kind and linear layers, by path."""
-    kinds = (nn.Conv2d, nn.Linear)
-    return {path: m for path, m in network.named_modules() if isinstance(m, kinds)}
 
 
 def _round_input(grid: Grid, _module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

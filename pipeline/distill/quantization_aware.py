@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.contracts import PACKED, SIGNALS, STUDENTS, Manifest, load_calibration
+from pipeline.contracts import CARD, PACKED, SIGNALS, STUDENTS, Manifest, load_calibration
 from pipeline.distill.checkpoints import forget_checkpoint, run_key
 from pipeline.distill.devices import launch
 from pipeline.distill.fake_quantization import calibrate, fake_quantization
@@ -12,7 +12,7 @@ from pipeline.distill.stage import Job, fit_job, model_card
 from pipeline.distill.student import lessons
 from pipeline.distill.teachers import check_classes
 from pipeline.files import sha256, whole_folder
-from pipeline.networks.build import CARD, WEIGHTS, load_pixels_to_logits, save_model
+from pipeline.networks.build import WEIGHTS, load_pixels_to_logits, save_model
 from pipeline.networks.inference import seed_everything
 from pipeline.params import Params, Training
 

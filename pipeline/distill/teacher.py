@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from pipeline.contracts import PACKED, Manifest, ModelCard, Normalisation, load_split
+from pipeline.contracts import CARD, PACKED, Manifest, ModelCard, Normalisation, load_split
 from pipeline.data.views import Views, seed_of
 from pipeline.distill.devices import launch
 from pipeline.distill.stage import Job, train_and_write
@@ -16,7 +16,6 @@ from pipeline.distill.training import Objective, Terms
 from pipeline.errors import PipelineError
 from pipeline.files import sha256
 from pipeline.networks.build import (
-    CARD,
     PixelsToLogits,
     build_network,
     load_weights,

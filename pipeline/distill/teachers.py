@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from pipeline.contracts import TEACHERS, Manifest, ModelCard
+from pipeline.contracts import CARD, TEACHERS, Manifest, ModelCard
 from pipeline.errors import PipelineError
 from pipeline.files import sha256
-from pipeline.networks.build import CARD, WEIGHTS, PixelsToLogits, load_pixels_to_logits
+from pipeline.networks.build import WEIGHTS, PixelsToLogits, load_pixels_to_logits
 
 
 def teacher_folder(name: str) -> Path:

@@ -13,19 +13,30 @@ import onnx
 import onnxruntime
 import torch
 
-from pipeline.contracts import ONNX, PACKED, STUDENTS, Manifest, ModelCard, Parity, load_split
+from pipeline.contracts import (
+    ONNX,
+    PACKED,
+    STUDENTS,
+    Manifest,
+    ModelCard,
+    Parity,
+    ProductLayers,
+    load_split,
+)
 from pipeline.errors import PipelineError
 from pipeline.files import whole_folder
 from pipeline.networks.build import PixelsToLogits, load_pixels_to_logits
 from pipeline.networks.inference import predict, seed_everything
+from pipeline.networks.products import product_layers
 
 MIN_AGREEMENT = 0.99
 """Below this share of equal answers the export is broken, not imprecise."""
 
 
 def export_student(student: str, opset: int) -> Parity:
-    """Stage `export@S`: models/onnx/S/ with `model.onnx`, `test_logits.npy`, `parity.json`.
+    """Stage `export@S`: models/onnx/S/.
 
+    `model.onnx`, `layers.json`, `test_logits.npy`, `parity.json`.
     `test_logits.npy` holds torch's logits, float32 [N, C], of the whole test split: what
     every compiled artifact is compared with. Raises `PipelineError` if the checker finds a
     fault or ONNX Runtime answers otherwise than torch.
@@ -64,6 +75,8 @@ def export_student(student: str, opset: int) -> Parity:
                 fix="try another `export.opset`, and report the architecture",
             )
         np.save(scratch / "test_logits.npy", torch_logits)
+        layers = product_layers(model, card.image_size, card.channels)
+        ProductLayers(layers=layers).write(scratch / "layers.json")
         parity.write(scratch / "parity.json")
     return parity
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import typing
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backends.base import Backend, Compiled, Job, opened_bytes, versions
 from pipeline.contracts import (
+    CARD,
     COMPILED,
     COMPILED_METRICS,
     ONNX,
@@ -23,6 +22,8 @@ from pipeline.contracts import (
     Attempt,
     CompiledMetrics,
     Manifest,
+    ModelCard,
+    ProductLayers,
     artifact_folder,
     compiled_metrics_file,
     load_calibration,
@@ -40,10 +41,8 @@ from pipeline.measure.accuracy import (
 from pipeline.measure.evidence import EVIDENCE, Evidence, evidence_file
 from pipeline.measure.inside import Inside, look_inside
 from pipeline.params import Backends, Params, load_params
+from pipeline.quantize.ladder import Climbed, climb
 from pipeline.stage import student_argument
-
-if TYPE_CHECKING:
-    from pipeline.quantize.ladder import Climbed
 
 MIN_INT8_MAC_SHARE = 0.98
 """An int8 artifact with fewer of its multiply-accumulates in int8 has been left in float."""
@@ -138,25 +137,21 @@ def compile_student(
 
 def _climb(backend: Backend, job: Job, params: Params, folder: Path, where: str) -> Climbed:
     """The first int8 artifact that loses little enough on val, or the one that loses least."""
-    # seconds of torch and of all training, which float precisions need not load
-    from pipeline.networks.build import load_pixels_to_logits
-    from pipeline.quantize.ladder import climb
-    from pipeline.quantize.retrain import retrain
-    from pipeline.quantize.sensitivity import product_layers
-
     images, labels = load_split("val")
     threads = os.cpu_count() or 1
-    model, card = load_pixels_to_logits(job.student_folder)
-    job = replace(job, layers=product_layers(model, card.image_size, card.channels))
+    float_top1 = ModelCard.read(job.student_folder / CARD).val_top1
+
+    def retrained(plain: Job) -> Job:
+        from pipeline.quantize.retrain import retrain  # seconds of torch, for the last rung alone
+
+        return retrain(params, plain)
 
     def judge(candidate: Job, compiled: Compiled, made: Path) -> float:
         _check(candidate, compiled, where)
         runner = backend.load(made / compiled.model_file, threads)
         return top1(logits_of(runner, images, label=where), labels)
 
-    return climb(
-        backend, job, params.quantize, card.val_top1, judge, partial(retrain, params), folder
-    )
+    return climb(backend, job, params.quantize, float_top1, judge, retrained, folder)
 
 
 def precisions(backend: str) -> tuple[str, ...]:
@@ -178,6 +173,7 @@ def _job(student: str, precision: str) -> Job:
         onnx=onnx,
         student_folder=STUDENTS / student,
         calibration=load_calibration(),
+        layers=ProductLayers.read(ONNX / student / "layers.json").layers,
         manifest=Manifest.read(PACKED / "manifest.json"),
     )
 

@@ -46,7 +46,7 @@ def look_inside(backend: Backend, job: Job, model: Path, where: str) -> Inside:
         )
         return Inside((), exact, (note,))
     pairs = [(outputs[name], reference) for name, reference in references.items()]
-    return Inside(layer_noise(job.layers, pairs), exact)
+    return Inside(layer_noise([layer.name for layer in job.layers], pairs), exact)
 
 
 def _exact_input(backend: Backend, job: Job, model: Path, where: str) -> int:

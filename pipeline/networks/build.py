@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline.contracts import ModelCard, Normalisation
+from pipeline.contracts import CARD, ModelCard, Normalisation
 from pipeline.errors import PipelineError
 from pipeline.params import Network
 
@@ -23,7 +23,6 @@ SMALL_IMAGE = 64
 """Up to this many pixels `auto` keeps the resolution in the stem: stride 1, no pooling."""
 
 WEIGHTS = "model.safetensors"
-CARD = "card.json"
 
 
 def build_network(

@@ -12,7 +12,6 @@ from pipeline.backends.base import Backend, Compiled, Job, opened_bytes
 from pipeline.contracts import Attempt
 from pipeline.errors import PipelineError
 from pipeline.params import Quantize, Rung
-from pipeline.quantize.sensitivity import float_costs, most_sensitive
 
 Judge = Callable[[Job, Compiled, Path], float]
 """Top-1 on val, a fraction, of what a job was compiled to in a folder, by its own runtime."""
@@ -115,10 +114,13 @@ def _kept_float(job: Job, settings: Quantize) -> Iterator[tuple[str, ...]]:
     network float is passed over: an artifact that is float where it counts is neither small
     nor fast, however accurate.
     """
-    costs = float_costs(job)
+    from pipeline.quantize.sensitivity import most_sensitive  # seconds of torch
+
+    costs = _shares(job)
+    order = list(costs)
     kept: tuple[str, ...] = ()
     for layer in most_sensitive(job):
-        before = job.layers[max(job.layers.index(layer) - 1, 0)]
+        before = order[max(order.index(layer) - 1, 0)]
         for name in dict.fromkeys((layer, before)):
             if name in kept:
                 continue
@@ -129,6 +131,13 @@ def _kept_float(job: Job, settings: Quantize) -> Iterator[tuple[str, ...]]:
                 break
             kept = (*kept, name)
             yield kept
+
+
+def _shares(job: Job) -> dict[str, tuple[float, float]]:
+    """By layer, in order of execution: shares of all multiply-accumulates and of all weights."""
+    macs = sum(layer.macs for layer in job.layers)
+    weights = sum(layer.weights for layer in job.layers)
+    return {layer.name: (layer.macs / macs, layer.weights / weights) for layer in job.layers}
 
 
 def _attempt(

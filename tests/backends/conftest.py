@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.backends.base import Job
-from pipeline.contracts import Manifest
+from pipeline.contracts import Manifest, ProductLayers
 from pipeline.networks.build import load_pixels_to_logits
 from tests.students import CHANNELS, CLASSES, SIZE, draw, student_folder
 
@@ -60,7 +60,7 @@ def test_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 @pytest.fixture(scope="session", params=["relu", "hard_swish"])
 def student(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like models/students/S/, with `model.onnx` beside the weights."""
+    """Like models/students/S/ and models/onnx/S/ in one folder."""
     return student_folder(request.param, tmp_path_factory.getbasetemp())
 
 
@@ -84,8 +84,11 @@ def job(student: Path) -> Callable[[str], Job]:
         digests={"test_images.npy": "1" * 64, "test_labels.npy": "2" * 64},
         calibration_digest="", mean=(0.0,) * 3, std=(1.0,) * 3, rejected=(),
     )  # fmt: skip
+    layers = ProductLayers.read(student / "layers.json").layers
 
     def make(precision: str) -> Job:
-        return Job(student.name, precision, student / "model.onnx", student, images, manifest)
+        return Job(
+            student.name, precision, student / "model.onnx", student, images, manifest, layers
+        )
 
     return make

@@ -66,7 +66,8 @@ def project(
         np.save(tmp_path / f"data/packed/{split}_labels.npy", test_images[1])
     np.save(tmp_path / "data/calibration/images.npy", job("fp32").calibration)
     np.save(tmp_path / "models/onnx/tiny/test_logits.npy", torch_logits)
-    shutil.copy(job("fp32").onnx, tmp_path / "models/onnx/tiny/model.onnx")
+    for file in ("model.onnx", "layers.json"):
+        shutil.copy(job("fp32").onnx.with_name(file), tmp_path / "models/onnx/tiny")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

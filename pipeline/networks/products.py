@@ -1,0 +1,39 @@
+"""A network's convolutions and linear layers: nearly all its work, and what runs in int8."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from pipeline.contracts import ProductLayer
+from pipeline.networks.build import PixelsToLogits
+from pipeline.networks.inference import predict
+
+
+def products(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Convolutions of every kind and linear layers, by path."""
+    kinds = (nn.Conv2d, nn.Linear)
+    return {path: m for path, m in network.named_modules() if isinstance(m, kinds)}
+
+
+def product_layers(
+    model: PixelsToLogits, image_size: int, channels: int
+) -> tuple[ProductLayer, ...]:
+    """The products of `model.network`, in the order in which an image meets them."""
+    layers = products(model.network)
+    macs: dict[str, int] = {}
+
+    def note(name: str, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        macs[name] = macs.get(name, 0) + output.numel() * layers[name].weight[0].numel()
+
+    hooks = [layer.register_forward_hook(partial(note, name)) for name, layer in layers.items()]
+    image = torch.zeros(1, image_size, image_size, channels, dtype=torch.uint8)
+    predict(model, image.numpy())
+    for hook in hooks:
+        hook.remove()
+    return tuple(
+        ProductLayer(name=name, macs=count, weights=layers[name].weight.numel())
+        for name, count in macs.items()
+    )
