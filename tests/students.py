@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
@@ -20,6 +20,7 @@ from pipeline.networks.build import (
 )
 from pipeline.networks.products import product_layers
 from pipeline.params import Network
+from tests.sharing import made_once
 
 SIZE, CHANNELS, CLASSES = 28, 3, tuple("abcdefghij")
 
@@ -62,14 +63,14 @@ def train(act: str) -> tuple[torch.nn.Module, ModelCard]:
     return model, card
 
 
-@cache
-def student_folder(act: str, root: Path) -> Path:
-    """Like models/students/S/ and models/onnx/S/ in one folder below `root`."""
-    folder = root / act
-    folder.mkdir()
-    save_model(folder, *train(act))
-    model, card = load_pixels_to_logits(folder)
-    export_onnx(model, card, opset=20, file=folder / "model.onnx")
-    layers = product_layers(model, SIZE, CHANNELS)
-    ProductLayers(layers=layers).write(folder / "layers.json")
-    return folder
+def student_folder(act: str, factory: pytest.TempPathFactory) -> Path:
+    """Like models/students/S/ and models/onnx/S/ in one folder."""
+
+    def make(folder: Path) -> None:
+        save_model(folder, *train(act))
+        model, card = load_pixels_to_logits(folder)
+        export_onnx(model, card, opset=20, file=folder / "model.onnx")
+        layers = product_layers(model, SIZE, CHANNELS)
+        ProductLayers(layers=layers).write(folder / "layers.json")
+
+    return made_once(factory, act, make)

@@ -61,7 +61,7 @@ def test_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 @pytest.fixture(scope="session", params=["relu", "hard_swish"])
 def student(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Like models/students/S/ and models/onnx/S/ in one folder."""
-    return student_folder(request.param, tmp_path_factory.getbasetemp())
+    return student_folder(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

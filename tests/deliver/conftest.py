@@ -33,7 +33,7 @@ __all__ = ["job", "shipped", "student"]
 
 @pytest.fixture(scope="session")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return student_folder("relu", tmp_path_factory.getbasetemp())
+    return student_folder("relu", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from pipeline.params import (
     Training,
     load_params,
 )
+from tests.sharing import made_once
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,13 +62,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project folder with 300 real images per split."""
-    folder = tmp_path_factory.mktemp("fashion")
-    data = load_params(ROOT / "params.yaml").data.model_copy(
-        update={"limit": 300, "calibration_images": 32, "folder": folder / "none"}
-    )
-    fetch(data, folder / "data/raw")
-    prepare(data, 1, folder / "data/raw", folder / "data/packed", folder / "data/calibration")
-    return folder
+
+    def make(folder: Path) -> None:
+        data = load_params(ROOT / "params.yaml").data.model_copy(
+            update={"limit": 300, "calibration_images": 32, "folder": folder / "none"}
+        )
+        fetch(data, folder / "data/raw")
+        prepare(data, 1, folder / "data/raw", folder / "data/packed", folder / "data/calibration")
+
+    return made_once(tmp_path_factory, "fashion", make)
 
 
 @pytest.fixture

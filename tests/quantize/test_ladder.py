@@ -21,6 +21,8 @@ from pipeline.params import Quantize
 from pipeline.quantize.ladder import Climbed, climb
 from pipeline.quantize.sensitivity import most_sensitive
 
+pytestmark = pytest.mark.parametrize("student", ["relu"], indirect=True)
+
 Jobs = Callable[[str], Job]
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
