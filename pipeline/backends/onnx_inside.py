@@ -49,8 +49,8 @@ def _as_read(model: onnx.ModelProto, tensor: str) -> str:
 def float_fed(file: Path, *, int8_kernels: bool = True) -> FloatRunner:
     """`Backend.float_fed` of a Q/DQ model, whether it casts its pixels or takes them as they are.
 
-    `int8_kernels` are those of `open_session`.
-    Raises `PipelineError` for a graph that begins in neither way.
+    `int8_kernels` as for `open_session`. Raises `PipelineError` for a graph that begins in
+    neither way.
     """
     model = onnx.load(file)
     graph = model.graph

@@ -49,5 +49,5 @@ def session_options(threads: int, *, int8_kernels: bool = True) -> onnxruntime.S
     options.log_severity_level = 3  # it warns whenever an optimised graph is saved
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.x64quantprecision", "1")
-    options.add_session_config_entry("session.disable_quant_qdq", "01"[not int8_kernels])
+    options.add_session_config_entry("session.disable_quant_qdq", "0" if int8_kernels else "1")
     return options

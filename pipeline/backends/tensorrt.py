@@ -97,9 +97,9 @@ class TensorRT:
     def load(self, model: Path, threads: int) -> Runner:
         """The engine on the GPU; where none runs, the ONNX file beside it in ONNX Runtime.
 
-        There it is computed as it stands: ONNX Runtime's int8 kernels are not TensorRT's, and for
-        signed activations four times as slow on x86 without VNNI.
-        An artifact that was compiled elsewhere without a GPU is built first, in memory.
+        There it is computed as it stands: ONNX Runtime's int8 kernels are not TensorRT's, and take
+        three times as long for signed activations on x86 without VNNI. An artifact that was
+        compiled elsewhere without a GPU is built first, in memory.
         """
         portable = model.with_name(MODEL)
         if self.unmeasurable():
