@@ -43,11 +43,6 @@ def count_macs(model: torch.nn.Module, image: tuple[int, ...]) -> list[int]:
 
 
 @pytest.fixture(scope="session")
-def torch_macs() -> Callable[[torch.nn.Module, tuple[int, ...]], list[int]]:
-    return count_macs
-
-
-@pytest.fixture(scope="session")
 def macs(student: Path) -> int:
     """All multiply-accumulates of `student` for one image."""
     return sum(count_macs(load_pixels_to_logits(student)[0], (SIZE, SIZE, CHANNELS)))
