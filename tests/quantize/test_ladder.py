@@ -21,7 +21,8 @@ from pipeline.params import Quantize
 from pipeline.quantize.ladder import Climbed, climb
 from pipeline.quantize.sensitivity import most_sensitive
 
-pytestmark = pytest.mark.parametrize("student", ["relu"], indirect=True)
+one_student = pytest.mark.parametrize("student", ["relu"], indirect=True)
+"""How the ladder climbs does not depend on the student; what it mends does."""
 
 Jobs = Callable[[str], Job]
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -59,6 +60,7 @@ def climbed(job: Job, folder: Path, rungs: tuple[str, ...], judge: Scripted) -> 
     return climb(OnnxRuntime(), job, settings(*rungs), 0.900, judge, no_training, folder)
 
 
+@one_student
 def test_a_default_that_is_good_enough_is_all_that_is_made(int8: Job, tmp_path: Path) -> None:
     judge = Scripted([0.897])
     result = climbed(int8, tmp_path, ("ranges", "training"), judge)
@@ -69,6 +71,7 @@ def test_a_default_that_is_good_enough_is_all_that_is_made(int8: Job, tmp_path: 
     assert attempt.size_bytes == (tmp_path / "model.onnx").stat().st_size
 
 
+@one_student
 def test_each_rung_starts_from_the_best_below_it(int8: Job, tmp_path: Path) -> None:
     judge = Scripted([0.80, 0.85, 0.84, 0.86, 0.899])
     result = climbed(int8, tmp_path, ("ranges", "bias_correction", "float_layers"), judge)
@@ -100,12 +103,14 @@ def test_no_more_of_the_network_stays_in_float_than_is_allowed(
     assert kept[0] == first, "one that costs too much takes nobody's place"
 
 
+@one_student
 def test_no_layer_stays_in_float_where_none_may(int8: Job, tmp_path: Path) -> None:
     limits = settings("float_layers").model_copy(update={"float_share": 0})
     result = climb(OnnxRuntime(), int8, limits, 0.9, Scripted([0.8]), no_training, tmp_path)
     assert [attempt.rung for attempt in result.attempts] == ["default"]
 
 
+@one_student
 def test_the_best_stays_where_none_is_good_enough(int8: Job, tmp_path: Path) -> None:
     judge = Scripted([0.80, 0.85, 0.85])
     result = climbed(int8, tmp_path, ("ranges",), judge)
@@ -123,6 +128,7 @@ class OnlyItsOwnRanges(OnnxRuntime):
         return super().compile(job, folder)
 
 
+@one_student
 def test_a_rung_that_fails_is_recorded_and_passed(int8: Job, tmp_path: Path) -> None:
     backend, limits = OnlyItsOwnRanges(), settings("ranges", "float_layers")
     judge = Scripted([0.8, 0.9])
@@ -134,6 +140,7 @@ def test_a_rung_that_fails_is_recorded_and_passed(int8: Job, tmp_path: Path) -> 
         climb(backend, odd, limits, 0.9, judge, no_training, tmp_path)
 
 
+@one_student
 def test_training_comes_last_and_brings_other_weights(int8: Job, tmp_path: Path) -> None:
     trained = replace(int8, student="trained")
     result = climb(
