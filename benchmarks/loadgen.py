@@ -1,18 +1,20 @@
 """Our harness beside MLPerf LoadGen, and beside OpenVINO's benchmark_app.
 
-The same file, the same test images, one thread: the worker of the stage `benchmark` with its
-own harness, and once more with LoadGen (SingleStream) in the harness's place; p90 of both.
+The same file, the same test images, one thread: a worker of the stage `benchmark` that times by
+its own harness and by LoadGen (SingleStream) in the harness's place, in turn; p90 of both.
 OpenVINO's artifacts also through `benchmark_app`: synchronous, one request, one stream, one
 thread, float32 where a layer is not int8, at batch 1; p50 of both.
 
 Both differ from ours by calls that take some microseconds, a good part of such short inferences:
 LoadGen calls Python for each query, and benchmark_app times the request inside the runtime, where
-ours includes what Python adds to a call. Both are measured in the same rounds: LoadGen's with
-queries that are answered without work, Python's as what ours takes longer than benchmark_app for a
-network that computes next to nothing. Ratios are printed as measured, and net of these.
+ours includes what Python adds to a call. Both are measured in the same rounds: what LoadGen's
+clock tells more than ours, and ours more than the runtime's, around the very same inferences.
+Ratios are printed as measured, and net of these.
 
-In rounds: every tool measures for some seconds, in turn, in an order of its own for each round.
-A ratio is the other tool's figure over ours in the same round; the median of the rounds counts.
+In rounds: every tool measures for some seconds, in turn, in an order of its own for each round, in
+processes that were started for it, as two that do the same differ by some percent for as long as
+they live. A ratio is the other tool's figure over ours in the same round; the median of the rounds
+counts.
 """
 
 from __future__ import annotations
@@ -28,8 +30,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,9 @@ MIN_RUNS = 1024
 PACKAGES = ("mlcommons-loadgen", "numpy")
 START_APP = "from openvino.tools.benchmark.main import main; main()"
 OURS, LOADGEN, APP = "ours", "LoadGen", "benchmark_app"
-OURS_NOTHING, APP_NOTHING = "ours, no work", "benchmark_app, no work"
 
 Figures = dict[str, float]
-"""Milliseconds by name: p50, p90 and, of LoadGen, `early_stopping` of p90 and `no_work`."""
+"""Milliseconds by name: p50 and p90; `early_stopping` of p90 is LoadGen's; `calls`, see above."""
 Round = dict[str, Figures]
 """By tool."""
 
@@ -81,32 +80,39 @@ def targets(params: Params, asked: str | None, scratch: Path) -> list[Target]:
 
 def compare(target: Target, arguments: argparse.Namespace, params: Params) -> dict[str, Any]:
     """The figures of every tool in every round."""
-    from benchmarks import loadgen_worker  # needs LoadGen, which `main` has looked for
-
-    size = {"min_runs": MIN_RUNS, "min_seconds": arguments.seconds}
-    tools: dict[str, Callable[[], Figures]] = {}
-    with ExitStack() as stack:
-        ours = stack.enter_context(Worker(target, threads=1))
-        with patch.object(workers, "worker", loadgen_worker):  # the module it runs
-            loadgen = stack.enter_context(Worker(target, threads=1))
-        cpus = ours.ask({})["cpus"]
-        loadgen.ask({})
-        tools[OURS] = lambda: _ours(ours.ask(size))
-        tools[LOADGEN] = lambda: _loadgen(loadgen.ask(size))
-        if target.backend == "openvino":
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            empty = replace(target, model=no_work(target, scratch))
-            nothing = stack.enter_context(Worker(empty, threads=1))
-            nothing.ask({})
-            app = partial(benchmark_app, target.images, arguments.seconds, cpus, scratch)
-            tools[APP] = lambda: app(target.model)
-            tools[OURS_NOTHING] = lambda: _ours(nothing.ask(size))
-            tools[APP_NOTHING] = lambda: app(empty.model)
-        rounds: list[Round] = [
-            {name: tools[name]() for name in order}
-            for order in balanced_order(list(tools), arguments.rounds, params.seed)
+    tools = [OURS, LOADGEN, *([APP] if target.backend == "openvino" else [])]
+    with tempfile.TemporaryDirectory() as scratch:
+        rounds = [
+            measure(target, order, arguments.seconds, Path(scratch))
+            for order in balanced_order(tools, arguments.rounds, params.seed)
         ]
     return {"key": target.name, "rounds": rounds, "ratios": ratios(rounds)}
+
+
+def measure(target: Target, order: list[str], seconds: float, scratch: Path) -> Round:
+    """The figures of the tools in one round, in this order, by processes started for it."""
+    from benchmarks import loadgen_worker  # needs LoadGen, which `main` has looked for
+
+    def ask(clock: str | None) -> list[float]:
+        asked = {"min_runs": MIN_RUNS, "min_seconds": seconds, "clock": clock}
+        milliseconds: list[float] = (np.array(process.ask(asked)["nanoseconds"]) / 1e6).tolist()
+        return milliseconds
+
+    def ours() -> Figures:
+        p50, p90 = np.percentile(ask(None), (50, 90)).tolist()
+        return {"p50": p50, "p90": p90} | ({"calls": ask("runtime")[0]} if APP in order else {})
+
+    def loadgen() -> Figures:
+        names = ("p50", "p90", "early_stopping", "calls")
+        return dict(zip(names, ask(LOADGEN), strict=True))
+
+    with patch.object(workers, "worker", loadgen_worker):  # the module it runs
+        process = Worker(target, threads=1)
+    with process:
+        cpus = process.ask({})["cpus"]
+        app = partial(benchmark_app, target, seconds, cpus, scratch)
+        tools: dict[str, Callable[[], Figures]] = {OURS: ours, LOADGEN: loadgen, APP: app}
+        return {tool: tools[tool]() for tool in order}
 
 
 def ratios(rounds: list[Round]) -> dict[str, dict[str, dict[str, float]]]:
@@ -115,64 +121,27 @@ def ratios(rounds: list[Round]) -> dict[str, dict[str, dict[str, float]]]:
         LOADGEN: {
             "measured": _spread([one[LOADGEN]["p90"] / one[OURS]["p90"] for one in rounds]),
             "net": _spread(
-                [
-                    (one[LOADGEN]["p90"] - one[LOADGEN]["no_work"]) / one[OURS]["p90"]
-                    for one in rounds
-                ]
+                [(one[LOADGEN]["p90"] - one[LOADGEN]["calls"]) / one[OURS]["p90"] for one in rounds]
             ),
         }
     }
     if APP in rounds[0]:
         found[APP] = {
             "measured": _spread([one[APP]["p50"] / one[OURS]["p50"] for one in rounds]),
-            "net": _spread([one[APP]["p50"] / (one[OURS]["p50"] - _python(one)) for one in rounds]),
+            "net": _spread(
+                [one[APP]["p50"] / (one[OURS]["p50"] - one[OURS]["calls"]) for one in rounds]
+            ),
         }
     return found
 
 
-def _python(one: Round) -> float:
-    """Milliseconds that Python adds to a call of OpenVINO."""
-    return one[OURS_NOTHING]["p50"] - one[APP_NOTHING]["p50"]
-
-
-def no_work(target: Target, scratch: Path) -> Path:
-    """An OpenVINO model with the input of `target` that computes next to nothing."""
-    import openvino
-    from openvino import opset13
-
-    shape = np.load(target.images, mmap_mode="r").shape[1:]
-    image = opset13.parameter([-1, *shape], np.uint8, name="image")
-    corner = opset13.slice(image, [0, 0, 0], [1, 1, 1], [1, 1, 1], axes=[1, 2, 3])
-    logits = opset13.convert(corner, np.float32)
-    file = scratch / "nothing.xml"
-    openvino.save_model(openvino.Model([logits], [image]), file)
-    return file
-
-
-def _ours(answer: dict[str, Any]) -> Figures:
-    p50, p90 = np.percentile(answer["nanoseconds"], (50, 90)) / 1e6
-    return {"p50": float(p50), "p90": float(p90)}
-
-
-def _loadgen(answer: dict[str, Any]) -> Figures:
-    return dict(
-        zip(
-            ("p50", "p90", "early_stopping", "no_work"),
-            (np.array(answer["nanoseconds"]) / 1e6).tolist(),
-            strict=True,
-        )
-    )
-
-
-def benchmark_app(
-    pixels: Path, seconds: float, cpus: list[int] | None, scratch: Path, model: Path
-) -> Figures:
+def benchmark_app(target: Target, seconds: float, cpus: list[int] | None, scratch: Path) -> Figures:
     """Its median: to 0.01 us where the mean is below a millisecond, else to 0.01 ms.
 
     On the CPUs that ours is pinned to, too, where the system can do that. It reads images from
     files in `scratch`.
     """
-    images, folder = np.load(pixels), scratch / "images"
+    images, folder = np.load(target.images), scratch / "images"
     if not folder.exists():
         folder.mkdir()
         for number, image in enumerate(images):
@@ -180,7 +149,7 @@ def benchmark_app(
     shape = f"[1,{','.join(map(str, images.shape[1:]))}]"
     # -hint none, as it refuses -nthreads beside any other hint
     words = [
-        "-m", str(model), "-i", str(folder), "-d", "CPU", "-shape", shape,
+        "-m", str(target.model), "-i", str(folder), "-d", "CPU", "-shape", shape,
         "-hint", "none", "-api", "sync", "-nireq", "1", "-nstreams", "1", "-nthreads", "1",
         "-infer_precision", "f32", "-ip", "u8", "-t", str(max(1, round(seconds))),
         "-inference_only", "false",
@@ -209,17 +178,14 @@ def show(result: dict[str, Any]) -> None:
     machine = result["machine"]
     print(f"{machine['cpu']}, {machine['cores']} cores; one thread, {result['rounds']} rounds")
     print(", ".join(f"{name} {version}" for name, version in result["versions"].items()) + "\n")
-    for tool, figure in ((LOADGEN, "p90"), (APP, "p50")):
+    for tool, figure, caller in ((LOADGEN, "p90", LOADGEN), (APP, "p50", OURS)):
         rows = [row for row in result["rows"] if tool in row["ratios"]]
         if not rows:
             continue
         heads = f"{'ours':>9}{tool:>15}{'calls':>9}"
         print(f"{figure + ', ms':<34}{heads}  {'as measured':<25}net of calls (least to most)")
         for row in rows:
-            calls = [
-                one[LOADGEN]["no_work"] if tool == LOADGEN else _python(one)
-                for one in row["rounds"]
-            ]
+            calls = float(np.median([one[caller]["calls"] for one in row["rounds"]]))
             ours, theirs = (
                 float(np.median([one[name][figure] for one in row["rounds"]]))
                 for name in (OURS, tool)
@@ -228,7 +194,7 @@ def show(result: dict[str, Any]) -> None:
                 "{median:.3f} ({least:.3f} to {most:.3f})".format(**row["ratios"][tool][kind])
                 for kind in ("measured", "net")
             )
-            figures = f"{ours:>9.4f}{theirs:>15.4f}{float(np.median(calls)):>9.4f}"
+            figures = f"{ours:>9.4f}{theirs:>15.4f}{calls:>9.4f}"
             print(f"{row['key']:<34}{figures}  {'  '.join(texts)}")
         for kind in ("measured", "net"):
             close = [abs(row["ratios"][tool][kind]["median"] - 1) <= WANTED for row in rows]
