@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -28,11 +29,11 @@ def product_layers(
     def note(name: str, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
         macs[name] = macs.get(name, 0) + output.numel() * layers[name].weight[0].numel()
 
-    hooks = [layer.register_forward_hook(partial(note, name)) for name, layer in layers.items()]
     image = torch.zeros(1, image_size, image_size, channels, dtype=torch.uint8)
-    predict(model, image.numpy())
-    for hook in hooks:
-        hook.remove()
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_hook(partial(note, name)))
+        predict(model, image.numpy())
     return tuple(
         ProductLayer(name=name, macs=count, weights=layers[name].weight.numel())
         for name, count in macs.items()
