@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
 
@@ -16,6 +16,7 @@ import yaml
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.backends import tflite_convert
+from pipeline.backends.base import Job
 from pipeline.contracts import (
     CURVES,
     LATENCIES,
@@ -35,6 +36,7 @@ from pipeline.contracts import (
 from pipeline.files import sha256
 from pipeline.measure.evidence import Evidence, evidence_file
 from pipeline.params import Params, load_params
+from tests.sharing import locked, of_all_workers
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 COLOURS = ("red", "green", "blue")
@@ -60,8 +62,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def conversions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Conversions to LiteRT are kept for this process alone: another one drops older ones."""
-    with patch.object(tflite_convert, "CONVERTED", tmp_path_factory.mktemp("converted")):
+    """Conversions to LiteRT, a second or more each, are made once for all workers.
+
+    One at a time: whoever makes one drops older ones of the same student.
+    """
+    root = of_all_workers(tmp_path_factory)
+    once = tflite_convert._once
+
+    def alone(job: Job, kind: str, make: Callable[[], bytes]) -> bytes:
+        with locked(root / "converted.lock"):
+            return once(job, kind, make)
+
+    with (
+        patch.object(tflite_convert, "CONVERTED", root / "converted"),
+        patch.object(tflite_convert, "_once", alone),
+    ):
         yield
 
 

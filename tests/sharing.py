@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,24 @@ import pytest
 from pipeline.files import whole_folder
 
 
+def of_all_workers(factory: pytest.TempPathFactory) -> Path:
+    """The folder of this run, the same for each of its workers."""
+    root = factory.getbasetemp()
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """One worker at a time is in here."""
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """The folder `name`, filled by `make` if no worker of this run has done so yet."""
-    root = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # of all workers
-    with (root / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    root = of_all_workers(factory)
+    with locked(root / f"{name}.lock"):
         if not (root / name).exists():
             with whole_folder(root / name) as folder:
                 make(folder)
