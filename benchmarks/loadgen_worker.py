@@ -89,6 +89,8 @@ class Clocks(Harness):
     ) -> list[int]:
         before = _threads()
         loosened = False
+        # made once, as each call counts: they are part of what LoadGen's clock sees
+        inputs, complete = self._inputs, mlperf_loadgen.QuerySamplesComplete
         response = mlperf_loadgen.QuerySampleResponse(0, 0, 0)
         responses = [response]
 
@@ -98,9 +100,9 @@ class Clocks(Harness):
                 loosened = True
                 _loosen(_threads() - before)
             (sample,) = samples  # SingleStream
-            run(self._inputs[sample.index])
+            run(inputs[sample.index])
             response.id = sample.id
-            mlperf_loadgen.QuerySamplesComplete(responses)
+            complete(responses)
 
         settings = mlperf_loadgen.TestSettings()
         settings.scenario = mlperf_loadgen.TestScenario.SingleStream
