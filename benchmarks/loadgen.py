@@ -204,8 +204,8 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description="our latencies beside LoadGen's and OpenVINO's")
-    options.add_argument("--rounds", type=count, default=6, help="even: the order is balanced")
-    options.add_argument("--seconds", type=float, default=2.0, help="per tool and round, at least")
+    options.add_argument("--rounds", type=count, default=8, help="even: the order is balanced")
+    options.add_argument("--seconds", type=float, default=0.7, help="per tool and round, at least")
     options.add_argument("--only", help="S/B/P or reference; everything that is here by default")
     options.add_argument("--save", action="store_true", help=f"write {RESULTS}")
     arguments = options.parse_args()
