@@ -165,7 +165,7 @@ def main() -> None:
     options.add_argument("--sessions", type=count, default=20, help="per state of the machine")
     options.add_argument("--blocks", type=count, default=10, help="comparisons per session")
     options.add_argument("--min-runs", type=count, default=10, help="inferences per visit")
-    options.add_argument("--min-seconds", type=float, default=0.005, help="seconds per visit")
+    options.add_argument("--min-seconds", type=float, default=0.015, help="seconds per visit")
     options.add_argument("--answers", type=count, default=1000, help="trials of accuracy")
     options.add_argument("--artifact", help="S/B/P beside the reference; the first int8 one")
     options.add_argument("--quick", action="store_true", help="a few seconds, to see it work")
