@@ -9,7 +9,6 @@ export PYTHONDONTWRITEBYTECODE :=
 
 repro: .venv/ready
 	python -m pipeline check
-	python -m pipeline fingerprint
 	dvc repro
 	python -m pipeline results
 
@@ -36,7 +35,7 @@ SOURCES = --index-strategy unsafe-best-match $(foreach kind,index-url extra-inde
 
 .venv/ready: pyproject.toml .venv/bin/uv
 	uv pip install --python .venv $(SOURCES) \
-		--editable '.[dvc,report,onnxruntime,openvino,tflite,tensorrt,tensorboard,dev]'
+		--editable '.[all]'
 	touch $@
 
 clean: # results stay; DVC's cache and the environment go

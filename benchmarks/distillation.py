@@ -32,11 +32,11 @@ from numpy.typing import NDArray
 
 from benchmarks.others import Row, bare, in_memory, timm_task, torchdistill_box
 from benchmarks.shared import Task, circumstances, count, one_device, open_task, parser
-from pipeline.distill.signals import INDEX, Signals, _record
-from pipeline.distill.training import Run, _Loop
-from pipeline.errors import PipelineError, run
-from pipeline.files import write_whole
-from pipeline.measure.latency import balanced_order
+from pipeline.core.errors import PipelineError, run
+from pipeline.core.files import write_whole
+from pipeline.distill.recording import INDEX, RecordedLogits, _record
+from pipeline.latency.harness import balanced_order
+from pipeline.training.loop import Run, _Loop
 
 RESULTS = Path("benchmarks/results/distillation.json")
 INSTALL = "python -m pip install --editable '.[benchmark]'"
@@ -63,13 +63,13 @@ Rates = dict[str, NDArray[np.float64]]
 """Images per second by row, a value per round."""
 
 
-def ours(task: Task, fabric: Fabric, rounds: int, signals: Signals | None) -> Row:
+def ours(task: Task, fabric: Fabric, rounds: int, teacher_logits: RecordedLogits | None) -> Row:
     """The stage's loop; a round is an epoch of it without its end (val, checkpoint)."""
     teacher = task.teacher_model().to(fabric.device)
     objective = task.objective({} if signals else {task.teacher: teacher}).to(fabric.device)
     made = Run("benchmark", "benchmark", task.params.seed, task.training(), rounds, float("inf"))
     val = (task.images[:0], task.labels[:0])
-    loop = _Loop(fabric, objective, task.views(), val, made, signals)
+    loop = _Loop(fabric, objective, task.views(), val, made, teacher_logits)
 
     def loss() -> torch.Tensor:
         pixels = torch.tensor(task.images[: task.batch], device=fabric.device)
@@ -80,7 +80,7 @@ def ours(task: Task, fabric: Fabric, rounds: int, signals: Signals | None) -> Ro
     return Row(loop._train_epoch, loss, deterministic=True)
 
 
-def record(task: Task, fabric: Fabric, epochs: int, folder: Path) -> tuple[Signals, float]:
+def record(task: Task, fabric: Fabric, epochs: int, folder: Path) -> tuple[RecordedLogits, float]:
     """The teacher's logits as `record_teacher` writes them; how many images a second it took."""
     expected = task.signals_record(epochs)
     expected.write(folder / INDEX)
@@ -88,7 +88,7 @@ def record(task: Task, fabric: Fabric, epochs: int, folder: Path) -> tuple[Signa
     start = time.perf_counter()
     _record(fabric, teacher, task.views(), expected, folder / task.teacher)
     seconds = time.perf_counter() - start
-    return Signals(expected, folder), epochs * len(task.labels) / seconds
+    return RecordedLogits(expected, folder), epochs * len(task.labels) / seconds
 
 
 def check_same_loss(rows: dict[str, Row]) -> None:
@@ -165,9 +165,9 @@ def main() -> None:
         del others[TORCHDISTILL]
         print(f"torchdistill is missing and not measured; {INSTALL}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
-        signals, recording = record(task, fabric, epochs, Path(folder))
+        teacher_logits, recording = record(task, fabric, epochs, Path(folder))
         rows = {name: make(task, batches) for name, make in others.items()}
-        rows[RECORDED] = ours(task, fabric, epochs, signals)
+        rows[RECORDED] = ours(task, fabric, epochs, teacher_logits)
         rows[ONLINE] = ours(task, fabric, epochs, None)
         check_same_loss(rows)
         rates = measure(rows, task, arguments.rounds, fabric.device)

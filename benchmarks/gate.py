@@ -41,15 +41,16 @@ from benchmarks.gate_accuracy import IMAGES, judge_answers
 from benchmarks.gate_latency import IDLE, LOADED, Plan, judge, latency_trials
 from benchmarks.rates import LEVEL
 from benchmarks.shared import count
-from pipeline.backends.registry import backend
-from pipeline.contracts import Artifact, artifact_folder
-from pipeline.deliver.gate.verdict import Outcome
-from pipeline.errors import PipelineError, run
-from pipeline.files import write_whole
-from pipeline.measure.benchmark import reference_target, write_test_images
-from pipeline.measure.fingerprint import read_fingerprint
-from pipeline.measure.workers import Target
-from pipeline.params import Params, load_params
+from pipeline.backends.base.artifact import Artifact
+from pipeline.backends.base.records import ArtifactRecord
+from pipeline.backends.base.registry import backend
+from pipeline.cli.params import Params, load_params
+from pipeline.core.errors import PipelineError, run
+from pipeline.core.files import write_whole
+from pipeline.gate.verdict import Outcome
+from pipeline.latency.benchmark import reference_target, write_test_images
+from pipeline.latency.fingerprint import read_fingerprint
+from pipeline.latency.workers import Target
 
 RESULTS = Path("benchmarks/results/gate.json")
 PREFERRED = ("openvino", "tflite", "onnxruntime")
@@ -63,7 +64,7 @@ def models(params: Params, asked: str | None, scratch: Path) -> list[Target]:
         (
             f"{params.students.enabled[0]}/{name}/int8"
             for name in PREFERRED
-            if artifact_folder(params.students.enabled[0], name, "int8").exists()
+            if Artifact(params.students.enabled[0], name, "int8").folder.exists()
         ),
         None,
     )
@@ -73,8 +74,8 @@ def models(params: Params, asked: str | None, scratch: Path) -> list[Target]:
         student, name, precision = key.split("/")
         if reason := backend(name).unmeasurable():
             raise PipelineError(f"`{key}` is not measured here: {reason}", where="--artifact")
-        folder = artifact_folder(student, name, precision)
-        file = folder / Artifact.read_whole(folder).model_file
+        folder = Artifact(student, name, precision).folder
+        file = folder / ArtifactRecord.read_whole(folder).model_file
         chosen.append(Target(key, name, file, write_test_images(scratch)))
     return chosen
 

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.rates import rate
-from pipeline.contracts import CompiledMetrics, Proof
-from pipeline.deliver.gate.accuracy import Flips, compare_answers, decide
-from pipeline.deliver.gate.snapshot import Recorded
-from pipeline.deliver.gate.verdict import Commands, Outcome
-from pipeline.measure.evidence import Evidence
-from pipeline.measure.statistics import mcnemar_power
-from pipeline.params import Gate
+from pipeline.accuracy.paired import mcnemar_power
+from pipeline.backends.base.records import ExecutionReport
+from pipeline.compile.evidence import Evidence
+from pipeline.compile.records import CompiledMetrics
+from pipeline.gate.accuracy import Flips, compare_answers, decide
+from pipeline.gate.params import Gate
+from pipeline.gate.snapshot import Recorded
+from pipeline.gate.verdict import Commands, Outcome
 
 IMAGES, TOP1 = 10_000, 0.92
 SHARES, LOSSES = (0.015, 0.03), (0.0, 0.005)
@@ -85,8 +86,8 @@ def _recorded(correct: Answers) -> Recorded:
         test_digest="invented",
         images=len(correct),
         correct=base64.b64encode(np.packbits(correct).tobytes()).decode(),
-        proof=Proof(
-            macs=1, float_products=(), per_channel=None, partitions=None,
+        execution=ExecutionReport(
+            macs=1, in_float=(), per_channel=None, partitions=None,
             input_type="uint8", output_type="float32",
         ),
         digests={},

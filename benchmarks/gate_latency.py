@@ -18,15 +18,8 @@ import psutil
 from benchmarks import slow_worker
 from benchmarks.busy import busy_neighbour
 from benchmarks.rates import rate
-from pipeline.contracts import (
-    REFERENCE,
-    BenchmarkRecord,
-    BenchmarkRow,
-    Conditions,
-    Fingerprint,
-    Latency,
-)
-from pipeline.deliver.gate.latency import (
+from pipeline.cli.params import Params
+from pipeline.gate.latency import (
     MEASURE,
     RERUN,
     Slowdown,
@@ -34,16 +27,25 @@ from pipeline.deliver.gate.latency import (
     compare_side_by_side,
     decide,
 )
-from pipeline.deliver.gate.verdict import Commands, Finding, Outcome
-from pipeline.measure import workers
-from pipeline.measure.benchmark import reference_target
-from pipeline.measure.fingerprint import read_fingerprint
-from pipeline.measure.latency import percentiles
-from pipeline.measure.reference import DIGEST
-from pipeline.measure.rounds import Rounds
-from pipeline.measure.rounds import measure as measure_rounds
-from pipeline.measure.workers import Target
-from pipeline.params import Benchmark, Gate, Params
+from pipeline.gate.params import Gate
+from pipeline.gate.verdict import Commands, Finding, Outcome
+from pipeline.latency import workers
+from pipeline.latency.benchmark import reference_target
+from pipeline.latency.fingerprint import read_fingerprint
+from pipeline.latency.harness import percentiles
+from pipeline.latency.params import Benchmark
+from pipeline.latency.records import (
+    REFERENCE,
+    BenchmarkRecord,
+    BenchmarkRow,
+    Conditions,
+    Fingerprint,
+    Latency,
+)
+from pipeline.latency.reference import DIGEST
+from pipeline.latency.rounds import Rounds
+from pipeline.latency.rounds import measure as measure_rounds
+from pipeline.latency.workers import Target
 
 IDLE, LOADED = "idle", "loaded"
 BASELINE = "baseline"

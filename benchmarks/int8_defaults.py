@@ -27,15 +27,18 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.shared import count
-from pipeline.backends.registry import backend
-from pipeline.contracts import STUDENTS, Artifact, artifact_folder, load_calibration, load_split
-from pipeline.errors import PipelineError, run
-from pipeline.files import write_whole
-from pipeline.measure.accuracy import top1
-from pipeline.measure.fingerprint import read_fingerprint
-from pipeline.measure.latency import Harness, balanced_order
-from pipeline.networks.build import load_model
-from pipeline.params import load_params
+from pipeline.accuracy.metrics import top1
+from pipeline.backends.base.artifact import Artifact
+from pipeline.backends.base.records import ArtifactRecord
+from pipeline.backends.base.registry import backend
+from pipeline.cli.params import load_params
+from pipeline.core.errors import PipelineError, run
+from pipeline.core.files import write_whole
+from pipeline.data.records import load_calibration, load_split
+from pipeline.latency.fingerprint import read_fingerprint
+from pipeline.latency.harness import Harness, balanced_order
+from pipeline.networks.records import STUDENTS
+from pipeline.networks.weights import load_model
 
 RESULTS = Path("benchmarks/results/int8_defaults.json")
 LEAST = 0.97
@@ -117,8 +120,8 @@ DEFAULTS = {"openvino": openvino_default, "tflite": tflite_default}
 
 
 def ours(student: str, name: str) -> Run:
-    folder = artifact_folder(student, name, "int8")
-    artifact = Artifact.read_whole(folder)
+    folder = Artifact(student, name, "int8").folder
+    artifact = ArtifactRecord.read_whole(folder)
     return backend(name).load(folder / artifact.model_file, threads=1)
 
 
@@ -174,10 +177,10 @@ def main() -> None:
     students = (arguments.student,) if arguments.student else params.students.enabled
     for student in students:
         for name in DEFAULTS:
-            if not artifact_folder(student, name, "int8").exists():
+            if not Artifact(student, name, "int8").folder.exists():
                 raise PipelineError(
                     "it has not been compiled",
-                    where=str(artifact_folder(student, name, "int8")),
+                    where=str(Artifact(student, name, "int8").folder),
                     fix="run `dvc repro`",
                 )
     rows = []

@@ -38,16 +38,17 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks.shared import count
-from pipeline.backends.registry import backend
-from pipeline.contracts import Artifact, artifact_folder
-from pipeline.errors import PipelineError, run
-from pipeline.files import write_whole
-from pipeline.measure import workers
-from pipeline.measure.benchmark import reference_target, write_test_images
-from pipeline.measure.fingerprint import read_fingerprint
-from pipeline.measure.latency import balanced_order
-from pipeline.measure.workers import Target, Worker
-from pipeline.params import Params, load_params
+from pipeline.backends.base.artifact import Artifact
+from pipeline.backends.base.records import ArtifactRecord
+from pipeline.backends.base.registry import backend
+from pipeline.cli.params import Params, load_params
+from pipeline.core.errors import PipelineError, run
+from pipeline.core.files import write_whole
+from pipeline.latency import workers
+from pipeline.latency.benchmark import reference_target, write_test_images
+from pipeline.latency.fingerprint import read_fingerprint
+from pipeline.latency.harness import balanced_order
+from pipeline.latency.workers import Target, Worker
 
 RESULTS = Path("benchmarks/results/loadgen.json")
 WANTED = 0.05
@@ -67,9 +68,9 @@ def targets(params: Params, asked: str | None, scratch: Path) -> list[Target]:
     found = [reference_target(scratch)]
     for student in params.students.enabled:
         for name, precision in params.backends.pairs():
-            key, folder = f"{student}/{name}/{precision}", artifact_folder(student, name, precision)
+            key, folder = f"{student}/{name}/{precision}", Artifact(student, name, precision).folder
             if folder.exists() and asked in (None, key) and not backend(name).unmeasurable():
-                file = folder / Artifact.read_whole(folder).model_file
+                file = folder / ArtifactRecord.read_whole(folder).model_file
                 found.append(Target(key, name, file, write_test_images(scratch)))
     if asked is not None:
         found = [target for target in found if target.name == asked]

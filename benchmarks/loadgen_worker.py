@@ -23,8 +23,8 @@ import mlperf_loadgen
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.measure import worker
-from pipeline.measure.latency import Harness, WarmUp, no_collection
+from pipeline.latency import worker
+from pipeline.latency.harness import Harness, WarmUp, no_collection
 
 FIGURES = (
     r"50\.00 percentile latency \(ns\)\s*: (\d+)",

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.shared import KL_WEIGHT, LABEL_WEIGHT, LR, MOMENTUM, TEMPERATURE, Task
-from pipeline.contracts import Normalisation
-from pipeline.networks.build import PixelsToLogits, student_normalisation
+from pipeline.networks.pixels import PixelsToLogits, student_normalisation
+from pipeline.networks.records import Normalisation
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 

@@ -15,15 +15,22 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.contracts import PACKED, Manifest, Normalisation, SignalsRecord, load_split
+from pipeline.cli.params import Params, load_params
+from pipeline.core.errors import PipelineError
+from pipeline.data.params import Augment
+from pipeline.data.records import PACKED, Manifest, load_split
 from pipeline.data.views import Views
-from pipeline.distill.devices import launch
 from pipeline.distill.objective import Distillation
-from pipeline.errors import PipelineError
-from pipeline.measure.fingerprint import read_fingerprint
-from pipeline.networks.build import PixelsToLogits, build_network, student_normalisation
-from pipeline.networks.inference import seed_everything
-from pipeline.params import Augment, LossTerm, Network, Params, Training, load_params
+from pipeline.distill.params import LossTerm
+from pipeline.distill.records import TeacherLogitsRecord
+from pipeline.latency.fingerprint import read_fingerprint
+from pipeline.networks.build import build_network
+from pipeline.networks.inference import set_up_torch
+from pipeline.networks.params import Network
+from pipeline.networks.pixels import PixelsToLogits, student_normalisation
+from pipeline.networks.records import Normalisation
+from pipeline.training.devices import launch
+from pipeline.training.params import Training
 
 AUGMENT = Augment(flip=True, shift=1)
 TEMPERATURE, KL_WEIGHT, LABEL_WEIGHT = 4.0, 0.9, 0.1
@@ -77,8 +84,8 @@ class Task:
         classes = len(self.manifest.classes)
         return Views(self.images, self.labels, AUGMENT, classes=classes, seed=self.params.seed)
 
-    def signals_record(self, epochs: int) -> SignalsRecord:
-        return SignalsRecord(
+    def signals_record(self, epochs: int) -> TeacherLogitsRecord:
+        return TeacherLogitsRecord(
             teachers={self.teacher: "not trained"},
             views="benchmark",
             epochs=epochs,
@@ -148,7 +155,7 @@ def one_device(threads: int | None) -> Fabric:
         raise PipelineError("these compare single devices", fix="unset EDGESTILL_DEVICES")
     if threads is not None:
         torch.set_num_threads(threads)
-    seed_everything(0)
+    set_up_torch(0)
     return fabric
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backends.base import Runner
-from pipeline.backends.registry import backend
-from pipeline.measure import worker
+from pipeline.backends.base.registry import backend
+from pipeline.export.evaluate import Runner
+from pipeline.latency import worker
 
 
 def slowed(run: Runner, share: float) -> Runner:

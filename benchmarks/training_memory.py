@@ -1,6 +1,6 @@
 """Peak memory of training with N and with ten times as many images, each in its own process.
 
-The real `fit` with recorded signals, val and the checkpoints included: ten epochs of N images and
+The real `fit` with recorded teacher_logits, val and the checkpoints included: ten epochs of N images and
 one of ten times as many: equal steps, as the heap grows a little with time. Images are
 real ones repeated, in a memory-mapped file in a temporary folder. Anonymous memory (RssAnon)
 is what training itself holds; the peak of all resident memory (VmHWM) counts pages of the
@@ -27,11 +27,11 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from benchmarks.shared import Task, circumstances, count, one_device, open_task, parser
-from pipeline.contracts import load_split
-from pipeline.distill.signals import INDEX, Signals, _open
-from pipeline.distill.training import Run, fit
-from pipeline.errors import PipelineError, run
-from pipeline.files import write_whole
+from pipeline.core.errors import PipelineError, run
+from pipeline.core.files import write_whole
+from pipeline.data.records import load_split
+from pipeline.distill.recording import INDEX, RecordedLogits, _open
+from pipeline.training.loop import Run, fit
 
 RESULTS = Path("benchmarks/results/training_memory.json")
 MIB = 1 << 20
@@ -97,14 +97,14 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     fabric = one_device(arguments.threads)
     folder = arguments.packed.resolve()
     task = open_task(arguments)
-    signals = Signals(task.signals_record(arguments.epochs), folder)
+    teacher_logits = RecordedLogits(task.signals_record(arguments.epochs), folder)
     val = load_split("val", folder)
     objective = task.objective({})
     made = Run("benchmark", "benchmark", task.params.seed, task.training(), arguments.epochs, 60.0)
     os.chdir(folder)
     before = status("RssAnon")
     with Watch() as watch:
-        fit(fabric, objective, task.views(), val, made, signals)
+        fit(fabric, objective, task.views(), val, made, teacher_logits)
     return circumstances(task, fabric, ()) | {
         "images": len(task.labels),
         "epochs": arguments.epochs,

@@ -1,13 +1,14 @@
 """Stage bundle: every compiled artifact as a folder that is shipped to a device."""
 
-from pipeline.contracts import BUNDLES
-from pipeline.deliver.bundle import write_bundles
-from pipeline.errors import run
-from pipeline.params import load_params
+from pipeline.backends.base.artifact import BUNDLES
+from pipeline.bundle.params import BundleParams
+from pipeline.bundle.write import write_bundles
+from pipeline.core.errors import run
+from pipeline.core.params import load
 
 
 def main() -> None:
-    bundles = write_bundles(load_params())
+    bundles = write_bundles(load(BundleParams))
     print(f"written: {len(bundles)} bundle(s) in {BUNDLES}")
 
 

@@ -1,14 +1,17 @@
 """Stage export@S: the student as ONNX, with its parity measured."""
 
-from pipeline.errors import run
+from pipeline.core.arguments import parse_names, require
+from pipeline.core.errors import run
+from pipeline.core.params import load
 from pipeline.export.onnx import export_student
-from pipeline.params import load_params
-from pipeline.stage import student_argument
+from pipeline.export.params import ExportParams
 
 
 def main() -> None:
-    params = load_params()
-    parity = export_student(student_argument(params), params.export.opset)
+    (student,) = parse_names("student")
+    params = load(ExportParams)
+    require(student, params.students.zoo, "student", "params.yaml: students.zoo")
+    parity = export_student(student, params.export.opset)
     print(
         f"same argmax as torch on {parity.same_argmax:.2%} of {parity.images} test images, "
         f"largest logit error {parity.max_logit_error:.1e}"

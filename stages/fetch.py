@@ -1,12 +1,13 @@
 """Stage fetch: the images as their source gives them."""
 
+from pipeline.core.errors import run
+from pipeline.core.params import load
+from pipeline.data.params import FetchParams
 from pipeline.data.sources import fetch
-from pipeline.errors import run
-from pipeline.params import load_params
 
 
 def main() -> None:
-    fetch(load_params().data)
+    fetch(load(FetchParams).data)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Stage prepare: packed splits, the manifest and the calibration set."""
 
+from pipeline.core.errors import run
+from pipeline.core.params import load
+from pipeline.data.params import PrepareParams
 from pipeline.data.prepare import prepare
-from pipeline.errors import run
-from pipeline.params import load_params
 
 
 def main() -> None:
-    params = load_params()
+    params = load(PrepareParams)
     manifest = prepare(params.data, params.seed)
     sizes = ", ".join(f"{manifest.size(split):,} {split}" for split in manifest.counts)
     print(f"{sizes} images of {manifest.image_size} px, {len(manifest.classes)} classes")

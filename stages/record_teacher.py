@@ -1,12 +1,13 @@
-"""Stage record_teacher: what the teachers say of every view that students will see."""
+"""Stage record_teacher: the teachers' logits for every view that students will see."""
 
-from pipeline.distill.signals import record_signals
-from pipeline.errors import run
-from pipeline.params import load_params
+from pipeline.core.errors import run
+from pipeline.core.params import load
+from pipeline.distill.params import RecordingParams
+from pipeline.distill.recording import record_teacher_logits
 
 
 def main() -> None:
-    record_signals(load_params())
+    record_teacher_logits(load(RecordingParams))
 
 
 if __name__ == "__main__":

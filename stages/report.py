@@ -1,12 +1,13 @@
 """Stage report: everything that was recorded on one page."""
 
-from pipeline.deliver.report import HTML, report
-from pipeline.errors import run
-from pipeline.params import load_params
+from pipeline.core.errors import run
+from pipeline.core.params import load
+from pipeline.report.page import HTML, report
+from pipeline.report.params import ReportParams
 
 
 def main() -> None:
-    report(load_params())
+    report(load(ReportParams))
     print(f"written: {HTML}")
 
 

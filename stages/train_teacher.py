@@ -1,14 +1,17 @@
-"""Stage train_teacher@T: a network whose knowledge the students get."""
+"""Stage train_teacher@T: a network that students learn from."""
 
-from pipeline.distill.teacher import train_teacher
-from pipeline.errors import run
-from pipeline.params import load_params
-from pipeline.stage import teacher_argument
+from pipeline.core.arguments import parse_names, require
+from pipeline.core.errors import run
+from pipeline.core.params import load
+from pipeline.training.params import TeacherParams
+from pipeline.training.teacher import train_teacher
 
 
 def main() -> None:
-    params = load_params()
-    train_teacher(params, teacher_argument(params))
+    (teacher,) = parse_names("teacher")
+    params = load(TeacherParams)
+    require(teacher, params.teachers.zoo, "teacher", "params.yaml: teachers.zoo")
+    train_teacher(params, teacher)
 
 
 if __name__ == "__main__":

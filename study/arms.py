@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 import yaml
 
+from pipeline.cli.params import Params, load_params
+from pipeline.core.errors import PipelineError, run
+from pipeline.distill.params import LossTerm
 from pipeline.distill.student import distill_student
-from pipeline.errors import PipelineError, run
-from pipeline.params import LossTerm, Params, load_params
 
 ARMS = Path("arms.yaml")
 
@@ -32,8 +33,8 @@ def with_seed(params: Params, seed: int) -> Params:
     return params.model_copy(update={"seed": seed})
 
 
-def signals_folder(seed: int) -> Path:
-    return Path("models/teacher_signals") / str(seed)
+def logits_folder(seed: int) -> Path:
+    return Path("models/teacher_logits") / str(seed)
 
 
 def main() -> None:
@@ -62,7 +63,7 @@ def train(name: str, seed: int) -> None:
     distill_student(
         params.model_copy(update={"distill": distill}),
         params.students.enabled[0],
-        signals=signals_folder(seed),
+        teacher_logits=logits_folder(seed),
         run_as=f"{name}/{seed}",
     )
 

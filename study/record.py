@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from arms import read_arms, signals_folder, with_seed
+from arms import logits_folder, read_arms, with_seed
 
-from pipeline.distill.signals import record_signals
-from pipeline.errors import run
-from pipeline.params import load_params
+from pipeline.cli.params import load_params
+from pipeline.core.errors import run
+from pipeline.distill.recording import record_teacher_logits
 
 
 def main() -> None:
     params = load_params()
     for seed in read_arms()[0]:
-        record_signals(with_seed(params, seed), signals_folder(seed))
+        record_teacher_logits(with_seed(params, seed), logits_folder(seed))
 
 
 if __name__ == "__main__":

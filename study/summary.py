@@ -11,10 +11,11 @@ from pathlib import Path
 from arms import read_arms
 from matplotlib.figure import Figure
 
-from pipeline.contracts import METRICS, ModelMetrics
-from pipeline.errors import run
-from pipeline.files import write_whole
-from pipeline.params import load_params
+from pipeline.cli.params import load_params
+from pipeline.core.errors import run
+from pipeline.core.files import write_whole
+from pipeline.core.records import METRICS
+from pipeline.training.records import ModelMetrics
 
 BASELINE = "alone"
 

@@ -15,27 +15,21 @@ import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.backends import tflite_convert
-from pipeline.backends.base import Job
-from pipeline.contracts import (
-    CURVES,
-    LATENCIES,
-    METRICS,
-    PACKED,
-    Artifact,
-    CompiledMetrics,
-    Epoch,
-    Manifest,
-    ModelCard,
-    ModelMetrics,
-    Normalisation,
-    Proof,
-    artifact_folder,
-    compiled_metrics_file,
+from pipeline.backends.base.artifact import Artifact
+from pipeline.backends.base.job import Job
+from pipeline.backends.base.records import ArtifactRecord, ExecutionReport
+from pipeline.backends.tflite import convert as tflite_convert
+from pipeline.cli.params import Params, load_params
+from pipeline.compile.evidence import (
+    Evidence,
 )
-from pipeline.files import sha256
-from pipeline.measure.evidence import Evidence, evidence_file
-from pipeline.params import Params, load_params
+from pipeline.compile.records import CompiledMetrics
+from pipeline.core.files import sha256, write_whole
+from pipeline.core.records import METRICS
+from pipeline.data.records import PACKED, Manifest
+from pipeline.latency.records import LATENCIES
+from pipeline.networks.records import ModelCard, Normalisation
+from pipeline.training.records import CURVES, Epoch, ModelMetrics
 from tests.sharing import locked, of_all_workers
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
@@ -44,9 +38,9 @@ SIZE = 8
 STUDENT = "mnv4_small_050"
 RUNTIMES = {"onnxruntime": "onnxruntime 1.32.0", "tensorrt": "onnxruntime 1.32.0 on the same graph"}
 
-PROOF = Proof(
+EXECUTION = ExecutionReport(
     macs=0,
-    float_products=(),
+    in_float=(),
     per_channel=None,
     partitions=None,
     input_type="uint8",
@@ -64,19 +58,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def conversions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Conversions to LiteRT, a second or more each, are made once for all workers.
 
-    One at a time: whoever makes one drops older ones of the same student.
+    One at a time, as two would take twice as long.
     """
-    root = of_all_workers(tmp_path_factory)
-    once = tflite_convert._once
+    root = of_all_workers(tmp_path_factory) / "converted"
+    once = tflite_convert.Conversions._once
 
-    def alone(job: Job, kind: str, make: Callable[[], bytes]) -> bytes:
-        with locked(root / "converted.lock"):
-            return once(job, kind, make)
+    def shared(
+        its: tflite_convert.Conversions, job: Job, kind: str, make: Callable[[Job], bytes]
+    ) -> bytes:
+        file = root / f"{tflite_convert.conversion_key(job, kind)}.tflite"
+        with locked(root.with_suffix(".lock")):
+            if not file.exists():
+                write_whole(file, once(its, job, kind, make))
+        return file.read_bytes()
 
-    with (
-        patch.object(tflite_convert, "CONVERTED", root / "converted"),
-        patch.object(tflite_convert, "_once", alone),
-    ):
+    with patch.object(tflite_convert.Conversions, "_once", shared):
         yield
 
 
@@ -115,15 +111,17 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
 def fill_workspace() -> Params:
     """One student, at fp32 for ONNX Runtime and at fp16 for TensorRT, in the current folder."""
     tree = yaml.safe_load(PARAMS.read_text())
-    precisions = {"onnxruntime": ["fp32"], "openvino": [], "tflite": [], "tensorrt": ["fp16"]}
+    precisions = {"onnxruntime": ["fp32"], "tensorrt": ["fp16"]}
     tree["students"]["enabled"] = [STUDENT]
-    tree["backends"] = {name: {"precisions": asked} for name, asked in precisions.items()}
+    tree["backends"] = {"enabled": list(precisions)} | {
+        name: {"precisions": asked} for name, asked in precisions.items()
+    }
     tree["benchmark"] = {"threads": 1, "rounds": 3, "min_runs": 5, "min_seconds": 0.005}
     Path("params.yaml").write_text(yaml.safe_dump(tree))
     params = load_params()
     _write_data()
-    for backend, precision in params.backends.pairs():
-        _write_artifact(backend, precision)
+    for artifact in params.backends.artifacts(params.students.enabled):
+        _write_artifact(artifact)
     write_training("teachers", params.teachers.enabled[0])
     write_training("students", STUDENT)
     return params
@@ -155,33 +153,31 @@ def _write_data() -> None:
     ).write(PACKED / "manifest.json")
 
 
-def _write_artifact(backend: str, precision: str) -> None:
-    folder = artifact_folder(STUDENT, backend, precision)
+def _write_artifact(artifact: Artifact) -> None:
+    folder = artifact.folder
     folder.mkdir(parents=True)
     onnx.save(brightest_channel(), folder / "model.onnx")
-    artifact = Artifact(
-        student=STUDENT,
-        backend=backend,
-        precision=precision,
+    record = ArtifactRecord(
+        student=artifact.student,
+        backend=artifact.backend,
+        precision=artifact.precision,
         model_file="model.onnx",
         quantizer=None,
+        weights_digest="e" * 64,
         calibration_digest=None,
         image_size=SIZE,
         channels=3,
         classes=COLOURS,
-        proof=PROOF,
+        execution=EXECUTION,
         versions={"onnx": onnx.__version__},
         digests={"model.onnx": sha256(folder / "model.onnx")},
     )
-    artifact.write(folder / "artifact.json")
+    record.write(folder / "artifact.json")
     manifest = Manifest.read(PACKED / "manifest.json")
     labels = np.load(PACKED / "test_labels.npy")
-    Evidence.of(artifact, manifest, 5 * np.eye(3, dtype=np.float32)[labels], labels).write(
-        evidence_file(STUDENT, backend, precision)
-    )
-    flawless(folder / "model.onnx", 0.0, RUNTIMES[backend], backend).write(
-        compiled_metrics_file(STUDENT, backend, precision)
-    )
+    logits = 5 * np.eye(3, dtype=np.float32)[labels]
+    Evidence.of(record, manifest, logits, labels).write(artifact.evidence)
+    flawless(folder / "model.onnx", 0.0, RUNTIMES[artifact.backend]).write(artifact.metrics)
 
 
 def write_latencies(medians_ms: dict[str, float]) -> None:
@@ -194,7 +190,7 @@ def write_latencies(medians_ms: dict[str, float]) -> None:
     )
 
 
-def flawless(model: Path, int8_mac_share: float, runtime: str, backend: str) -> CompiledMetrics:
+def flawless(model: Path, int8_mac_share: float, runtime: str) -> CompiledMetrics:
     """The metrics of an artifact that answers exactly as its float student does."""
     return CompiledMetrics(
         top1=1.0,
@@ -209,7 +205,6 @@ def flawless(model: Path, int8_mac_share: float, runtime: str, backend: str) -> 
         size_bytes=model.stat().st_size,
         int8_mac_share=int8_mac_share,
         evaluated_with=runtime,
-        ships_with=backend,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import whole_folder
+from pipeline.core.files import whole_folder
 
 
 def of_all_workers(factory: pytest.TempPathFactory) -> Path:

@@ -9,17 +9,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.contracts import ModelCard, ProductLayers
 from pipeline.export.onnx import export_onnx
-from pipeline.networks.build import (
-    PixelsToLogits,
-    build_network,
-    load_pixels_to_logits,
-    save_model,
-    student_normalisation,
-)
-from pipeline.networks.products import product_layers
-from pipeline.params import Network
+from pipeline.networks.build import build_network
+from pipeline.networks.layers import list_layers
+from pipeline.networks.params import Network
+from pipeline.networks.pixels import PixelsToLogits, student_normalisation
+from pipeline.networks.records import Layers, ModelCard
+from pipeline.networks.weights import load_pixels_to_logits, save_model
 from tests.sharing import made_once
 
 SIZE, CHANNELS, CLASSES = 28, 3, tuple("abcdefghij")
@@ -70,7 +66,7 @@ def student_folder(act: str, factory: pytest.TempPathFactory) -> Path:
         save_model(folder, *train(act))
         model, card = load_pixels_to_logits(folder)
         export_onnx(model, card, opset=20, file=folder / "model.onnx")
-        layers = product_layers(model, SIZE, CHANNELS)
-        ProductLayers(layers=layers).write(folder / "layers.json")
+        layers = list_layers(model, SIZE, CHANNELS)
+        Layers(layers=layers).write(folder / "layers.json")
 
     return made_once(factory, act, make)

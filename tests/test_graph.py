@@ -1,15 +1,25 @@
-"""The DVC graph tells the truth: every stage depends on exactly the modules it imports."""
+"""The DVC graph tells the truth: every stage depends on exactly the rooms that it imports."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipeline.core import plugins
+
 ROOT = Path(__file__).parents[1]
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+TEXT = (ROOT / "dvc.yaml").read_text()
+STAGES = yaml.safe_load(TEXT)["stages"]
+ROOMS = (  # the order of docs/architecture.md, the lowest first
+    "core", "data", "networks", "training", "distill", "export", "int8", "backends",
+    "accuracy", "compile", "latency", "bundle", "report", "gate", "cli",
+)  # fmt: skip
+SPEC_ALONE = ("fingerprint", "report")
+"""Stages that ask backends for their names, and never load one."""
 
 
 def module_file(name: str) -> Path | None:
@@ -21,8 +31,8 @@ def module_file(name: str) -> Path | None:
     return None
 
 
-def imported_names(file: Path) -> set[str]:
-    """Dotted names that a file imports anywhere in it, the packages above them included."""
+def imports(file: Path) -> set[Path]:
+    """Modules of this repository that a file imports anywhere in it; a package if it has code."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -31,65 +41,97 @@ def imported_names(file: Path) -> set[str]:
             assert node.level == 0 and node.module, f"{file}: a relative import"
             names.add(node.module)
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    parents = {
-        ".".join(name.split(".")[:i]) for name in names for i in range(1, name.count(".") + 1)
-    }
-    return names | parents
+    return {found for name in names if (found := module_file(name))}
 
 
-def templates(file: Path) -> set[Path]:
-    """Files beside a module that it names and reads: its code as much as its Python is."""
-    names = [
-        node.value
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
-    beside = {name for name in names if name.endswith(".j2") and "/" not in name}
-    shipped = {name for name in names if name.startswith("on-device/")}
-    return {file.parent / name for name in beside | shipped}
+def registered(kinds: set[str]) -> set[Path]:
+    """Modules of this repository that `core.plugins` finds by these kinds' entry points."""
+    points = [point for kind in kinds for point in plugins._found(kind).values()]
+    return {file for point in points if (file := module_file(point.value.partition(":")[0]))}
 
 
-def closure(script: Path) -> set[Path]:
-    """All files of this repository that a stage script imports, itself included."""
+def closure(stage: str) -> set[Path]:
+    """All modules that a stage needs: what it imports, and what it finds by name."""
     found: set[Path] = set()
-    waiting = [script, ROOT / "stages" / "__init__.py"]
+    waiting = [ROOT / "stages" / f"{stage}.py"]
     while waiting:
         file = waiting.pop()
         if file in found:
             continue
-        found |= {file} | {path for path in templates(file) if path.exists()}
-        waiting += filter(None, map(module_file, imported_names(file)))
+        found.add(file)
+        waiting += imports(file)
+        if kinds := set(re.findall(r'^KIND = "(\w+)"$', file.read_text(), re.M)):
+            waiting += registered(kinds)
+        if file.name == "spec.py" and file.parent.name != "base" and stage not in SPEC_ALONE:
+            waiting += file.parent.glob("*.py")
+    return {file for file in found if file.name not in ("build_engine.py", "phone.py")}
+
+
+def room(file: Path) -> str | None:
+    """The folder that dvc.yaml names for a module; None for a stage script and a bare package."""
+    parts = file.relative_to(ROOT / "pipeline").parts if "pipeline" in file.parts else ()
+    if len(parts) < 2:
+        return None
+    return "/".join(("pipeline", *parts[: 2 if parts[0] == "backends" and len(parts) > 2 else 1]))
+
+
+def needed(stage: str) -> set[str]:
+    """The rooms that a stage needs, each backend's folder by itself."""
+    return {found for file in closure(stage) if (found := room(file))} - {"pipeline/backends"}
+
+
+def declared(stage: str) -> set[str]:
+    """The rooms among a stage's dependencies, each backend's folder by itself."""
+    found = {dep for dep in STAGES[stage]["deps"] if dep.startswith("pipeline")}
+    backends = {str(f.parent.relative_to(ROOT)) for f in ROOT.glob("pipeline/backends/*/*.py")}
+    every = backends - {"pipeline/backends/base"}
+    if "pipeline/backends" in found:
+        found = found - {"pipeline/backends"} | backends
+    if "pipeline/backends/${item.backend}" in found:
+        found = found - {"pipeline/backends/${item.backend}"} | every
     return found
 
 
-def relative(files: set[Path]) -> set[str]:
-    return {str(file.relative_to(ROOT)) for file in files}
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_exactly_the_rooms_it_imports(stage: str) -> None:
+    assert declared(stage) == needed(stage)
 
 
-def declared(stage: dict) -> set[str]:
-    """The Python files among a stage's dependencies, folders opened."""
-    files: set[Path] = set()
-    for dep in stage["deps"]:
-        path = ROOT / dep.split("${")[0]
-        if dep.startswith(("pipeline", "stages")):
-            files |= set(path.rglob("*.py")) if path.is_dir() else {path}
-    return relative(files)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_its_script_and_runs_it(stage: str) -> None:
+    assert f"stages/{stage}.py" in STAGES[stage]["deps"]
+    assert STAGES[stage]["cmd"].split()[:3] == ["python", "-m", f"stages.{stage}"]
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_a_stage_depends_on_exactly_the_modules_it_imports(name: str) -> None:
-    needed = relative(closure(ROOT / "stages" / f"{name}.py"))
-    assert declared(STAGES[name]) == needed
+def test_the_graph_names_rooms_and_no_module() -> None:
+    assert not re.search(r"pipeline/[\w/]+\.\w+", TEXT)
+    assert len(TEXT.splitlines()) <= 300
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_a_stage_runs_the_script_of_its_name(name: str) -> None:
-    assert STAGES[name]["cmd"].split()[:3] == ["python", "-m", f"stages.{name}"]
+def test_packages_hold_no_code_that_a_stage_could_miss() -> None:
+    for file in (ROOT / "pipeline/__init__.py", ROOT / "pipeline/backends/__init__.py"):
+        (docstring,) = ast.parse(file.read_text()).body
+        assert isinstance(docstring, ast.Expr)
 
 
-def test_the_gate_judges_and_never_makes_anything_run_but_the_report() -> None:
-    readers = [name for name, stage in STAGES.items() if "gate" in stage.get("params", ())]
-    assert readers == ["report"]
+@pytest.mark.parametrize("name", ROOMS)
+def test_imports_point_downwards(name: str) -> None:
+    above = set(ROOMS[ROOMS.index(name) + 1 :])
+    for file in (ROOT / "pipeline" / name).rglob("*.py"):
+        if "on-device" in file.parts:
+            continue
+        for other in imports(file):
+            parts = other.relative_to(ROOT).parts
+            assert parts[0] != "pipeline" or parts[1] not in above, f"{file} imports {other}"
+
+
+def test_every_room_has_its_place_in_the_order() -> None:
+    folders = {path.parent.name for path in ROOT.glob("pipeline/*/__init__.py")}
+    assert folders == set(ROOMS)
+
+
+def test_the_gate_judges_and_makes_no_stage_run() -> None:
+    assert not [name for name, stage in STAGES.items() if "gate" in stage.get("params", ())]
 
 
 def test_every_stage_script_is_a_stage() -> None:
@@ -97,15 +139,17 @@ def test_every_stage_script_is_a_stage() -> None:
     assert scripts == set(STAGES)
 
 
-def test_the_lock_file_holds_no_stage_that_is_gone() -> None:
+def test_the_lock_file_holds_no_stage_that_is_gone_and_is_short() -> None:
     """DVC keeps them for ever, and reads and writes them after every stage."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    zoos = {kind: params[f"{kind}s"]["zoo"] for kind in ("teacher", "student")}
-    expanded = {
-        f"{name}@{item}" if kind else name
-        for name, stage in STAGES.items()
-        for kind in (next(iter(stage.get("matrix", ())), None),)
-        for item in zoos.get(kind, [None])
-    }
-    locked = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
-    assert set(locked) <= expanded
+    zoos = {kind: list(params[f"{kind}s"]["zoo"]) for kind in ("teacher", "student")}
+    zoos["backend"] = params["backends"]["enabled"]
+    expanded = set()
+    for name, stage in STAGES.items():
+        items = [""]
+        for kind in stage.get("matrix", ()):
+            items = [f"{item}-{one}" if item else one for item in items for one in zoos[kind]]
+        expanded |= {f"{name}@{item}" if item else name for item in items}
+    text = (ROOT / "dvc.lock").read_text()
+    assert set(yaml.safe_load(text)["stages"]) <= expanded
+    assert len(text.splitlines()) <= 1500

@@ -14,17 +14,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.contracts import (
-    Artifact,
-    BenchmarkRecord,
-    CompiledMetrics,
-    Manifest,
-    Parity,
-    ProductLayers,
-    read_curve,
-)
-from pipeline.files import sha256
-from pipeline.params import Params, load_params
+from pipeline.backends.base.records import ArtifactRecord
+from pipeline.cli.params import Params, load_params
+from pipeline.compile.records import CompiledMetrics
+from pipeline.core.files import sha256
+from pipeline.data.records import Manifest
+from pipeline.export.records import Parity
+from pipeline.latency.records import BenchmarkRecord
+from pipeline.networks.records import Layers
+from pipeline.training.records import read_curve
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -127,11 +125,11 @@ def test_every_artifact_is_measured_on_its_runtime_or_says_why_not(project: Proj
             assert row.reason and row.latency_ms is None
 
 
-def compiled(project: Project) -> list[tuple[Artifact, CompiledMetrics]]:
+def compiled(project: Project) -> list[tuple[ArtifactRecord, CompiledMetrics]]:
     params = project.params()
     return [
         (
-            Artifact.read(
+            ArtifactRecord.read(
                 project.folder / f"models/compiled/{backend}/{student}/{precision}/artifact.json"
             ),
             CompiledMetrics.read(
@@ -146,20 +144,23 @@ def compiled(project: Project) -> list[tuple[Artifact, CompiledMetrics]]:
 def test_int8_is_int8_and_float_is_float(project: Project) -> None:
     for artifact, _ in compiled(project):
         if artifact.precision == "int8":
-            assert artifact.proof.int8_mac_share >= 0.98, artifact
-            assert artifact.proof.per_channel
+            assert artifact.execution.int8_mac_share >= 0.98, artifact
+            assert artifact.execution.per_channel
         else:
-            assert (artifact.proof.int8_mac_share, artifact.proof.per_channel) == (0, None)
-        assert (artifact.proof.input_type, artifact.proof.output_type) == ("uint8", "float32")
+            assert (artifact.execution.int8_mac_share, artifact.execution.per_channel) == (0, None)
+        assert (artifact.execution.input_type, artifact.execution.output_type) == (
+            "uint8",
+            "float32",
+        )
 
 
 def test_every_runtime_computes_the_products_of_its_student(project: Project) -> None:
     for artifact, _ in compiled(project):
         file = project.folder / "models/onnx" / artifact.student / "layers.json"
-        macs = [layer.macs for layer in ProductLayers.read(file).layers]  # as torch counts them
-        assert artifact.proof.macs == sum(macs), artifact
+        macs = [layer.macs for layer in Layers.read(file).layers]  # as torch counts them
+        assert artifact.execution.macs == sum(macs), artifact
         if artifact.precision != "int8":
-            assert sorted(p.macs for p in artifact.proof.float_products) == sorted(macs), artifact
+            assert sorted(p.macs for p in artifact.execution.in_float) == sorted(macs), artifact
 
 
 def test_one_calibration_set_for_all_backends(project: Project) -> None:

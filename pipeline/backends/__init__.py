@@ -1,1 +1,1 @@
-"""One module per runtime: compile, load, inspect. Heavy imports stay inside functions."""
+"""One folder per runtime; `base` is what they share."""

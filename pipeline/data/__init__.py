@@ -1,1 +1,1 @@
-"""Images in: sources, packed splits, augmentation, the calibration set."""
+"""Images in: sources, packed splits, replayable views, the calibration set."""

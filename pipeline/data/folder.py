@@ -5,12 +5,16 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from pipeline.contracts import Record, Split
-from pipeline.errors import PipelineError
-from pipeline.files import sha256
-from pipeline.progress import track
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import sha256
+from pipeline.core.progress import track
+from pipeline.core.records import Record
+from pipeline.data.params import Data
+from pipeline.data.records import Split
+from pipeline.data.sources import Read, Samples
 
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
@@ -19,6 +23,8 @@ SPLIT_NAMES: dict[str, Split] = {
     "validation": "val",
     "test": "test",
 }
+INDEX = "index.json"
+
 _PART = 64
 """Files per task of a thread."""
 
@@ -158,3 +164,40 @@ def _relative(file: Path, folder: Path) -> str:
             f"a file's name is not valid UTF-8: {name!a}", where=str(folder), fix="rename it"
         ) from None
     return name
+
+
+class Folder:
+    """`source: folder`: one folder per class; the images stay where they are."""
+
+    def check(self, data: Data) -> None:
+        if not data.folder.is_dir():
+            raise PipelineError(
+                "there is no such folder",
+                where=f"data.folder: {data.folder}",
+                fix="name the folder that holds one folder per class",
+            )
+
+    def fetch(self, data: Data, folder: Path) -> None:
+        index_folder(data.folder).write(folder / INDEX)
+
+    def samples(self, data: Data, folder: Path) -> Samples:  # noqa: ARG002 - the index knows
+        index = FolderIndex.read(folder / INDEX)
+        ignored = f"{len(index.ignored)} files are not used: {', '.join(index.ignored[:20])}"
+        return Samples(
+            source=f"folder {index.folder}",
+            licence="the user's own",
+            classes=index.classes,
+            labels=np.array([file.label for file in index.files], np.int64),
+            splits=np.array([file.split for file in index.files]),
+            warnings=(ignored,) if index.ignored else (),
+            files=tuple(file.path for file in index.files),
+        )
+
+    def reader(self, data: Data, folder: Path) -> Read:  # noqa: ARG002 - the index knows
+        index = FolderIndex.read(folder / INDEX)
+        root = Path(index.folder)
+        paths = [root / file.path for file in index.files]
+        return lambda i: paths[i]
+
+
+FOLDER = Folder()

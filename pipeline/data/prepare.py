@@ -10,20 +10,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.contracts import (
-    CALIBRATION,
-    PACKED,
-    RAW,
-    SPLITS,
-    Manifest,
-    Rejected,
-    Split,
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import sha256, whole_folder
+from pipeline.data.decoding import (
+    Decoded,
+    Decoder,
 )
-from pipeline.data.decoding import Decoded, Decoder, Samples, open_samples
 from pipeline.data.packing import ArrayWriter, draw
-from pipeline.errors import PipelineError
-from pipeline.files import sha256, whole_folder
-from pipeline.params import Data
+from pipeline.data.params import Data
+from pipeline.data.records import CALIBRATION, PACKED, RAW, SPLITS, Manifest, Rejected, Split
+from pipeline.data.sources import Samples, find_source
 
 SMALL, LARGE = 64, 128
 """`image_size: auto` keeps images of one square size up to SMALL, else resizes to LARGE."""
@@ -45,11 +41,11 @@ def prepare(
     from train. Raises `PipelineError` if too many files are broken, or a class has no image
     in a split.
     """
-    samples = open_samples(data, raw)
+    samples = find_source(data).samples(data, raw)
     random = np.random.default_rng(seed)
     splits = _split(samples, data, random)
     with (
-        Decoder(samples) as decoder,
+        Decoder(samples, data, raw) as decoder,
         # The large folder lands first: an interrupt finds next to no time between the two.
         whole_folder(calibration) as calibration_scratch,
         whole_folder(packed) as scratch,

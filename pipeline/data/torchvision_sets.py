@@ -19,10 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.contracts import Split
-from pipeline.errors import PipelineError
-from pipeline.params import Data
-from pipeline.torchvision_shim import import_torchvision
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.patches import import_torchvision
+from pipeline.data.params import Data
+from pipeline.data.records import Split
+from pipeline.data.sources import Read, Samples
 
 DEBIAN_PACKAGES = {"FashionMNIST": "dataset-fashion-mnist"}
 LICENCES = {"FashionMNIST": "MIT, Zalando SE"}
@@ -296,3 +301,73 @@ def _command(words: list[str], folder: Path) -> None:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise _UnavailableError(f"{words[0]}: {lines[-1]}")
+
+
+class TorchvisionSets:
+    """`source: torchvision`: a classification set of torchvision.datasets by its name."""
+
+    def check(self, data: Data) -> None:
+        _dataset_class(data.name)
+
+    def fetch(self, data: Data, folder: Path) -> None:
+        fetch_set(data, folder)
+
+    def samples(self, data: Data, folder: Path) -> Samples:
+        sets = open_set(data, folder)
+        labels = np.concatenate([_targets(part, data.name) for part in sets.values()])
+        names = _class_names(next(iter(sets.values())), int(labels.max()) + 1)
+        # Some sets name classes that no image has (EMNIST's letters start with `N/A`).
+        present, labels = np.unique(labels, return_inverse=True)
+        absent = [name for label, name in enumerate(names) if label not in set(present.tolist())]
+        left_out = f"{len(absent)} classes have no image and are left out: {', '.join(absent[:20])}"
+        splits: list[Split] = [split for split, part in sets.items() for _ in range(len(part))]
+        return Samples(
+            source=f"torchvision {data.name}",
+            licence=LICENCES.get(data.name, "see the source"),
+            classes=tuple(names[label] for label in present),
+            labels=labels.astype(np.int64),
+            splits=np.array(splits),
+            warnings=(left_out,) if absent else (),
+        )
+
+    def reader(self, data: Data, folder: Path) -> Read:
+        sets = list(open_set(data, folder).values())
+        starts = np.cumsum([0, *map(len, sets)])
+
+        def read(i: int) -> Image.Image:
+            which = int(np.searchsorted(starts, i, side="right")) - 1
+            image, _ = sets[which][i - int(starts[which])]
+            if not isinstance(image, Image.Image):
+                raise ValueError(f"gives {type(image).__name__}, not images")
+            return image
+
+        return read
+
+
+def _class_names(part: Any, count: int) -> list[str]:
+    """A name per label, each one different; the number where the set brings no names."""
+    named = getattr(part, "classes", None) or getattr(part, "categories", None) or ()
+    if len(named) < count:
+        named = range(count)
+    # ImageNet's names are tuples of synonyms, and two of its classes are called `crane`.
+    names = [", ".join(name) if isinstance(name, tuple) else str(name) for name in named]
+    return [f"{n} ({i})" if names.count(n) > 1 else n for i, n in enumerate(names)]
+
+
+def _targets(part: Any, name: str) -> NDArray[np.int64]:
+    """Labels of a torchvision set, without decoding its images where it lists them."""
+    for attribute in ("targets", "labels", "_labels", "y"):
+        listed = getattr(part, attribute, None)
+        if listed is not None and len(listed) == len(part):
+            break
+    else:
+        listed = [part[i][1] for i in range(len(part))]
+    labels = np.asarray(listed)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise PipelineError("its targets are not one class per image", where=f"data.name: {name}")
+    if len(labels) == 0 or labels.min() < 0:
+        raise PipelineError("it has images without a class, or none", where=f"data.name: {name}")
+    return labels.astype(np.int64)
+
+
+TORCHVISION = TorchvisionSets()

@@ -25,8 +25,8 @@ from pipeline.data.augment import (
     mixup,
     resized_crop,
 )
+from pipeline.data.params import Augment
 from pipeline.data.trivial import LEVELS, OPERATIONS, trivial
-from pipeline.params import Augment
 
 STREAMS = (
     "flip",

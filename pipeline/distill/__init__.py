@@ -1,3 +1,1 @@
-"""Training and distillation: losses, taps and adapters, the loop."""
-
-import pipeline.networks  # noqa: F401  (makes timm importable)
+"""Distillation: losses, taps and adapters, recorded teacher logits, the objective."""

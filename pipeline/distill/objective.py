@@ -8,15 +8,17 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from pipeline.core.errors import PipelineError
 from pipeline.distill.adapters import Adapter, ReviewAdapter, match_size
-from pipeline.distill.devices import gather
-from pipeline.distill.losses import Loss, find_loss, weight_factor
+from pipeline.distill.losses.registry import Loss, find_loss
+from pipeline.distill.losses.schedule import weight_factor
+from pipeline.distill.params import LossTerm
 from pipeline.distill.taps import Taps, tap_shapes
 from pipeline.distill.teachers import combine
-from pipeline.distill.training import Objective, Terms
-from pipeline.errors import PipelineError
-from pipeline.networks.build import PixelsToLogits
-from pipeline.params import LossTerm, Teachers
+from pipeline.networks.pixels import PixelsToLogits
+from pipeline.training.devices import gather
+from pipeline.training.loop import Objective, Terms
+from pipeline.training.params import Teachers
 
 
 class Distillation(Objective):
@@ -111,16 +113,16 @@ class Distillation(Objective):
         options: dict[str, bool | float] = dict(term.options)
         if loss.target == "labels":
             options.setdefault("label_smoothing", self.label_smoothing)
-            return loss.function(logits, labels, **options)
+            return loss(logits, labels, **options)
         if loss.target == "logits":
             assert taught is not None
             tensors = [logits, taught, *([labels] if loss.needs_labels else [])]
-            return loss.function(*map(gather, tensors) if loss.batchwise else tensors, **options)
+            return loss(*map(gather, tensors) if loss.batchwise else tensors, **options)
         whose = _whose(term, self.settings)
         student = [self._student_taps.features[tap] for tap in term.taps]
         teacher = [self._teacher_taps[whose].features[tap] for tap in term.taps]
         if loss.target == "levels":
-            return loss.function(self.adapters[key](student), teacher, **options)
+            return loss(self.adapters[key](student), teacher, **options)
         one, other = student[0], teacher[0]
         if loss.target in ("features", "maps"):
             one, other = match_size(one, other)
@@ -128,7 +130,7 @@ class Distillation(Objective):
             one = self.adapters[key](one)
         if loss.batchwise:
             one, other = gather(one), gather(other)
-        return loss.function(one, other, **options)
+        return loss(one, other, **options)
 
     def _find_adapters(self, pixels: torch.Tensor) -> nn.ModuleDict:
         found: dict[str, nn.Module] = {}

@@ -8,16 +8,20 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from pipeline.contracts import PACKED, SIGNALS, STUDENTS, Manifest
+from pipeline.data.records import PACKED, Manifest
 from pipeline.data.views import Views
-from pipeline.distill.devices import launch
 from pipeline.distill.objective import Distillation, needed_for_features, needs_logits
-from pipeline.distill.signals import Signals, student_views, wanted
-from pipeline.distill.stage import Job, train_and_write
+from pipeline.distill.params import DistillParams
+from pipeline.distill.recording import RecordedLogits, student_views, wanted
+from pipeline.distill.records import TEACHER_LOGITS
 from pipeline.distill.teachers import load_teacher, teacher_digest
-from pipeline.networks.build import PixelsToLogits, build_network, student_normalisation
-from pipeline.networks.inference import seed_everything
-from pipeline.params import Network, Params
+from pipeline.networks.build import build_network
+from pipeline.networks.inference import set_up_torch
+from pipeline.networks.params import Network
+from pipeline.networks.pixels import PixelsToLogits, student_normalisation
+from pipeline.networks.records import STUDENTS
+from pipeline.training.devices import launch
+from pipeline.training.task import Task, train_and_write
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,16 @@ class Lessons:
 
     objective: Distillation
     views: Views
-    recorded: Signals | None
+    recorded: RecordedLogits | None
     settings: tuple[object, ...]
 
 
 def distill_student(
-    params: Params, name: str, *, signals: Path = SIGNALS, run_as: str | None = None
+    params: DistillParams,
+    name: str,
+    *,
+    teacher_logits: Path = TEACHER_LOGITS,
+    run_as: str | None = None,
 ) -> None:
     """Stage `distill@S`: models/students/S/, metrics/students/S.json, metrics/curves/S/.
 
@@ -42,7 +50,7 @@ def distill_student(
     distill, network = params.distill, params.students.zoo[name]
     fabric = launch(distill.training)
     manifest = Manifest.read(PACKED / "manifest.json")
-    seed_everything(params.seed)
+    set_up_torch(params.seed)
     model = PixelsToLogits(
         build_network(
             network,
@@ -52,8 +60,8 @@ def distill_student(
         ),
         student_normalisation(manifest.channels),
     )
-    taught = lessons(params, network, model, fabric, manifest, signals)
-    job = Job(
+    taught = lessons(params, network, model, fabric, manifest, teacher_logits)
+    task = Task(
         name=run_as or name,
         kind="students",
         folder=STUDENTS / (run_as or name),
@@ -64,16 +72,16 @@ def distill_student(
         seed=params.seed,
         settings=taught.settings,
     )
-    train_and_write(fabric, job, manifest, taught.objective, taught.views, taught.recorded)
+    train_and_write(fabric, task, manifest, taught.objective, taught.views, taught.recorded)
 
 
 def lessons(
-    params: Params,
+    params: DistillParams,
     network: Network,
     model: PixelsToLogits,
     fabric: Fabric,
     manifest: Manifest,
-    signals: Path,
+    teacher_logits: Path,
 ) -> Lessons:
     """The losses of `distill` around the student `model`, and the views and logits they take."""
     distill = params.distill
@@ -81,7 +89,7 @@ def lessons(
     recorded, expected = None, None
     if needs_logits(distill.losses):
         expected = wanted(params, manifest)
-        recorded = Signals(expected, signals) if expected.teachers else None
+        recorded = RecordedLogits(expected, teacher_logits) if expected.teachers else None
         running = running if recorded else params.teachers.enabled
     views = student_views(params, manifest)
     objective = Distillation(

@@ -4,42 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from pipeline.contracts import CARD, TEACHERS, Manifest, ModelCard
-from pipeline.errors import PipelineError
-from pipeline.files import sha256
-from pipeline.networks.build import WEIGHTS, PixelsToLogits, load_pixels_to_logits
-
-
-def teacher_folder(name: str) -> Path:
-    return TEACHERS / name
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import sha256
+from pipeline.data.records import Manifest
+from pipeline.networks.pixels import PixelsToLogits
+from pipeline.networks.records import CARD, TEACHERS, WEIGHTS, ModelCard
+from pipeline.networks.weights import check_card, load_pixels_to_logits
 
 
 def load_teacher(name: str, manifest: Manifest) -> PixelsToLogits:
     """A frozen teacher in eval mode; `PipelineError` where it knows other classes."""
-    model, card = load_pixels_to_logits(teacher_folder(name))
-    check_classes(card, manifest, teacher_folder(name) / CARD)
+    model, card = load_pixels_to_logits(TEACHERS / name)
+    check_card(card, manifest, TEACHERS / name)
     return model.requires_grad_(False)
-
-
-def check_classes(card: ModelCard, manifest: Manifest, where: Path) -> None:
-    if card.classes != manifest.classes:
-        raise PipelineError(
-            f"made for the classes {', '.join(card.classes)}; "
-            f"the data has {', '.join(manifest.classes)}",
-            where=str(where),
-            fix="use a checkpoint for these classes, train a teacher (`source: train`), "
-            "or fine-tune timm's weights, whose head is made anew (`source: pretrained`)",
-        )
 
 
 def teacher_digest(name: str) -> str:
     """SHA-256 of all that decides a teacher's logits: weights, architecture, normalisation."""
-    folder = teacher_folder(name)
+    folder = TEACHERS / name
     if not (folder / WEIGHTS).exists():
         raise PipelineError(
             f"the teacher `{name}` is not there", where=str(folder), fix="run `dvc repro`"

@@ -1,1 +1,1 @@
-"""torch to ONNX, preprocessing inside the graph, parity."""
+"""torch to ONNX, and the one place that opens ONNX Runtime."""

@@ -5,29 +5,25 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import os
 import warnings
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
-from pipeline.contracts import (
-    ONNX,
-    PACKED,
-    STUDENTS,
-    Manifest,
-    ModelCard,
-    Parity,
-    ProductLayers,
-    load_split,
-)
-from pipeline.errors import PipelineError
-from pipeline.files import whole_folder
-from pipeline.networks.build import PixelsToLogits, load_pixels_to_logits
-from pipeline.networks.inference import predict, seed_everything
-from pipeline.networks.products import product_layers
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import whole_folder
+from pipeline.data.records import PACKED, Manifest, load_split
+from pipeline.export.evaluate import logits_of
+from pipeline.export.records import ONNX, Parity
+from pipeline.export.session import open_runner
+from pipeline.networks.inference import predict, set_up_torch
+from pipeline.networks.layers import list_layers
+from pipeline.networks.pixels import PixelsToLogits
+from pipeline.networks.records import STUDENTS, Layers, ModelCard
+from pipeline.networks.weights import check_card, load_pixels_to_logits
 
 MIN_AGREEMENT = 0.99
 """Below this share of equal answers the export is broken, not imprecise."""
@@ -41,27 +37,20 @@ def export_student(student: str, opset: int) -> Parity:
     every compiled artifact is compared with. Raises `PipelineError` if the checker finds a
     fault or ONNX Runtime answers otherwise than torch.
     """
-    seed_everything(0)  # nothing is drawn; it forbids nondeterministic kernels
+    set_up_torch(0)  # nothing is drawn; it forbids nondeterministic kernels
     model, card = load_pixels_to_logits(STUDENTS / student)
     manifest = Manifest.read(PACKED / "manifest.json")
-    if card.classes != manifest.classes:
-        raise PipelineError(
-            "was made for other classes than the data has",
-            where=str(STUDENTS / student),
-            fix="run `dvc repro`",
-        )
-    images, labels = load_split("test")
+    check_card(card, manifest, STUDENTS / student)
+    images, _ = load_split("test")
     with whole_folder(ONNX / student) as scratch:
         file = scratch / "model.onnx"
         export_onnx(model, card, opset, file)
         torch_logits = predict(model, images).numpy()
-        onnx_logits = _run(file, images)
+        onnx_logits = logits_of(open_runner(str(file), os.cpu_count() or 1), images, label="parity")
         error = np.abs(torch_logits - onnx_logits)
         torch_answer, onnx_answer = torch_logits.argmax(1), onnx_logits.argmax(1)
         parity = Parity(
             images=len(images),
-            torch_top1=float((torch_answer == labels).mean()),
-            onnx_top1=float((onnx_answer == labels).mean()),
             same_argmax=float((torch_answer == onnx_answer).mean()),
             max_logit_error=float(error.max()),
             mean_logit_error=float(error.mean()),
@@ -75,8 +64,8 @@ def export_student(student: str, opset: int) -> Parity:
                 fix="try another `export.opset`, and report the architecture",
             )
         np.save(scratch / "test_logits.npy", torch_logits)
-        layers = product_layers(model, card.image_size, card.channels)
-        ProductLayers(layers=layers).write(scratch / "layers.json")
+        layers = list_layers(model, card.image_size, card.channels)
+        Layers(layers=layers).write(scratch / "layers.json")
         parity.write(scratch / "parity.json")
     return parity
 
@@ -129,12 +118,3 @@ def _without_traces(proto: onnx.ModelProto) -> onnx.ModelProto:
         del tensor.metadata_props[:]
     del proto.graph.metadata_props[:]
     return proto
-
-
-def _run(file: Path, images: np.ndarray, batch: int = 500) -> np.ndarray:
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    parts = [
-        session.run(["logits"], {"image": np.ascontiguousarray(images[i : i + batch])})[0]
-        for i in range(0, len(images), batch)
-    ]
-    return np.concatenate(parts)

@@ -9,11 +9,16 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from pipeline.networks.build import PixelsToLogits
+from pipeline.core.patches import keep_freed_memory
+from pipeline.networks.pixels import PixelsToLogits
 
 
-def seed_everything(seed: int) -> None:
-    """Same bits from the same seed on one machine, or an error from torch."""
+def set_up_torch(seed: int) -> None:
+    """Make torch give the same bits from the same seed on one machine, or an error.
+
+    Also has the process keep freed memory, which training and evaluation soon need again.
+    """
+    keep_freed_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not, without it
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)

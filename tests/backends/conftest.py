@@ -12,9 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.backends.base import Job
-from pipeline.contracts import Manifest, ProductLayers
-from pipeline.networks.build import load_pixels_to_logits
+from pipeline.backends.base.job import Job
+from pipeline.data.records import Manifest
+from pipeline.networks.records import Layers
+from pipeline.networks.weights import load_pixels_to_logits
 from tests.students import CHANNELS, CLASSES, SIZE, draw, student_folder
 
 
@@ -79,7 +80,7 @@ def job(student: Path) -> Callable[[str], Job]:
         digests={"test_images.npy": "1" * 64, "test_labels.npy": "2" * 64},
         calibration_digest="", mean=(0.0,) * 3, std=(1.0,) * 3, rejected=(),
     )  # fmt: skip
-    layers = ProductLayers.read(student / "layers.json").layers
+    layers = Layers.read(student / "layers.json").layers
 
     def make(precision: str) -> Job:
         return Job(

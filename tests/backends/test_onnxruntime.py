@@ -13,11 +13,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from pipeline.backends.base import Compiled, Job
-from pipeline.backends.onnxruntime import OnnxRuntime, _inspect, open_session
-from pipeline.backends.qdq import quantize
-from pipeline.errors import PipelineError
-from pipeline.measure.accuracy import agreement, top1
+from pipeline.accuracy.metrics import agreement, top1
+from pipeline.backends.base.job import Compiled, Job
+from pipeline.backends.base.qdq import quantize
+from pipeline.backends.onnxruntime.spec import OnnxRuntime
+from pipeline.core.errors import PipelineError
+from pipeline.export.session import open_session
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 Jobs = Callable[[str], Job]
@@ -35,7 +36,7 @@ def test_fp32_is_the_exported_file_and_gives_the_logits_of_torch(
 ) -> None:
     compiled = OnnxRuntime().compile(job("fp32"), tmp_path)
     assert (tmp_path / compiled.model_file).read_bytes() == job("fp32").onnx.read_bytes()
-    assert (compiled.proof.macs, compiled.proof.int8_mac_share) == (macs, 0)
+    assert (compiled.execution.macs, compiled.execution.int8_mac_share) == (macs, 0)
     logits = OnnxRuntime().load(tmp_path / compiled.model_file, 1)(test_images[0])
     np.testing.assert_allclose(logits, torch_logits, atol=1e-3)
 
@@ -43,10 +44,10 @@ def test_fp32_is_the_exported_file_and_gives_the_logits_of_torch(
 def test_int8_executes_every_convolution_and_product_in_integers(
     int8: tuple[Compiled, Path], macs: int
 ) -> None:
-    proof = int8[0].proof
-    assert (proof.macs, proof.float_products, proof.int8_mac_share) == (macs, (), 1)
-    assert proof.per_channel and proof.partitions is None
-    assert (proof.input_type, proof.output_type) == ("uint8", "float32")
+    execution = int8[0].execution
+    assert (execution.macs, execution.in_float, execution.int8_mac_share) == (macs, (), 1)
+    assert execution.per_channel and execution.partitions is None
+    assert (execution.input_type, execution.output_type) == ("uint8", "float32")
 
 
 def with_float_constants(file: Path, kind: str, place: int, result: Path) -> onnx.NodeProto:
@@ -71,10 +72,10 @@ def test_a_product_in_float_is_named_as_the_exported_file_names_it(
 ) -> None:
     head = with_float_constants(int8[1], "Gemm", 0, tmp_path / "mixed.onnx")
     assert head.name in {node.name for node in onnx.load(job("fp32").onnx).graph.node}
-    proof = _inspect(tmp_path / "mixed.onnx")
-    (product,) = proof.float_products
+    execution = _inspect(tmp_path / "mixed.onnx")
+    (product,) = execution.in_float
     assert product.name == head.name
-    assert 0 < product.macs == round((1 - proof.int8_mac_share) * macs)
+    assert 0 < product.macs == round((1 - execution.int8_mac_share) * macs)
 
 
 def test_a_float_convolution_between_int8_ones_stays_float(
@@ -82,8 +83,8 @@ def test_a_float_convolution_between_int8_ones_stays_float(
 ) -> None:
     """Unless it is told not to, the runtime rounds it per tensor when it opens the file."""
     with_float_constants(int8[1], "Conv", 1, tmp_path / "mixed.onnx")
-    proof = _inspect(tmp_path / "mixed.onnx")
-    assert len(proof.float_products) == 1 and proof.per_channel
+    execution = _inspect(tmp_path / "mixed.onnx")
+    assert len(execution.in_float) == 1 and execution.per_channel
 
 
 def test_int8_keeps_the_accuracy(

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.backends.base import Compiled, Job
-from pipeline.backends.openvino import MODEL_FILE, OpenVino
-from pipeline.errors import PipelineError
+from pipeline.backends.base.job import Compiled, Job
+from pipeline.backends.openvino.compile import (
+    MODEL_FILE,
+)
+from pipeline.backends.openvino.spec import OpenVino
+from pipeline.core.errors import PipelineError
 
 Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 Made = dict[str, tuple[Path, Compiled]]
@@ -45,13 +48,13 @@ def test_int8_keeps_the_answers(
 
 
 def test_the_proof_is_of_what_the_runtime_executes(made: Made, macs: int) -> None:
-    exact, int8 = made["fp32"][1].proof, made["int8"][1].proof
+    exact, int8 = made["fp32"][1].execution, made["int8"][1].execution
     assert exact.macs == int8.macs == macs
     assert (exact.int8_mac_share, exact.per_channel) == (0, None)
     # NNCF leaves a squeeze-and-excitation of ReLU and sigmoid in float: four small products.
-    assert len(int8.float_products) in (0, 4)
-    assert int8.int8_mac_share == 1 - sum(p.macs for p in int8.float_products) / macs > 0.99
-    assert {p.name for p in int8.float_products} <= {p.name for p in exact.float_products}
+    assert len(int8.in_float) in (0, 4)
+    assert int8.int8_mac_share == 1 - sum(p.macs for p in int8.in_float) / macs > 0.99
+    assert {p.name for p in int8.in_float} <= {p.name for p in exact.in_float}
     assert int8.per_channel and int8.partitions is None
     assert (int8.input_type, int8.output_type) == ("uint8", "float32")
 

@@ -13,12 +13,15 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from pipeline.backends import tensorrt
-from pipeline.backends.base import Compiled, Job
-from pipeline.backends.qdq import quantize
-from pipeline.backends.tensorrt import Network, TensorRT
-from pipeline.errors import PipelineError
-from pipeline.measure.accuracy import agreement, top1
+from pipeline.accuracy.metrics import agreement, top1
+from pipeline.backends.base.job import Compiled, Job
+from pipeline.backends.base.qdq import quantize
+from pipeline.backends.tensorrt import compile as tensorrt
+from pipeline.backends.tensorrt.compile import (
+    Network,
+)
+from pipeline.backends.tensorrt.spec import TensorRT
+from pipeline.core.errors import PipelineError
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 Jobs = Callable[[str], Job]
@@ -39,10 +42,10 @@ def test_nvidias_parser_reads_the_precision_that_was_asked(
 ) -> None:
     precision, result, _ = compiled
     int8 = precision == "int8"
-    assert (result.proof.macs, result.proof.int8_mac_share) == (macs, float(int8))
-    assert result.proof.per_channel is (True if int8 else None)
-    assert result.proof.partitions is None
-    assert (result.proof.input_type, result.proof.output_type) == ("uint8", "float32")
+    assert (result.execution.macs, result.execution.int8_mac_share) == (macs, float(int8))
+    assert result.execution.per_channel is (True if int8 else None)
+    assert result.execution.partitions is None
+    assert (result.execution.input_type, result.execution.output_type) == ("uint8", "float32")
 
 
 def test_nvidias_builder_makes_an_engine_of_it(compiled: tuple[str, Compiled, Path]) -> None:

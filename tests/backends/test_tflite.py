@@ -11,12 +11,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.backends.base import Compiled, Job
-from pipeline.backends.tflite import MODEL_FILE, SIGNATURE, TFLite, _calibrate
-from pipeline.backends.tflite_convert import convert, from_normalised, normalised
-from pipeline.contracts import Partitions
-from pipeline.errors import PipelineError
-from pipeline.networks.build import load_pixels_to_logits
+from pipeline.backends.base.job import Compiled, Job
+from pipeline.backends.base.records import Partitions
+from pipeline.backends.tflite.compile import (
+    MODEL_FILE,
+    SIGNATURE,
+    _calibrate,
+)
+from pipeline.backends.tflite.convert import (
+    convert,
+)
+from pipeline.backends.tflite.spec import TFLite
+from pipeline.core.errors import PipelineError
+from pipeline.networks.weights import load_pixels_to_logits
 
 Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 Made = dict[str, tuple[Path, Compiled]]
@@ -56,18 +63,18 @@ def test_int8_keeps_the_answers(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_the_proof_is_of_what_the_file_computes(made: Made, precision: str, macs: int) -> None:
-    proof = made[precision][1].proof
+    execution = made[precision][1].execution
     int8 = precision == "int8"
-    assert (proof.macs, proof.int8_mac_share) == (macs, float(int8))
-    assert proof.per_channel is (True if int8 else None)
-    assert (proof.input_type, proof.output_type) == ("uint8", "float32")
+    assert (execution.macs, execution.int8_mac_share) == (macs, float(int8))
+    assert execution.per_channel is (True if int8 else None)
+    assert (execution.input_type, execution.output_type) == ("uint8", "float32")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_one_operator_is_left_to_other_than_accelerated_kernels(made: Made, precision: str) -> None:
     first = "QUANTIZE uint8" if precision == "int8" else "CAST uint8"
     record = made[precision][1]
-    assert record.proof.partitions == Partitions(delegated=1, builtin={first: 1})
+    assert record.execution.partitions == Partitions(delegated=1, builtin={first: 1})
     assert record.notes == ()
 
 
@@ -78,10 +85,10 @@ def test_a_hard_swish_that_is_kept_splits_the_int8_graph_and_is_told(
     model, _ = load_pixels_to_logits(plain.student_folder)
     swishes = sum(isinstance(module, torch.nn.Hardswish) for module in model.modules())
     kept = TFLite("keep").compile(plain, tmp_path)
-    assert kept.proof.partitions is not None
-    assert kept.proof.partitions.builtin.get("HARD_SWISH int8", 0) == swishes
+    assert kept.execution.partitions is not None
+    assert kept.execution.partitions.builtin.get("HARD_SWISH int8", 0) == swishes
     assert bool(kept.notes) == bool(swishes)
-    assert kept.proof.macs == made["int8"][1].proof.macs
+    assert kept.execution.macs == made["int8"][1].execution.macs
 
 
 def test_smaller_precisions_give_smaller_files(made: Made) -> None:

@@ -24,7 +24,7 @@ from ai_edge_litert.schema_py_generated import (
 from ai_edge_litert.tools import flatbuffer_utils
 from flatbuffers import number_types
 
-from pipeline.backends.tflite_metadata import with_metadata
+from pipeline.backends.tflite.metadata import with_metadata
 
 LABELS = ("cat", "dog, small", "Bär")
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.core.patches import import_torchvision
 from pipeline.data.augment import (
     WHOLE,
     crop_boxes,
@@ -21,7 +22,6 @@ from pipeline.data.augment import (
     mixup,
     resized_crop,
 )
-from pipeline.torchvision_shim import import_torchvision
 
 import_torchvision()
 from torchvision.transforms.v2 import functional as F  # noqa: E402

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.core.errors import PipelineError
 from pipeline.data.folder import index_folder
-from pipeline.errors import PipelineError
 from tests.data.test_prepare import ROOT, data, fill, packed
 
 

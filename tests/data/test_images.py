@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.core.errors import PipelineError
 from pipeline.data.images import is_grey, load_image, upright_size
-from pipeline.errors import PipelineError
 
 GRADIENT = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 

@@ -16,12 +16,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.contracts import Manifest, load_calibration, load_split
+from pipeline.core.errors import PipelineError
+from pipeline.data.params import Data
 from pipeline.data.prepare import prepare
+from pipeline.data.records import Manifest, load_calibration, load_split
 from pipeline.data.sources import fetch
 from pipeline.data.torchvision_sets import _makers
-from pipeline.errors import PipelineError
-from pipeline.params import Data
 
 ROOT = Path(__file__).parents[2]
 

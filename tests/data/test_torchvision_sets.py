@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.core.errors import PipelineError
+from pipeline.data.params import Data
 from pipeline.data.prepare import prepare
 from pipeline.data.sources import fetch
 from pipeline.data.torchvision_sets import open_set
-from pipeline.errors import PipelineError
-from pipeline.params import Data
 from tests.data.test_prepare import data
 
 

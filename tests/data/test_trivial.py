@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.core.patches import import_torchvision
 from pipeline.data.trivial import LEVELS, OPERATIONS, trivial
-from pipeline.torchvision_shim import import_torchvision
 
 import_torchvision()
 from torchvision.transforms import v2  # noqa: E402

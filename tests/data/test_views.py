@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from pipeline.data.augment import WHOLE, mixup
+from pipeline.data.params import Augment
 from pipeline.data.trivial import LEVELS, OPERATIONS, trivial
 from pipeline.data.views import STREAMS, Views, draw
-from pipeline.params import Augment
 
 CPU = torch.device("cpu")
 N, CLASSES = 200, 10

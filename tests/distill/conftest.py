@@ -11,24 +11,21 @@ import pytest
 import torch
 import yaml
 
+from pipeline.cli.params import Params, load_params
+from pipeline.data.params import Augment
 from pipeline.data.prepare import prepare
 from pipeline.data.sources import fetch
 from pipeline.data.views import Views
-from pipeline.distill.devices import launch
 from pipeline.distill.objective import Distillation
-from pipeline.distill.teacher import Supervised
-from pipeline.distill.training import Fitted, Objective, Recording, Run, fit
-from pipeline.networks.build import PixelsToLogits, build_network, student_normalisation
-from pipeline.networks.inference import seed_everything
-from pipeline.params import (
-    Augment,
-    LossTerm,
-    Network,
-    Params,
-    Teachers,
-    Training,
-    load_params,
-)
+from pipeline.distill.params import LossTerm
+from pipeline.networks.build import build_network
+from pipeline.networks.inference import set_up_torch
+from pipeline.networks.params import Network
+from pipeline.networks.pixels import PixelsToLogits, student_normalisation
+from pipeline.training.devices import launch
+from pipeline.training.loop import Fitted, Objective, Recording, Run, fit
+from pipeline.training.params import Teachers, Training
+from pipeline.training.teacher import Supervised
 from tests.sharing import made_once
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +112,7 @@ def views(augment: Augment = AUGMENT) -> Views:
 
 
 def model(network: Network = TINY, seed: int = 3) -> PixelsToLogits:
-    seed_everything(seed)
+    set_up_torch(seed)
     built = build_network(network, classes=2, channels=1, image_size=16)
     return PixelsToLogits(built, student_normalisation(1))
 

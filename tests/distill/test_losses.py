@@ -14,27 +14,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.distill.losses import LOSSES, Loss, find_loss, weight_factor
-from pipeline.distill.losses.features import (
-    attention_transfer,
-    cosine,
-    cosine_angle,
-    hint,
-    review,
-)
-from pipeline.distill.losses.logits import (
-    cross_entropy,
-    dist,
-    dkd,
-    kl,
-    margin,
-    mse,
-    symmetric_kl,
-)
-from pipeline.distill.losses.registry import register
+from pipeline.core.errors import PipelineError
+from pipeline.distill.losses.features import attention_transfer, cosine, cosine_angle, hint, review
+from pipeline.distill.losses.logits import cross_entropy, dist, dkd, kl, margin, mse, symmetric_kl
+from pipeline.distill.losses.registry import Loss, find_loss
 from pipeline.distill.losses.relations import rkd, similarity_preserving
-from pipeline.errors import PipelineError
-from pipeline.params import LossTerm
+from pipeline.distill.losses.schedule import weight_factor
+from pipeline.distill.params import LossTerm
 
 COMPARING = [name for name, loss in LOSSES.items() if loss.target != "labels"]
 HALVES = [torch.float16, torch.bfloat16]

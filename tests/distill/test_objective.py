@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.distill.losses import LOSSES
+from pipeline.core.errors import PipelineError
 from pipeline.distill.losses.logits import kl
 from pipeline.distill.objective import Distillation
-from pipeline.errors import PipelineError
-from pipeline.params import LossTerm
+from pipeline.distill.params import LossTerm
 from tests.distill.conftest import RESNET, TERMS, TINY, distillation, model, split, teachers
 
 

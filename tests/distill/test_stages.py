@@ -17,16 +17,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.contracts import ModelCard, ModelMetrics, SignalsRecord
-from pipeline.distill.signals import record_signals
-from pipeline.distill.stage import checkpoint_seconds
+from pipeline.cli.params import Params
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import sha256
+from pipeline.distill.recording import record_teacher_logits
+from pipeline.distill.records import TeacherLogitsRecord
 from pipeline.distill.student import distill_student
-from pipeline.distill.teacher import train_teacher
-from pipeline.errors import PipelineError
-from pipeline.files import sha256
-from pipeline.networks.build import build_network, load_pixels_to_logits
+from pipeline.networks.build import build_network
 from pipeline.networks.inference import predict
-from pipeline.params import Network, Params
+from pipeline.networks.params import Network
+from pipeline.networks.records import ModelCard
+from pipeline.networks.weights import load_pixels_to_logits
+from pipeline.training.records import ModelMetrics
+from pipeline.training.task import checkpoint_seconds
+from pipeline.training.teacher import train_teacher
 from tests.distill.conftest import RESNET, ROOT
 
 STUDENT = "mnv3_small_050"
@@ -44,7 +48,7 @@ ONLINE = [
 def teach(params: Params) -> None:
     for name in params.teachers.enabled:
         train_teacher(params, name)
-    record_signals(params)
+    record_teacher_logits(params)
 
 
 def test_a_teacher_is_trained_and_taught_from(configured: Callable[..., Params]) -> None:
@@ -76,12 +80,12 @@ def test_two_teachers_of_different_sizes_teach_one_student(
     model.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
     logits = predict(model, np.load("data/packed/val_images.npy")[:4])
     assert seen[0][2:] == (40, 40) and logits.shape == (4, 10)
-    record = SignalsRecord.read(Path("models/teacher_signals/signals.json"))
+    record = TeacherLogitsRecord.read(Path("models/teacher_logits/signals.json"))
     assert list(record.teachers) == ["resnet", "large"]
     distill_student(params, STUDENT)
     recorded = ModelMetrics.read(Path(f"metrics/students/{STUDENT}.json"))
-    params = configured(teachers=both, distill={"losses": ONLINE}, signals={"record": False})
-    record_signals(params)
+    params = configured(teachers=both, distill={"losses": ONLINE}, teacher_logits={"record": False})
+    record_teacher_logits(params)
     distill_student(params, STUDENT)
     online = ModelMetrics.read(Path(f"metrics/students/{STUDENT}.json"))
     assert online.test_top1 == pytest.approx(recorded.test_top1, abs=0.02)
@@ -89,7 +93,8 @@ def test_two_teachers_of_different_sizes_teach_one_student(
 
 def test_a_student_alone_needs_no_teacher(configured: Callable[..., Params]) -> None:
     params = configured(
-        distill={"losses": [{"name": "cross_entropy", "weight": 1.0}]}, signals={"record": False}
+        distill={"losses": [{"name": "cross_entropy", "weight": 1.0}]},
+        teacher_logits={"record": False},
     )
     distill_student(params, STUDENT)
     assert STUDENT_WEIGHTS.exists() and not TEACHER_WEIGHTS.exists()

@@ -11,17 +11,18 @@ import onnxruntime
 import pytest
 import torch
 
-from pipeline.contracts import ModelCard
 from pipeline.export.onnx import export_onnx
-from pipeline.networks.build import PixelsToLogits, build_network, student_normalisation
-from pipeline.networks.inference import predict, seed_everything
-from pipeline.params import Network
+from pipeline.networks.build import build_network
+from pipeline.networks.inference import predict, set_up_torch
+from pipeline.networks.params import Network
+from pipeline.networks.pixels import PixelsToLogits, student_normalisation
+from pipeline.networks.records import ModelCard
 
 CLASSES = ("ankle boot", "bag", "coat")
 
 
 def exported(folder: Path, arch: str, channels: int, size: int) -> tuple[PixelsToLogits, Path]:
-    seed_everything(1)
+    set_up_torch(1)
     network = build_network(Network(arch=arch), classes=3, channels=channels, image_size=size)
     model = PixelsToLogits(network, student_normalisation(channels)).eval()
     card = ModelCard(

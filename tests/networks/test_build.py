@@ -9,18 +9,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.contracts import ModelCard
-from pipeline.errors import PipelineError
-from pipeline.networks.build import (
-    PixelsToLogits,
-    build_network,
-    load_model,
-    load_weights,
-    pretrained_normalisation,
-    save_model,
-    student_normalisation,
-)
-from pipeline.params import Network
+from pipeline.core.errors import PipelineError
+from pipeline.networks.build import build_network
+from pipeline.networks.params import Network
+from pipeline.networks.pixels import PixelsToLogits, pretrained_normalisation, student_normalisation
+from pipeline.networks.records import ModelCard
+from pipeline.networks.weights import load_model, load_weights, save_model
 
 MOBILENET = Network(arch="mobilenetv3_small_050")
 

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.networks.build import build_network
 from pipeline.networks.folding import fold_batch_norm
-from pipeline.params import Network
+from pipeline.networks.params import Network
 
 
 def drawn(model: nn.Module) -> nn.Module:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.networks.build import PixelsToLogits, build_network, student_normalisation
-from pipeline.networks.products import product_layers
-from pipeline.params import Network
+from pipeline.networks.build import build_network
+from pipeline.networks.layers import list_layers
+from pipeline.networks.params import Network
+from pipeline.networks.pixels import PixelsToLogits, student_normalisation
 from tests.backends.conftest import count_macs
 
 
@@ -16,7 +17,7 @@ from tests.backends.conftest import count_macs
 def test_every_layer_in_order_with_what_it_multiplies_and_holds(arch: str) -> None:
     network = build_network(Network(arch=arch), classes=10, channels=3, image_size=32)
     model = PixelsToLogits(network, student_normalisation(3)).eval()
-    layers = product_layers(model, 32, 3)
+    layers = list_layers(model, 32, 3)
     assert [layer.macs for layer in layers] == count_macs(model, (32, 32, 3))
     modules = dict(network.named_modules())
     assert all(layer.weights == modules[layer.name].weight.numel() for layer in layers)
@@ -35,5 +36,5 @@ class Twice(nn.Module):
 
 
 def test_a_layer_that_is_met_twice_works_twice_and_is_held_once() -> None:
-    (layer,) = product_layers(PixelsToLogits(Twice(), student_normalisation(2)), 3, 2)
+    (layer,) = list_layers(PixelsToLogits(Twice(), student_normalisation(2)), 3, 2)
     assert (layer.name, layer.macs, layer.weights) == ("conv", 2 * 9 * 2 * 2, 2 * 2)

@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.distill.losses.numerics import average_to, unit
-from pipeline.distill.losses.registry import register
+from pipeline.distill.losses.registry import loss
 
 
-@register("hint", "features")
+@loss("features")
 def hint(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """(f_s - f_t)², a mean over all elements. FitNets, arXiv 1412.6550. Range [0, inf)."""
     return F.mse_loss(student, teacher)
 
 
-@register("cosine", "features")
+@loss("features")
 def cosine(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """2 (1 - cos θ) = ‖f_s/‖f_s‖ - f_t/‖f_t‖‖² at each position, a mean over N, H and W.
 
@@ -32,7 +32,7 @@ def cosine(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return (unit(student, 1) - unit(teacher, 1)).square().sum(dim=1).mean()
 
 
-@register("cosine_angle", "features")
+@loss("features")
 def cosine_angle(
     student: torch.Tensor, teacher: torch.Tensor, *, balance: float = 1.0
 ) -> torch.Tensor:
@@ -44,7 +44,7 @@ def cosine_angle(
     return hint(student, teacher) + balance / 2 * cosine(student, teacher)
 
 
-@register("attention_transfer", "maps")
+@loss("maps")
 def attention_transfer(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Mean squared difference of L2-normalised attention maps mean_F(f²), [N, H·W].
 
@@ -58,7 +58,7 @@ def attention_transfer(student: torch.Tensor, teacher: torch.Tensor) -> torch.Te
     return F.mse_loss(attention(student), attention(teacher))
 
 
-@register("review", "levels")
+@loss("levels")
 def review(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]) -> torch.Tensor:
     """Hierarchical context loss, a sum over levels. Chen et al. 2021, arXiv 2104.09044.
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.distill.losses.numerics import centred, unit
-from pipeline.distill.losses.registry import register
+from pipeline.distill.losses.registry import loss
 
 
-@register("cross_entropy", "labels", fractions=("label_smoothing",))
+@loss("labels", fractions=("label_smoothing",))
 def cross_entropy(
     student: torch.Tensor, labels: torch.Tensor, *, label_smoothing: float = 0.0
 ) -> torch.Tensor:
@@ -26,7 +26,7 @@ def cross_entropy(
     return F.cross_entropy(student, labels, label_smoothing=label_smoothing)
 
 
-@register("kl", "logits", positive=("temperature",))
+@loss("logits", positive=("temperature",))
 def kl(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -42,7 +42,7 @@ def kl(
     return temperature**2 * _divergence(log_t, log_s)
 
 
-@register("symmetric_kl", "logits", positive=("temperature",))
+@loss("logits", positive=("temperature",))
 def symmetric_kl(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -60,7 +60,7 @@ def symmetric_kl(
     return temperature**2 * (_divergence(log_t, log_s) + balance * _divergence(log_s, log_t))
 
 
-@register("mse", "logits")
+@loss("logits")
 def mse(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """(z_s - z_t)², a mean over N and C, as 2105.08919 has it. Range [0, inf).
 
@@ -70,7 +70,7 @@ def mse(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return F.mse_loss(student, teacher)
 
 
-@register("margin", "logits")
+@loss("logits")
 def margin(
     student: torch.Tensor, teacher: torch.Tensor, *, delta: float = 1.0, balance: float = 1.0
 ) -> torch.Tensor:
@@ -86,7 +86,7 @@ def margin(
     return (F.relu(difference + delta) + balance * F.relu(delta - difference)).mean()
 
 
-@register("dkd", "logits", needs_labels=True, positive=("temperature",))
+@loss("logits", needs_labels=True, positive=("temperature",))
 def dkd(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -121,7 +121,7 @@ def dkd(
     return temperature**2 * (alpha * target_part + beta * other_part)
 
 
-@register("dist", "logits", batchwise=True, positive=("temperature",))
+@loss("logits", batchwise=True, positive=("temperature",))
 def dist(
     student: torch.Tensor,
     teacher: torch.Tensor,

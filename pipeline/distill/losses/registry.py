@@ -1,20 +1,23 @@
-"""The registry that params.yaml names losses by, and the check of what it says of them."""
+"""Losses by the names of params.yaml, and the check of what params.yaml says about them."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.distill.losses.numerics import LossFunction, in_full_precision
-from pipeline.errors import PipelineError
-from pipeline.params import LossTerm
+import torch
+
+from pipeline.core import plugins
+from pipeline.core.errors import PipelineError
+from pipeline.distill.losses.numerics import LossFunction, Operand, in_full_precision
+from pipeline.distill.params import LossTerm
 
 Target = Literal["labels", "logits", "features", "maps", "relations", "levels"]
 
+KIND = "losses"
 WHERE = "distill.losses"
 
 
@@ -41,56 +44,71 @@ class Loss:
     positive: tuple[str, ...] = ()
     fractions: tuple[str, ...] = ()
 
+    def __call__(self, *operands: Operand, **options: bool | float) -> torch.Tensor:
+        """The loss of a student's operand against the other ones."""
+        return self.function(*operands, **options)
+
     @property
     def taps(self) -> bool:
+        """Whether it compares features, which taps take from a network."""
         return self.target not in ("labels", "logits")
 
 
-LOSSES: dict[str, Loss] = {}
-
-
-def register(
-    name: str,
+def loss(
     target: Target,
     *,
     needs_labels: bool = False,
     batchwise: bool = False,
     positive: tuple[str, ...] = (),
     fractions: tuple[str, ...] = (),
-) -> Callable[[LossFunction], LossFunction]:
-    """Make a pure function known to `distill.losses`; its keyword arguments are `options`.
+) -> Callable[[LossFunction], Loss]:
+    """Make a loss of a pure function; its keyword-only arguments are the `options` of params.yaml.
 
-    Options whose default is a bool are switches, all others finite numbers of at least 0:
-    those in `positive` above 0, those in `fractions` at most 1. The function computes in at
-    least float32, under autocast as well.
+    Options whose default is a bool are switches; all others are finite numbers of at least 0.
+
+    Args:
+        target: what it compares, see `Loss`.
+        needs_labels: whether labels are its third argument.
+        batchwise: whether it compares the samples of a batch with each other.
+        positive: options that must be above 0.
+        fractions: options that are at most 1.
+
+    Example:
+        A loss becomes known to params.yaml by an entry point `edgestill.losses`:
+
+        >>> @loss("logits")
+        ... def l1(student, teacher):
+        ...     return (student - teacher).abs().mean()
     """
 
-    def add(function: LossFunction) -> LossFunction:
-        if name in LOSSES:
-            raise ValueError(f"there are two losses `{name}`")
-        function = in_full_precision(function)
-        LOSSES[name] = Loss(function, target, needs_labels, batchwise, positive, fractions)
-        return function
+    def make(function: LossFunction) -> Loss:
+        full = in_full_precision(function)
+        return Loss(full, target, needs_labels, batchwise, positive, fractions)
 
-    return add
+    return make
+
+
+def loss_names() -> tuple[str, ...]:
+    """Every registered loss."""
+    return plugins.names(KIND)
 
 
 def find_loss(term: LossTerm) -> Loss:
-    """The loss that a term names; `PipelineError` for a wrong name, option, tap or teacher."""
-    if term.name not in LOSSES:
-        close = difflib.get_close_matches(term.name, LOSSES, n=1)
-        hint = f"did you mean `{close[0]}`?" if close else f"known are {', '.join(LOSSES)}"
-        raise PipelineError(f"there is no loss `{term.name}`; {hint}", where=WHERE)
-    loss = LOSSES[term.name]
-    _check_options(term, loss)
-    _check_taps(term, loss)
-    return loss
+    """The loss that a term of params.yaml names.
+
+    Raises:
+        PipelineError: for a wrong name, option, tap or teacher.
+    """
+    found: Loss = plugins.find(KIND, term.name)
+    _check_options(term, found)
+    _check_taps(term, found)
+    return found
 
 
-def _check_options(term: LossTerm, loss: Loss) -> None:
+def _check_options(term: LossTerm, found: Loss) -> None:
     defaults = {
         name: parameter.default
-        for name, parameter in inspect.signature(loss.function).parameters.items()
+        for name, parameter in inspect.signature(found.function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     for option, value in term.options.items():
@@ -104,9 +122,9 @@ def _check_options(term: LossTerm, loss: Loss) -> None:
             fits, wanted = isinstance(value, bool), "true or false"
         else:
             fits, wanted = not isinstance(value, bool) and math.isfinite(value), "a number"
-            if option in loss.positive:
+            if option in found.positive:
                 fits, wanted = fits and value > 0, "above 0"
-            elif option in loss.fractions:
+            elif option in found.fractions:
                 fits, wanted = fits and 0 <= value <= 1, "in [0, 1]"
             else:
                 fits, wanted = fits and value >= 0, "at least 0"
@@ -117,9 +135,9 @@ def _check_options(term: LossTerm, loss: Loss) -> None:
             )
 
 
-def _check_taps(term: LossTerm, loss: Loss) -> None:
+def _check_taps(term: LossTerm, found: Loss) -> None:
     given = f"(found {', '.join(term.taps) or 'none'})"
-    if not loss.taps:
+    if not found.taps:
         if term.taps:
             raise PipelineError(f"`{term.name}` takes no `taps` {given}", where=WHERE)
         if term.teacher is not None:
@@ -127,7 +145,7 @@ def _check_taps(term: LossTerm, loss: Loss) -> None:
                 f"`{term.name}` takes no `teacher` (found {term.teacher}): it compares no taps",
                 where=WHERE,
             )
-    elif loss.target == "levels":
+    elif found.target == "levels":
         if len(set(term.taps)) < max(2, len(term.taps)):
             raise PipelineError(
                 f"`{term.name}` needs two or more different `taps`, shallow to deep {given}",

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.distill.losses.numerics import EPSILON, unit
-from pipeline.distill.losses.registry import register
+from pipeline.distill.losses.registry import loss
 
 
-@register("similarity_preserving", "relations", batchwise=True)
+@loss("relations", batchwise=True)
 def similarity_preserving(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """‖G_s - G_t‖²_F / N² of the similarities G = Q Qᵀ, Q [N, F·H·W], rows of G L2-normalised.
 
@@ -27,7 +27,7 @@ def similarity_preserving(student: torch.Tensor, teacher: torch.Tensor) -> torch
     return F.mse_loss(similarities(student), similarities(teacher))
 
 
-@register("rkd", "relations", batchwise=True)
+@loss("relations", batchwise=True)
 def rkd(
     student: torch.Tensor, teacher: torch.Tensor, *, distance: float = 25.0, angle: float = 50.0
 ) -> torch.Tensor:

@@ -1,0 +1,110 @@
+"""Accuracy of a runtime on a split: pure functions of logits, and how to get the logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.accuracy.records import Mistake, ReliabilityBin
+
+
+def top1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Share in [0, 1] of rows of `logits` [N, C] whose largest entry is at `labels` [N]."""
+    return float(correct(logits, labels).mean())
+
+
+def correct(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """For each row of `logits` [N, C]: is its largest entry at `labels` [N]."""
+    right: NDArray[np.bool_] = logits.argmax(axis=1) == labels
+    return right
+
+
+def agreement(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Share in [0, 1] of rows of two logits [N, C] with the same argmax."""
+    return float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
+
+
+def lost_and_won(
+    logits: NDArray[np.float32], reference: NDArray[np.float32], labels: NDArray[np.int64]
+) -> tuple[int, int]:
+    """How many images [N] only the `reference` gets right, and how many only `logits` [N, C]."""
+    right, was_right = correct(logits, labels), correct(reference, labels)
+    return int((was_right & ~right).sum()), int((right & ~was_right).sum())
+
+
+def signal_to_noise(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> float | None:
+    """10 log10(|reference|^2 / |logits - reference|^2) in dB; None where both are equal.
+
+    The mean logit of each image is left out of both: no class probability depends on it.
+    """
+    centred = [z.astype(np.float64) - z.mean(axis=1, keepdims=True) for z in (logits, reference)]
+    noise = float(np.square(centred[0] - centred[1]).sum())
+    return 10 * math.log10(float(np.square(centred[1]).sum()) / noise) if noise else None
+
+
+def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Softmax in [0, 1] of each row of `logits` [N, C]."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
+def reliability(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], bins: int = 15
+) -> tuple[ReliabilityBin, ...]:
+    """The reliability diagram: images by the probability of their answer, in `bins` equal parts.
+
+    Guo et al., On Calibration of Modern Neural Networks (1706.04599). A bin's lower end belongs
+    to the bin before it. Empty bins are left out.
+    """
+    confidence = probabilities(logits).max(axis=1)
+    right = correct(logits, labels)
+    places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return tuple(
+        ReliabilityBin(
+            images=int(own.sum()),
+            confidence=float(confidence[own].mean()),
+            accuracy=float(right[own].mean()),
+        )
+        for own in (places == place for place in range(bins))
+        if own.any()
+    )
+
+
+def calibration_error(diagram: Sequence[ReliabilityBin]) -> float:
+    """Expected calibration error: mean over images of their bin's |accuracy - confidence|."""
+    gaps = sum(one.images * abs(one.accuracy - one.confidence) for one in diagram)
+    return gaps / sum(one.images for one in diagram)
+
+
+def confusions(
+    logits: NDArray[np.float32], labels: NDArray[np.int64]
+) -> tuple[tuple[int, int, int], ...]:
+    """(label, wrong answer, images) of `logits` [N, C], the most frequent first."""
+    answers = logits.argmax(axis=1)
+    pairs = np.stack([labels, answers], axis=1)[answers != labels]
+    kinds, counts = np.unique(pairs, axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return tuple((int(kinds[i, 0]), int(kinds[i, 1]), int(counts[i])) for i in order)
+
+
+def worst_mistakes(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], count: int
+) -> tuple[Mistake, ...]:
+    """The `count` wrong answers given with the highest probability, the highest first."""
+    confidence = probabilities(logits).max(axis=1)
+    answers = logits.argmax(axis=1)
+    wrong = np.flatnonzero(answers != labels)
+    chosen = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
+    return tuple(
+        Mistake(
+            image=int(i),
+            label=int(labels[i]),
+            answer=int(answers[i]),
+            probability=float(confidence[i]),
+        )
+        for i in chosen
+    )

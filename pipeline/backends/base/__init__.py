@@ -1,0 +1,1 @@
+"""What all backends share; each backend is a folder beside this one."""

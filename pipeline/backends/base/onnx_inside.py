@@ -1,0 +1,88 @@
+"""What happens inside an ONNX student or its Q/DQ model, computed by ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from pipeline.backends.base.job import FloatRunner, LayerOutputs, flat
+from pipeline.backends.base.qdq import LAYERS, find_front
+from pipeline.core.errors import PipelineError
+from pipeline.export.session import open_session
+
+_FOLLOWED = ("Relu", "Clip", "QuantizeLinear", "DequantizeLinear")
+
+
+def layer_outputs(file: Path, images: NDArray[np.uint8]) -> LayerOutputs:
+    """`Backend.layer_outputs` of a float or Q/DQ model.
+
+    The graph is computed as it stands, each pair of Q/DQ as the rounding that it means.
+    """
+    model = onnx.load(file)
+    layers = [node for node in model.graph.node if node.op_type in LAYERS]
+    ends = [_as_read(model, node.output[0]) for node in layers]
+    known = {value.name for value in model.graph.output}
+    model.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in dict.fromkeys(ends) if name not in known
+    )
+    session = open_session(model.SerializeToString(), threads=os.cpu_count() or 1, level="DISABLE")
+    values = session.run(ends, {"image": np.ascontiguousarray(images)})
+    return {node.name: flat(value) for node, value in zip(layers, values, strict=True)}
+
+
+def _as_read(model: onnx.ModelProto, tensor: str) -> str:
+    """What becomes of `tensor` before another layer reads it: rounded, and through a ReLU."""
+    while True:
+        readers = [node for node in model.graph.node if tensor in node.input]
+        if len(readers) != 1 or readers[0].op_type not in _FOLLOWED:
+            return tensor
+        tensor = readers[0].output[0]
+
+
+def float_fed(file: Path, *, int8_kernels: bool = True) -> FloatRunner:
+    """`Backend.float_fed` of a Q/DQ model, whether it casts its pixels or takes them as they are.
+
+    `int8_kernels` as for `open_session`. Raises `PipelineError` for a graph that begins in
+    neither way.
+    """
+    model = onnx.load(file)
+    graph = model.graph
+    (first,) = (node for node in graph.node if "image" in node.input)
+    if first.op_type == "Transpose":  # of bytes, which stand for their quantized values
+        tensor, removed = first.output[0], [first.name]
+        reader = next(node for node in graph.node if tensor in node.input)
+        if reader.op_type != "DequantizeLinear":
+            raise PipelineError("reads its pixels in an unknown way", where=str(file))
+        quantize = onnx.helper.make_node(
+            "QuantizeLinear", ["normalised", *reader.input[1:]], [tensor], name="quantize_floats"
+        )
+        graph.node.insert(0, quantize)
+    else:
+        front = find_front(model)
+        removed = list(front.nodes)
+        for node in graph.node:
+            for i, name in enumerate(node.input):
+                if name == front.tensor:
+                    node.input[i] = "normalised"
+    for node in [node for node in graph.node if node.name in removed]:
+        graph.node.remove(node)
+    batch, height, width, channels = graph.input[0].type.tensor_type.shape.dim
+    sides = [dim.dim_value for dim in (channels, height, width)]
+    floats = onnx.helper.make_tensor_value_info(
+        "normalised", onnx.TensorProto.FLOAT, [batch.dim_param, *sides]
+    )
+    del graph.input[:]
+    graph.input.append(floats)
+    session = open_session(model.SerializeToString(), threads=1, int8_kernels=int8_kernels)
+
+    def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        logits: NDArray[np.float32]
+        (logits,) = session.run(["logits"], {"normalised": images})
+        return logits
+
+    return run

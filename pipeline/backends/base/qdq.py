@@ -1,0 +1,157 @@
+"""Static int8 by ONNX Runtime's quantizer: Q/DQ models for ONNX Runtime and for TensorRT."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from pipeline.backends.base.job import Job
+from pipeline.core.errors import PipelineError
+from pipeline.export.session import open_session
+from pipeline.networks import grid
+
+LAYERS = ("Conv", "Gemm", "MatMul")
+QUANTIZER = "onnxruntime.quantization: static Q/DQ, int8 weights per channel"
+RANGES = ("percentile 99.999", "percentile 99.99")
+
+_BATCH = 64
+_ARITHMETIC = ("Cast", "Sub", "Add", "Mul", "Div")
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A Q/DQ model, the front of its graph, and the names of the products left in float."""
+
+    model: onnx.ModelProto
+    front: Front
+    kept_float: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Front:
+    """The nodes that make normalised NCHW floats of raw pixels, and the tensor they give."""
+
+    nodes: tuple[str, ...]
+    tensor: str
+
+
+def quantize(job: Job, activations: Literal["uint8", "int8 symmetric"]) -> Quantized:
+    """A Q/DQ model of an exported student by the job's recipe.
+
+    The input is quantized at the scale 1/64 that the pixels already have (zero point 128,
+    symmetric: 0), thus without any error. Ranges are the least and largest values over the
+    calibration set, or a percentile of them. (Its entropy method, with the 128 bins that
+    it offers for as many levels, has nothing to choose from.)
+
+    `uint8`: asymmetric activations around every operator that has an integer kernel, but
+    float logits. `int8 symmetric`: only the inputs of convolutions and products, zero
+    point 0, float biases: what TensorRT fuses best and its parser demands.
+
+    Raises `PipelineError` if the student does not normalise by (x - 128) / 64.
+    """
+    from onnxruntime.quantization import (
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    symmetric = activations == "int8 symmetric"
+    zero_point = np.array(0, np.int8) if symmetric else np.array(grid.CENTRE, np.uint8)
+    options = _options(symmetric)
+    method = CalibrationMethod.MinMax
+    if job.recipe.ranges:
+        method = CalibrationMethod.Percentile
+        options["CalibPercentile"] = float(job.recipe.ranges.split()[1])
+    printed = contextlib.redirect_stdout(io.StringIO())  # the calibrators' histograms
+    with printed, tempfile.TemporaryDirectory() as scratch:
+        prepared, result = Path(scratch, "prepared.onnx"), Path(scratch, "quantized.onnx")
+        quant_pre_process(job.onnx, prepared)
+        graph = onnx.load(prepared)
+        front = find_front(graph)
+        kept = job.kept_float([node.name for node in graph.graph.node if node.op_type in LAYERS])
+        scale = np.array(grid.SCALE, np.float32)
+        override = {front.tensor: [{"scale": scale, "zero_point": zero_point}]}
+        quantize_static(
+            prepared,
+            result,
+            _Reader(job.calibration),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(LAYERS) if symmetric else None,
+            per_channel=True,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=[*front.nodes, *kept],
+            calibrate_method=method,
+            extra_options=options | {"TensorQuantOverrides": override},
+        )
+        model = onnx.load(result)
+    properties = onnx.load(job.onnx, load_external_data=False).metadata_props
+    onnx.helper.set_model_props(model, {entry.key: entry.value for entry in properties})
+    return Quantized(model, front, kept)
+
+
+def _options(symmetric: bool) -> dict[str, Any]:
+    if not symmetric:
+        # The best logit often leads by less than one step of 8 bits.
+        return {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]}
+    return {
+        "OpTypesToExcludeOutputQuantization": list(LAYERS),
+        "ActivationSymmetric": True,
+        "WeightSymmetric": True,
+        "QuantizeBias": False,
+    }
+
+
+def find_front(model: onnx.ModelProto) -> Front:
+    """Follow the pixels through casts and arithmetic; check that they become (x - 128) / 64."""
+    nodes: list[str] = []
+    tensor, kind = "image", ""
+    while kind != "Transpose":
+        users = [node for node in model.graph.node if tensor in node.input]
+        users = [node for node in users if node.op_type in (*_ARITHMETIC, "Transpose")]
+        if len(users) != 1:
+            break
+        nodes.append(users[0].name)
+        tensor, kind = users[0].output[0], users[0].op_type
+    front = Front(tuple(nodes), tensor)
+    if not nodes or not _is_exact(model, tensor):
+        raise PipelineError(
+            "does not begin with (x - 128) / 64 in NCHW, which int8 relies on",
+            where="the exported student",
+            fix="export it anew: `dvc repro`",
+        )
+    return front
+
+
+def _is_exact(model: onnx.ModelProto, tensor: str) -> bool:
+    """Run the front on every pixel value there is."""
+    shape = tuple(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:])
+    if not all(shape):
+        return False
+    pixels = grid.every_pixel(shape)
+    part = onnx.utils.Extractor(model).extract_model(["image"], [tensor])
+    (found,) = open_session(part.SerializeToString(), threads=1).run(None, {"image": pixels})
+    expected = grid.normalise(pixels).transpose(0, 3, 1, 2)
+    return found.shape == expected.shape and bool((found == expected).all())
+
+
+class _Reader:
+    """The calibration set in batches, as `quantize_static` reads it."""
+
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        starts = range(0, len(images), _BATCH)
+        self._batches = (np.ascontiguousarray(images[i : i + _BATCH]) for i in starts)
+
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {"image": batch}

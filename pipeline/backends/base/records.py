@@ -1,0 +1,93 @@
+"""What is recorded about a compiled artifact, and how it is executed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import sha256
+from pipeline.core.records import Record
+
+
+class FloatLayer(Record):
+    """A convolution or matrix product that is not computed in int8."""
+
+    name: str = Field(description="the runtime's own")
+    macs: int
+
+    def __str__(self) -> str:
+        """The end of the name, where long ones differ, and the multiply-accumulates."""
+        name = self.name if len(self.name) <= 60 else f"…{self.name[-59:]}"
+        return f"{name} ({self.macs:,} MACs)"
+
+
+class Partitions(Record):
+    """How LiteRT shares a graph between a delegate and its built-in kernels."""
+
+    delegated: int = Field(description="partitions that the delegate runs")
+    builtin: dict[str, int] = Field(description="operators left to built-in kernels, by kind")
+
+
+class ExecutionReport(Record):
+    """How an artifact computes one image, read from what its runtime executes.
+
+    Only convolutions and matrix products have multiply-accumulates (MACs): output elements
+    times kernel elements of one output channel, or times the inner dimension.
+    """
+
+    macs: int
+    in_float: tuple[FloatLayer, ...] = Field(description="the largest first")
+    per_channel: bool | None = Field(
+        description="all int8 weights have a scale per output channel; null without such weights"
+    )
+    partitions: Partitions | None = Field(description="null where the runtime has none")
+    input_type: str
+    output_type: str
+
+    @property
+    def int8_mac_share(self) -> float:
+        """Share of multiply-accumulates in int8; 0 for a network without any."""
+        inexact = sum(product.macs for product in self.in_float)
+        return (self.macs - inexact) / self.macs if self.macs else 0.0
+
+
+class ArtifactRecord(Record):
+    """models/compiled/B/S/P/artifact.json."""
+
+    student: str
+    backend: str
+    precision: str
+    model_file: str = Field(description="the file that `load` opens, in the same folder")
+    quantizer: str | None = Field(description="tool and setting; null for float precisions")
+    weights_digest: str = Field(description="SHA-256 of the weights that it was compiled from")
+    calibration_digest: str | None
+    input: str = "image: uint8 [N, H, W, C], raw pixels in [0, 255]"
+    output: str = "logits: float32 [N, classes]"
+    image_size: int
+    channels: int
+    classes: tuple[str, ...]
+    execution: ExecutionReport
+    exact_input_images: int | None = Field(
+        None,
+        description="images whose logits are the same bits for pixels x and for (x - 128) / 64 in "
+        "float; null for float precisions",
+    )
+    versions: dict[str, str]
+    digests: dict[str, str] = Field(description="SHA-256 of every other file in the folder")
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def read_whole(cls, folder: Path) -> Self:
+        """The record in a compiled folder; `PipelineError` unless its files are as compiled."""
+        artifact = cls.read(folder / "artifact.json")
+        for file, digest in artifact.digests.items():
+            if not (folder / file).is_file() or sha256(folder / file) != digest:
+                raise PipelineError(
+                    "is missing or not the file that was compiled",
+                    where=str(folder / file),
+                    fix="`dvc checkout` brings it back, `dvc repro` makes it anew",
+                )
+        return artifact

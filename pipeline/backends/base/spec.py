@@ -1,0 +1,183 @@
+"""What a backend tells the other rooms about itself; nobody else keeps a list of backends."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, get_args
+
+from pipeline.backends.base.job import Compiler
+from pipeline.core.errors import PipelineError
+from pipeline.core.params import Group
+from pipeline.export.evaluate import Runner
+
+
+class BackendSettings(Group):
+    """The part of `backends` in params.yaml that belongs to one backend."""
+
+    precisions: tuple[Any, ...]
+    """Subclasses narrow it to the literals that the backend knows."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far the logits of another machine may lie from the ones recorded here.
+
+    Errors are shares of the largest recorded logit.
+    """
+
+    min_same_argmax: float
+    max_error: float
+    mean_error: float
+    reason: str
+
+
+FLOAT32 = Tolerance(
+    min_same_argmax=0.96,
+    max_error=2e-4,
+    mean_error=5e-5,
+    reason=(
+        "float32 sums differ by their order, about 1e-6; bfloat16 and float16, which some runtimes "
+        "use without being asked, lie beyond this"
+    ),
+)
+"""Between kernels 2e-6 was seen."""
+
+INT8 = Tolerance(
+    min_same_argmax=0.9,
+    max_error=0.12,
+    mean_error=0.02,
+    reason=(
+        "int8 kernels round differently on other CPUs, GPUs and versions, and one step of rounding "
+        "grows through the layers; sums that overflow lie beyond this"
+    ),
+)
+"""Between kernels at most 0.07, and 0.012 in the mean, were seen. int8 that overflows on x86
+without VNNI, which is a defect, differs by 0.11 to 0.25."""
+
+
+class Backend:
+    """A runtime as the other rooms see it.
+
+    Each backend folder has a `spec.py` with one instance of a subclass, registered under
+    `edgestill.backends` in pyproject.toml. Nothing here imports a converter or a runtime before
+    it is used.
+    """
+
+    name: ClassVar[str]
+    """As params.yaml has it; also the name of the extra in pyproject.toml."""
+    title: ClassVar[str]
+    """For people."""
+    colour: ClassVar[str]
+    """In plots, as #rrggbb."""
+    packages: ClassVar[tuple[str, ...]]
+    """Distributions that compiling needs."""
+    runtimes: ClassVar[tuple[str, ...]]
+    """Distributions any of which runs its models; `evaluator` begins with one of them."""
+    settings: ClassVar[type[BackendSettings]]
+    """Its settings in params.yaml."""
+    tolerances: ClassVar[Mapping[str, Tolerance]]
+    """By precision, for `verify.py` of a bundle."""
+    library: ClassVar[str]
+    """What the Hugging Face hub calls the library that opens the model."""
+    tags: ClassVar[tuple[str, ...]] = ()
+    """What the hub calls the file, where that is not the library."""
+    portable: ClassVar[str | None] = None
+    """The file that ships in place of what `device_built` names; null: the compiled one."""
+    device_built: ClassVar[tuple[str, ...]] = ()
+    """Compiled files that fit one device only, and are not shipped."""
+    before_use: ClassVar[str] = ""
+    """Markdown in a bundle's README on what to do before the first run; see `bundle.readme`."""
+    after_use: ClassVar[str] = ""
+    """Markdown in a bundle's README behind the general usage."""
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder of this backend's code."""
+        return Path(str(importlib.import_module(type(self).__module__).__file__)).parent
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions that params.yaml may ask for."""
+        literal = get_args(self.settings.model_fields["precisions"].annotation)[0]
+        return get_args(literal)
+
+    def _module(self, name: str) -> ModuleType:
+        package = type(self).__module__.rpartition(".")[0]
+        return importlib.import_module(f"{package}.{name}")
+
+    def compiler(self, settings: BackendSettings) -> Compiler:
+        """What makes and inspects this backend's artifacts, from `compile.py` of its folder."""
+        compiler: Compiler = self._module("compile").Compiler(settings)
+        return compiler
+
+    def load(self, model: Path, threads: int, batch: int = 0) -> Runner:
+        """Open a compiled file with `run.py` of this folder, the very file that bundles ship.
+
+        Args:
+            model: the file that `artifact.json` names.
+            threads: of the CPU.
+            batch: images per call, exactly; 0: any number in each call.
+
+        Raises:
+            PipelineError: where the runtime is not installed or cannot open the file.
+        """
+        if self.evaluator() is None:
+            raise PipelineError(
+                f"{self.title} cannot run here: {self.unmeasurable()}",
+                where=str(model),
+                fix="`python -m pipeline doctor` prints the command that installs it",
+            )
+        if not model.is_file():
+            raise PipelineError("there is no such model", where=str(model), fix="run `dvc repro`")
+        run: Runner = self._module("run").load(str(model), threads, batch)
+        return run
+
+    def evaluator(self) -> str | None:
+        """Name and version of the runtime that `load` uses here; null if it cannot run here."""
+        for package in self.runtimes:
+            try:
+                return f"{package} {importlib.metadata.version(package)}"
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return None
+
+    def unmeasurable(self) -> str | None:
+        """Why latencies cannot be taken here (no package, no GPU); null where they can."""
+        return None if self.evaluator() else f"the package {self.runtimes[0]} is not installed"
+
+    def is_own(self, evaluator: str) -> bool:
+        """Whether answers by `evaluator` come from this runtime itself."""
+        return evaluator.startswith(tuple(f"{package} " for package in self.runtimes))
+
+    def bundle_files(self) -> dict[str, Path]:
+        """What a bundle gets beside the model and the general scripts: source by name there."""
+        return {"runtime.py": self.folder / "run.py"}
+
+    def install(self) -> dict[str, tuple[str, ...]]:
+        """By script module of the bundle: commands, any of which installs what it imports."""
+        return {"runtime": (pinned(self.runtimes[0]),)}
+
+
+def pinned(package: str) -> str:
+    """The command that installs the version of `package` that is installed here."""
+    return f"pip install {package}=={versions((package,))[package]}"
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Installed versions by distribution name; `PipelineError` names what is missing."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            raise PipelineError(
+                f"the package {package} is not installed",
+                fix="`python -m pipeline doctor` prints the command that installs it",
+            ) from None
+    return found

@@ -1,0 +1,102 @@
+"""What ONNX Runtime executes of a model: the graph as a session on this machine optimizes it."""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from pipeline.backends.base.executed import ExecutedLayer, execution_report, matrix_macs
+from pipeline.backends.base.records import ExecutionReport
+from pipeline.export.session import open_session
+
+_FLOAT = ("Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
+_INT8 = {
+    "QLinearConv": (3, 4),
+    "QGemm": (3, 4),
+    "QLinearMatMul": (3, 4),
+    "MatMulIntegerToFloat": (1, 3),
+}
+"""Which inputs of an operator are its weights and their scales."""
+
+_BLOCKED = "com.microsoft.nchwc"
+"""The domain of operators in ONNX Runtime's blocked memory layout."""
+
+
+def inspect(file: Path) -> ExecutionReport:
+    """The execution report of an ONNX file, by the graph that a session here really runs."""
+    executed = _optimized(file, "ALL")
+    found = [node for node in executed.graph.node if node.op_type in (*_FLOAT, *_INT8)]
+    blocked = [node for node in found if node.domain == _BLOCKED]
+    # A blocked layout pads channels with zeros and names a convolution after its output in the
+    # graph before this last step of optimisation, which has the true channels and names.
+    before = _optimized(file, "EXTENDED")
+    makers = {node.output[0]: node for node in before.graph.node}
+    unblocked = [makers[re.sub(r"_nchwc(_token_\d+)?$", "", node.name)] for node in blocked]
+    products = _products(executed, [node for node in found if node.domain != _BLOCKED])
+    given, taken = (
+        onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+        for value in (*executed.graph.input, *executed.graph.output)
+    )
+    return execution_report([*products, *_products(before, unblocked)], given, taken)
+
+
+def _optimized(file: Path, level: str) -> onnx.ModelProto:
+    """The graph that a session makes of `file`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        optimized = Path(scratch, "optimized.onnx")
+        open_session(str(file), threads=1, optimized=str(optimized), level=level)
+        return onnx.load(optimized)
+
+
+def _products(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> list[ExecutedLayer]:
+    """`nodes` of an optimised graph as they compute one image."""
+    inputs = [_INT8.get(node.op_type, (1, 0)) for node in nodes]
+    weights = [node.input[i] for node, (i, _) in zip(nodes, inputs, strict=True)]
+    shapes = _shapes(model, [*weights, *(t for n in nodes for t in (n.input[0], n.output[0]))])
+    constants = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
+    products = []
+    for node, (_, scale), weight in zip(nodes, inputs, weights, strict=True):
+        output, int8 = shapes[node.output[0]], node.op_type in _INT8
+        if "Conv" in node.op_type:
+            channels = shapes[weight][0]
+            last = node.op_type == "NhwcFusedConv" or any(
+                entry.name == "channels_last" and entry.i for entry in node.attribute
+            )
+            positions = output[1:-1] if last else output[2:]
+            macs = math.prod(positions) * math.prod(shapes[weight])
+        else:
+            channels = output[-1]
+            macs = matrix_macs(shapes[node.input[0]], output)
+        per_channel = int8 and weight in constants
+        products.append(
+            ExecutedLayer(
+                name=re.sub(r"/\w+Fusion/?$", "", node.name),
+                macs=macs,
+                int8=int8,
+                per_channel=constants[node.input[scale]] == channels if per_channel else None,
+            )
+        )
+    return products
+
+
+def _shapes(model: onnx.ModelProto, tensors: list[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes for one image, found by computing one: optimisation loses many of them."""
+    (image,) = model.graph.input
+    size = [1, *(d.dim_value for d in image.type.tensor_type.shape.dim[1:])]
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    shapes[image.name] = tuple(size)
+    wanted = sorted(set(tensors) - set(shapes))
+    if wanted:
+        probe = onnx.ModelProto()
+        probe.CopyFrom(model)
+        del probe.graph.output[:]
+        probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+        session = open_session(probe.SerializeToString(), threads=1, level="DISABLE")
+        values = session.run(wanted, {image.name: np.zeros(size, np.uint8)})
+        shapes |= {name: value.shape for name, value in zip(wanted, values, strict=True)}
+    return shapes

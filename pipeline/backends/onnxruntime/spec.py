@@ -1,0 +1,28 @@
+"""ONNX Runtime as the other rooms see it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.backends.base.spec import FLOAT32, INT8, Backend
+from pipeline.backends.onnxruntime.params import Settings
+from pipeline.export import session
+
+
+class OnnxRuntime(Backend):
+    """ONNX Runtime on CPUs: the exported model as it is, or quantized by its own quantizer."""
+
+    name = "onnxruntime"
+    title = "ONNX Runtime"
+    colour = "#2f81f7"
+    packages = ("onnxruntime", "onnx")
+    runtimes = ("onnxruntime",)
+    settings = Settings
+    tolerances = {"fp32": FLOAT32, "int8": INT8}
+    library = "onnx"
+
+    def bundle_files(self) -> dict[str, Path]:
+        return super().bundle_files() | {"session.py": Path(session.__file__)}
+
+
+BACKEND = OnnxRuntime()

@@ -1,0 +1,22 @@
+"""OpenVINO as the other rooms see it."""
+
+from __future__ import annotations
+
+from pipeline.backends.base.spec import FLOAT32, INT8, Backend
+from pipeline.backends.openvino.params import Settings
+
+
+class OpenVino(Backend):
+    """OpenVINO on Intel CPUs: its intermediate representation, quantized by NNCF."""
+
+    name = "openvino"
+    title = "OpenVINO"
+    colour = "#a371f7"
+    packages = ("openvino", "nncf")
+    runtimes = ("openvino",)
+    settings = Settings
+    tolerances = {"fp32": FLOAT32, "int8": INT8}
+    library = "openvino"
+
+
+BACKEND = OpenVino()

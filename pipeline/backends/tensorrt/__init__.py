@@ -1,0 +1,1 @@
+"""TensorRT on NVIDIA GPUs and Jetson."""

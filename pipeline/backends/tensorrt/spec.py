@@ -1,0 +1,135 @@
+"""TensorRT as the other rooms see it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.backends.base.spec import INT8, Backend, Tolerance, pinned
+from pipeline.backends.tensorrt.params import Settings
+from pipeline.export import session
+from pipeline.export.evaluate import Runner
+
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx-cu13": "tensorrt_rtx"}
+"""Module by distribution; on a GPU the first that is installed is used."""
+
+MODEL, ENGINE = "model.onnx", "model.engine"
+
+_HALF = Tolerance(
+    min_same_argmax=0.9,
+    max_error=0.02,
+    mean_error=0.004,
+    reason="float16 has 11 bits, and the engine adds numbers in an order of its own",
+)
+
+_BEFORE_USE = """
+A Jetson has TensorRT from JetPack (6.1 or newer). Beside it CUDA's driver is all that is needed.
+Then, on the GPU that will run it:
+
+```sh
+python build_engine.py         # model.engine from model.onnx; timing.cache speeds up the next build
+```
+
+trtexec builds the same engine and times it (TensorRT 11 ignores `--stronglyTyped`):
+
+```sh
+trtexec --onnx=model.onnx --saveEngine=model.engine --stronglyTyped \\
+  --timingCacheFile=timing.cache \\
+  --minShapes=image:1x{shape} --optShapes=image:1x{shape} --maxShapes=image:8x{shape}
+trtexec --loadEngine=model.engine --shapes=image:1x{shape} --useCudaGraph --noDataTransfers \\
+  --useSpinWait
+```
+
+Without a GPU, `python verify.py --graph` replays the graph that the engine is built from, on the
+CPU (`{graph}`).
+"""
+
+
+class Gpu(NamedTuple):
+    """An NVIDIA GPU."""
+
+    name: str
+    capability: tuple[int, int]
+    """CUDA's compute capability, major and minor."""
+
+
+class TensorRT(Backend):
+    """TensorRT: a portable, strongly typed ONNX graph, and an engine where there is a GPU for it."""
+
+    name = "tensorrt"
+    title = "TensorRT"
+    colour = "#2da44e"
+    runtimes = tuple(MODULES)
+    settings = Settings
+    tolerances = {"fp16": _HALF, "int8": INT8}
+    library = "tensorrt"
+    tags = ("onnx",)
+    portable = MODEL
+    device_built = (ENGINE,)
+    before_use = _BEFORE_USE
+
+    @property
+    def packages(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("onnxruntime", "onnx", *(installed() or ("tensorrt-rtx-cu13",)))
+
+    def load(self, model: Path, threads: int, batch: int = 0) -> Runner:
+        """The engine on the GPU; where none runs, the portable graph in ONNX Runtime.
+
+        An artifact that was compiled without a GPU is built first, in memory.
+        """
+        run: Runner
+        if self.unmeasurable():
+            run = self._module("graph").load(str(model.with_name(MODEL)), threads, batch)
+        elif model.suffix == ".engine":
+            run = self._module("run").load(str(model), threads, batch)
+        else:
+            engine = self._module("compile").Network(model).build()
+            run = self._module("run").open_engine(engine)
+        return run
+
+    def evaluator(self) -> str | None:
+        if reason := self.unmeasurable():
+            onnxruntime = importlib.metadata.version("onnxruntime")
+            return f"onnxruntime {onnxruntime} on the same graph ({reason})"
+        name, gpu = installed()[0], find_gpu()
+        assert gpu  # else it is unmeasurable
+        return f"{name} {importlib.metadata.version(name)} on {gpu.name}"
+
+    def unmeasurable(self) -> str | None:
+        gpu = find_gpu()
+        if gpu is None:
+            return "no NVIDIA GPU here"
+        if not installed():
+            return "neither tensorrt nor tensorrt-rtx is installed"
+        return self._module("compile").refusal(gpu)  # type: ignore[no-any-return]
+
+    def bundle_files(self) -> dict[str, Path]:
+        own = {name: self.folder / name for name in ("build_engine.py", "graph.py")}
+        return super().bundle_files() | own | {"session.py": Path(session.__file__)}
+
+    def install(self) -> dict[str, tuple[str, ...]]:
+        engine = ("pip install 'tensorrt>=10.3'", "pip install tensorrt-rtx-cu13")
+        return {"runtime": engine, "graph": (pinned("onnxruntime"),)}
+
+
+def installed() -> tuple[str, ...]:
+    """The distributions of TensorRT that are installed."""
+    return tuple(name for name, module in MODULES.items() if importlib.util.find_spec(module))
+
+
+@cache
+def find_gpu() -> Gpu | None:
+    """The GPU that engines are built for and run on; None without one or its driver."""
+    from pipeline.backends.tensorrt.run import Device
+
+    try:
+        device = Device()
+    except RuntimeError:  # no driver, or a driver without a GPU
+        return None
+    return Gpu(device.name, device.capability)
+
+
+BACKEND = TensorRT()

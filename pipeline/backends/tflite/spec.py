@@ -1,0 +1,57 @@
+"""LiteRT as the other rooms see it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.backends.base.spec import FLOAT32, INT8, Backend, pinned
+from pipeline.backends.tflite.params import Settings
+
+_AFTER_USE = """
+## On a phone
+
+```sh
+python phone.py --benchmark-model benchmark_model --units cpu,gpu,npu --json result.json
+```
+
+pushes the model to an Android phone by `adb`, where the phone's own SHA-256 of it differs, and
+times it there with LiteRT's `benchmark_model`
+(<https://developers.google.com/edge/litert/next/benchmark>). Operators that the GPU or NPU did not take
+are not counted as theirs.
+
+examples/ classifies an image with LiteRT in Kotlin (Classifier.kt), Swift (Classifier.swift) and
+C++ (classifier.cc); your app needs model.tflite, labels.txt and preprocess.json. Each resizes with
+Pillow 13's arithmetic and says what its platform's decoder may change. C++ and Kotlin gave Pillow's
+pixels bit for bit; Swift has not been compiled yet. model.tflite has labels.txt and TFLite metadata
+inside, too.
+"""
+
+
+class TFLite(Backend):
+    """LiteRT (TensorFlow Lite): converted from torch, quantized by ai-edge-quantizer."""
+
+    name = "tflite"
+    title = "LiteRT"
+    colour = "#e0700b"
+    packages = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer")
+    runtimes = ("ai-edge-litert", "tflite-runtime")
+    settings = Settings
+    tolerances = {"fp32": FLOAT32, "fp16": FLOAT32, "int8": INT8}
+    library = "litert"
+    tags = ("tflite",)
+    after_use = _AFTER_USE
+
+    def bundle_files(self) -> dict[str, Path]:
+        examples = sorted((self.folder / "examples").iterdir())
+        return (
+            super().bundle_files()
+            | {"phone.py": self.folder / "phone.py"}
+            | {f"examples/{file.name}": file for file in examples}
+        )
+
+    def install(self) -> dict[str, tuple[str, ...]]:
+        last = "pip install tflite-runtime==2.14.0 'numpy<2'"  # for Python up to 3.11
+        return {"runtime": (pinned("ai-edge-litert"), last)}
+
+
+BACKEND = TFLite()

@@ -1,0 +1,1 @@
+"""What ships, and what runs on the device."""

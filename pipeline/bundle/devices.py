@@ -1,0 +1,140 @@
+"""Results that come home: what a bundle's bench.py, phone.py and verify.py wrote about a device.
+
+A result lies in metrics/devices/DEVICE/S-B-P-KIND.json, where KIND tells the script, the unit
+unless it is the CPU, and of a latency the threads. Two machines with equal records are one device.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.backends.base.artifact import BUNDLES
+from pipeline.bundle.device_record import Result, parse_result
+from pipeline.bundle.records import Bundle
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import sha256, write_whole
+from pipeline.core.records import METRICS
+
+DEVICES = METRICS / "devices"
+_AGAIN = "let the bundle's script write it again, with --json FILE"
+_FORGET = "remove it and import the device's own file again"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A result and the file in which it lies now."""
+
+    result: Result
+    file: Path
+    state: Literal["written", "replaces an older one", "already there"]
+
+
+def import_results(files: Sequence[Path]) -> list[Imported]:
+    """Put results of bench.py, phone.py and verify.py into metrics/devices, in this order.
+
+    A file of phone.py holds one for each unit. All are checked before any is written. Raises
+    `PipelineError` for a file that is no such result, and for one about a bundle that is not
+    here or of which another build is here.
+    """
+    digests = bundle_digests()
+    results = [result for file in files for result in _read(file, digests)]
+    return [_store(result) for result in results]
+
+
+def stored_results() -> list[Result]:
+    """Every result in metrics/devices; `PipelineError` for a file that is none."""
+    return [
+        parse_result(_json(file, _FORGET), str(file), _FORGET)
+        for file in sorted(DEVICES.glob("*/*.json"))
+    ]
+
+
+def bundle_digests() -> dict[str, str]:
+    """By the name of every bundle here its digest, as its own scripts compute it."""
+    return {file.parent.name: sha256(file) for file in sorted(BUNDLES.glob("*/SHA256SUMS"))}
+
+
+def _json(file: Path, fix: str) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except OSError as error:
+        raise PipelineError(f"cannot be read: {error.strerror}", where=str(file)) from None
+    except ValueError as error:  # of the encoding as well as of the syntax
+        raise PipelineError(f"not JSON: {error}", where=str(file), fix=fix) from None
+
+
+def _read(file: Path, digests: dict[str, str]) -> list[Result]:
+    """What a device's file holds, about a bundle that is here."""
+    content = _identified(_json(file, _AGAIN), digests, file)
+    results = [parse_result(one, str(file), _AGAIN) for one in _by_unit(content, file)]
+    for result in results:
+        _check_build(result, digests, file)
+    return results
+
+
+def _by_unit(content: Any, file: Path) -> list[Any]:
+    """phone.py tells what its results have in common once, and then each of them."""
+    if not isinstance(content, dict) or "results" not in content:
+        return [content]
+    units = content["results"]
+    if not (isinstance(units, list) and units and all(isinstance(unit, dict) for unit in units)):
+        what = "not what phone.py writes: `results` is no list of them"
+        raise PipelineError(what, where=str(file), fix=_AGAIN)
+    common = {key: value for key, value in content.items() if key != "results"}
+    return [{**unit, **common} for unit in units]
+
+
+def _check_build(result: Result, digests: dict[str, str], file: Path) -> None:
+    folder = result.bundle.folder
+    if folder.name not in digests:
+        raise PipelineError(
+            f"it is about the bundle {folder.name}; here are {', '.join(digests) or 'none'}",
+            where=str(file),
+            fix="`dvc checkout` brings bundles back, `dvc repro bundle` makes those of params.yaml",
+        )
+    if digests[folder.name] != result.bundle.digest:
+        here = f"{folder}, which has {digests[folder.name][:16]}"
+        raise _another_build(result.bundle.digest, here, file)
+
+
+def _identified(content: Any, digests: dict[str, str], file: Path) -> Any:
+    """`content` with the bundle's names where verify.py, on damaged files, gives a digest alone."""
+    if not isinstance(content, dict) or "verdict" not in content:
+        return content
+    if "bundle" not in content:
+        raise PipelineError(
+            f"it does not say which bundle it is about: {content.get('why')}",
+            where=str(file),
+            fix="copy the bundle to the device again and run verify.py there",
+        )
+    bundle = content["bundle"]
+    if not isinstance(bundle, dict) or bundle.keys() != {"digest"}:
+        return content
+    for name, digest in digests.items():
+        if digest == bundle["digest"]:
+            record = Bundle.read(BUNDLES / name / "bundle.json")
+            names = {key: getattr(record, key) for key in ("student", "backend", "precision")}
+            return {**content, "bundle": {**names, "digest": digest}}
+    raise _another_build(str(bundle["digest"]), f"any in {BUNDLES}", file)
+
+
+def _another_build(digest: str, here: str, file: Path) -> PipelineError:
+    return PipelineError(
+        f"it is about another build: a bundle with the digest {digest[:16]}, not {here}",
+        where=str(file),
+        fix="copy the bundle that is here to the device and run its scripts again",
+    )
+
+
+def _store(result: Result) -> Imported:
+    file = DEVICES / result.device_slug / result.file_name
+    text = result.model_dump_json(indent=2) + "\n"
+    known = file.read_bytes() if file.exists() else None
+    if known == text.encode():
+        return Imported(result, file, "already there")
+    write_whole(file, text)
+    return Imported(result, file, "written" if known is None else "replaces an older one")

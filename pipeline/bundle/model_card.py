@@ -1,0 +1,251 @@
+"""A bundle's README.md as a model card of the Hugging Face hub, from the records alone.
+
+The hub reads the YAML between the first two `---`, as huggingface/hub-docs, modelcard.md,
+specifies it, and shows the rest: how to use the bundle, then where it comes from.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.backends.base.records import ArtifactRecord, Partitions
+from pipeline.backends.base.registry import backend
+from pipeline.bundle.params import BundleParams
+from pipeline.bundle.readme import readme
+from pipeline.bundle.records import Bundle
+from pipeline.compile.records import CompiledMetrics
+from pipeline.core.records import METRICS
+from pipeline.data.records import SPLITS, Manifest
+from pipeline.distill.params import LossTerm
+from pipeline.networks.records import STUDENTS, TEACHERS, ModelCard
+from pipeline.training.records import ModelMetrics
+
+HUB_DATASETS = {
+    "CIFAR10": "uoft-cs/cifar10",
+    "CIFAR100": "uoft-cs/cifar100",
+    "FashionMNIST": "zalando-datasets/fashion_mnist",
+    "MNIST": "ylecun/mnist",
+}
+"""By torchvision's name: where the hub has the same images with the same test split."""
+SHOWN = 20
+"""Classes and float layers that are named; of more, the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network that was trained: what its folder and metrics/ say of it."""
+
+    name: str
+    card: ModelCard
+    metrics: ModelMetrics
+
+    @classmethod
+    def read(cls, name: str, models: Path) -> Trained:
+        card = ModelCard.read(models / name / "card.json")
+        return cls(name, card, ModelMetrics.read(METRICS / models.name / f"{name}.json"))
+
+    def __str__(self) -> str:
+        return f"`{self.name}`, timm's {self.card.arch} with {self.card.parameters:,} parameters"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a student comes from; `losses` and `combine` are what its distillation was told."""
+
+    student: Trained
+    teachers: tuple[Trained, ...]
+    combine: str
+    losses: tuple[LossTerm, ...]
+
+    @classmethod
+    def read(cls, student: str, params: BundleParams) -> Lineage:
+        """Raises `PipelineError` for a record that is missing."""
+        return cls(
+            student=Trained.read(student, STUDENTS),
+            teachers=tuple(Trained.read(name, TEACHERS) for name in params.teachers.enabled),
+            combine=params.teachers.combine,
+            losses=params.distill.losses,
+        )
+
+
+def model_card(
+    bundle: Bundle,
+    artifact: ArtifactRecord,
+    metrics: CompiledMetrics,
+    manifest: Manifest,
+    lineage: Lineage,
+) -> str:
+    """Front matter, how to use the bundle, and what is recorded of its origin."""
+    sections = (
+        _made(artifact, metrics, lineage),
+        _data(manifest),
+        _accuracy(metrics, lineage),
+        *([_int8(artifact)] if artifact.precision == "int8" else []),
+        _limits(manifest),
+    )
+    return "\n".join((front_matter(bundle, manifest), readme(bundle), *sections))
+
+
+def front_matter(bundle: Bundle, manifest: Manifest) -> str:
+    """The metadata with its fences. The weights have no licence before somebody gives one."""
+    its = backend(bundle.backend)
+    library = its.library
+    tags = (library, *its.tags, bundle.precision, "knowledge-distillation")
+    hub_id = HUB_DATASETS.get(manifest.source.removeprefix("torchvision "))
+    dataset = {
+        "type": hub_id or _identifier(manifest.source),
+        "name": _source(manifest),
+        "split": "test",
+        "args": {"images": bundle.test_images},
+    }
+    result = {
+        "task": {"type": "image-classification", "name": "Image Classification"},
+        "dataset": dataset,
+        "metrics": [{"type": "accuracy", "value": bundle.top1, "name": "Top-1"}],
+    }
+    name = f"{bundle.student}-{bundle.backend}-{bundle.precision}"
+    content: dict[str, Any] = {
+        "license": "unknown",
+        "library_name": library,
+        "pipeline_tag": "image-classification",
+        "tags": list(tags),
+        **({"datasets": [hub_id]} if hub_id else {}),
+        "metrics": ["accuracy"],
+        "model-index": [{"name": name, "results": [result]}],
+    }
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
+    return f"---\n{text}---\n"
+
+
+def _source(manifest: Manifest) -> str:
+    """Without the path of a folder, which concerns nobody but its owner."""
+    kind, _, name = manifest.source.partition(" ")
+    return f"folder {Path(name).name}" if kind == "folder" else manifest.source
+
+
+def _identifier(source: str) -> str:
+    """Of data that the hub may not have: its loader for folders, else a name in its letters."""
+    if source.startswith("folder "):
+        return "imagefolder"
+    return re.sub(r"[^a-z0-9._-]+", "-", source.removeprefix("torchvision ").lower()).strip("-._")
+
+
+def _made(artifact: ArtifactRecord, metrics: CompiledMetrics, lineage: Lineage) -> str:
+    student, teachers = lineage.student, lineage.teachers
+    epochs, best = student.card.epochs, student.card.best_epoch
+    whose = f"the {lineage.combine} of these teachers" if len(teachers) > 1 else "this teacher"
+    lines = [
+        f"- student: {student}, seed {student.card.seed}; epoch {best} of {epochs} was the best on "
+        "val and is kept",
+        *(f"- teacher: {teacher}" for teacher in teachers),
+        f"- distilled from {whose}: it minimised {' + '.join(map(_term, lineage.losses))}",
+    ]
+    if artifact.quantizer:
+        lines.append(f"- quantized by {artifact.quantizer}")
+    for attempt in metrics.ladder:
+        if attempt.kept:
+            rung = attempt.rung.replace("_", " ")
+            lines.append(f"- int8 recipes tried: {len(metrics.ladder)}; kept: {rung}")
+    tools = ", ".join(f"{name} {version}" for name, version in artifact.versions.items())
+    return _section("How it was made", [*lines, f"- compiled with {tools}"])
+
+
+def _term(term: LossTerm) -> str:
+    options = {name: f"{value:g}" for name, value in term.options.items()}
+    details = [f"{name} {value}" for name, value in options.items()]
+    if term.taps:
+        details.append(f"taps {', '.join(term.taps)}")
+    if term.schedule != "constant":
+        details.append(f"{term.schedule} over {term.span:.0%} of the steps")
+    return f"{term.weight:g} x {term.name}" + (f" ({'; '.join(details)})" if details else "")
+
+
+def _data(manifest: Manifest) -> str:
+    sizes = ", ".join(f"{manifest.size(split):,} {split}" for split in SPLITS)
+    lines = [
+        f"- source: {_plain(_source(manifest))}",
+        f"- licence of the data: {_plain(manifest.licence)}",
+        f"- images: {sizes}; {manifest.image_size}x{manifest.image_size} pixels, "
+        f"{manifest.channels} channel(s)",
+        f"- classes: {_some([_plain(name) for name in manifest.classes])}",
+    ]
+    if manifest.rejected:
+        lines.append(f"- {len(manifest.rejected)} broken or contradicting files were left out")
+    return _section("Data", lines)
+
+
+def _accuracy(metrics: CompiledMetrics, lineage: Lineage) -> str:
+    student = metrics.top1 + metrics.top1_drop
+    rows = [
+        (f"this artifact, through {metrics.evaluated_with}", metrics.top1),
+        ("the float student, through torch", student),
+        *((f"the teacher `{one.name}`", one.metrics.test_top1) for one in lineage.teachers),
+    ]
+    table = ["| top-1 | of |", "| ---: | --- |", *(f"| {top1:.4f} | {of} |" for of, top1 in rows)]
+    text = (
+        f"All on the same {metrics.images:,} test images. The artifact answers as the float "
+        f"student does on {metrics.agreement:.2%} of them; {metrics.lost} right answers were lost, "
+        f"{metrics.won} won."
+    )
+    return _section("Accuracy", [*table, "", text])
+
+
+def _int8(artifact: ArtifactRecord) -> str:
+    execution = artifact.execution
+    lines = [
+        f"- {execution.int8_mac_share:.1%} of {execution.macs:,} multiply-accumulates are in int8, read "
+        "back from the artifact",
+        f"- convolutions and products in float: {_some(list(map(str, execution.in_float)))}",
+    ]
+    if execution.per_channel is not None:
+        whose = "all" if execution.per_channel else "not all"
+        lines.append(f"- {whose} int8 weights have a scale per output channel")
+    if execution.partitions:
+        lines.append(f"- {_partitions(execution.partitions)}")
+    if artifact.exact_input_images:
+        lines.append(
+            f"- raw pixels are the quantized input without loss: the same bits on "
+            f"{artifact.exact_input_images} images"
+        )
+    return _section("What runs in int8", lines)
+
+
+def _partitions(partitions: Partitions) -> str:
+    left = ", ".join(f"{count} {kind}" for kind, count in partitions.builtin.items())
+    return (
+        f"partitions that the delegate runs: {partitions.delegated}; "
+        f"operators left to built-in kernels: {left or 'none'}"
+    )
+
+
+def _limits(manifest: Manifest) -> str:
+    lines = [
+        f"- Whatever the image shows, the answer is one of these {len(manifest.classes)} classes.",
+        f"- It learned and was tested on {_plain(_source(manifest))} alone. How it does on images "
+        "of another origin was not measured.",
+        "- Accuracy is one figure over the test split. How it differs between classes or groups "
+        "of people was not measured, and nothing is claimed about fairness.",
+        "- Whether its probabilities tell how often it is right was not measured.",
+        "- Nobody has recorded a licence for these weights: `license` says unknown until whoever "
+        "publishes them sets it. The licence of the data, above, is not one.",
+    ]
+    return _section("Limits", lines)
+
+
+def _section(heading: str, lines: list[str]) -> str:
+    return "\n".join([f"## {heading}", "", *lines, ""])
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:SHOWN]) or "none"
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
+
+
+def _plain(text: str) -> str:
+    """Names that users chose, as text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_\[\]<>#|~&])", r"\\\1", text)

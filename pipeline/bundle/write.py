@@ -1,0 +1,206 @@
+"""Stage `bundle`: a compiled artifact becomes a folder that a device needs nothing beside.
+
+What runs on the device lies in on-device/ and is copied as it is. It is written for Python 3.8
+and imports nothing of this package; the hyphen keeps the folder from being part of it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backends.base.artifact import (
+    BUNDLES,
+    Artifact,
+)
+from pipeline.backends.base.records import ArtifactRecord
+from pipeline.backends.base.registry import backend
+from pipeline.backends.base.spec import Backend
+from pipeline.bundle.model_card import Lineage, model_card
+from pipeline.bundle.params import BundleParams
+from pipeline.bundle.records import Bundle, Golden, Preprocessing, Tolerances
+from pipeline.compile.records import CompiledMetrics
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import sha256, whole_folder, write_whole
+from pipeline.core.progress import track
+from pipeline.data.records import PACKED, Arrays, Manifest, load_split
+from pipeline.latency import harness
+from pipeline.latency.fingerprint import read_fingerprint
+
+GOLDEN_IMAGES = 32
+SHARED = ("bench.py", "common.py", "pixels.py", "run.py", "verify.py")
+"""Scripts of every bundle, from on-device/."""
+
+STEPS = (
+    "turn the image as its EXIF orientation says",
+    "scale 16 bits to 8",
+    "put transparent images on white",
+    "convert to {colour}",
+    "unless it has that size: resize the shorter side to {size} (bilinear, antialiased) and cut "
+    "out the centre",
+)
+
+
+def write_bundles(params: BundleParams) -> list[Bundle]:
+    """models/bundles/S-B-P/ for every enabled student, backend and precision.
+
+    Nothing else stays in models/bundles. The same artifacts, test images and machine give the
+    same bytes. Raises `PipelineError` for an artifact that is missing, changed or of other data
+    than data/packed, and for a runtime that cannot run here.
+    """
+    manifest = Manifest.read(PACKED / "manifest.json")
+    images, labels = load_split("test")
+    chosen = golden_indices(len(images))
+    tests = (np.ascontiguousarray(images[chosen]), labels[chosen])
+    asked = params.backends.artifacts(params.students.enabled)
+    lineages = {student: Lineage.read(student, params) for student in params.students.enabled}
+    written = []
+    with whole_folder(BUNDLES) as scratch:
+        for artifact in track(asked, "bundle", len(asked), "bundles"):
+            folder = scratch / artifact.bundle.name
+            folder.mkdir()
+            lineage = lineages[artifact.student]
+            written.append(_write_bundle(artifact, lineage, manifest, tests, folder))
+    return written
+
+
+def golden_indices(images: int) -> NDArray[np.int64]:
+    """Indices int64 [n] of at most 32 out of `images` test images, evenly spread."""
+    count = min(GOLDEN_IMAGES, images)
+    return np.linspace(0, images - 1, count).round().astype(np.int64)
+
+
+def _write_bundle(
+    artifact: Artifact,
+    lineage: Lineage,
+    manifest: Manifest,
+    tests: Arrays,
+    folder: Path,
+) -> Bundle:
+    its, compiled = backend(artifact.backend), artifact.folder
+    record = _record(compiled, manifest)
+    metrics = CompiledMetrics.read(artifact.metrics)
+    images, labels = tests
+    logits, answered_by = _answers(its, compiled / record.model_file, images)
+    np.savez(folder / "golden.npz", images=images, labels=labels, logits=logits)
+    digests = {f: digest for f, digest in record.digests.items() if f not in its.device_built}
+    for file in digests:
+        shutil.copyfile(compiled / file, folder / file)
+    bundle = Bundle(
+        student=artifact.student,
+        backend=artifact.backend,
+        precision=artifact.precision,
+        model_file=its.portable or record.model_file,
+        input=record.input,
+        output=record.output,
+        image_size=record.image_size,
+        channels=record.channels,
+        classes=record.classes,
+        install=its.install(),
+        quantizer=record.quantizer,
+        calibration_digest=record.calibration_digest,
+        versions=record.versions,
+        digests=digests,
+        top1=metrics.top1,
+        top1_drop=metrics.top1_drop,
+        test_images=metrics.images,
+        evaluated_with=metrics.evaluated_with,
+        golden=Golden(images=len(images), answered_by=answered_by, cpu=read_fingerprint().cpu),
+        tolerances=tolerances(its, artifact.precision, logits),
+    )
+    bundle.write(folder / "bundle.json")
+    _preprocessing(record).write(folder / "preprocess.json")
+    write_whole(folder / "labels.txt", "".join(f"{label}\n" for label in record.classes))
+    card = model_card(bundle, record, metrics, manifest, lineage)
+    write_whole(folder / "README.md", card)
+    _copy_scripts(its, folder)
+    _write_sums(folder)
+    return bundle
+
+
+def _record(folder: Path, manifest: Manifest) -> ArtifactRecord:
+    """The record of a compiled folder whose files are those that were compiled."""
+    artifact = ArtifactRecord.read_whole(folder)
+    for field in ("classes", "image_size", "channels"):
+        if getattr(artifact, field) != getattr(manifest, field):
+            raise PipelineError(
+                f"{field}: {getattr(artifact, field)}, but {getattr(manifest, field)} in {PACKED}",
+                where=str(folder / "artifact.json"),
+                fix="run `dvc repro`",
+            )
+    for label in artifact.classes:
+        if len(label.splitlines()) != 1:
+            raise PipelineError(
+                f"the class name {label!r} is not one line of labels.txt",
+                where=str(folder / "artifact.json"),
+                fix="rename the class in the data",
+            )
+    return artifact
+
+
+def _answers(
+    its: Backend, model: Path, images: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], str]:
+    """Logits float32 [N, classes] of the images, one by one as on the device, and by whom."""
+    answered_by = its.evaluator()
+    if answered_by is None:
+        raise PipelineError(
+            f"{its.title} is not installed: its answers cannot be bundled",
+            where=str(model),
+            fix="`python -m pipeline doctor` prints the command that installs it",
+        )
+    run = its.load(model, threads=1, batch=1)
+    logits = np.concatenate([run(images[i : i + 1]) for i in range(len(images))])
+    if not np.isfinite(logits).all():
+        raise PipelineError("some logits are not finite numbers", where=str(model))
+    return logits, answered_by
+
+
+def tolerances(its: Backend, precision: str, logits: NDArray[np.float32]) -> Tolerances:
+    """What another machine may differ by.
+
+    Args:
+        its: the artifact's backend, which knows the relative tolerances of its kernels.
+        precision: of the artifact.
+        logits: the recorded ones, float32 [N, classes].
+
+    Returns:
+        Tolerances in units of the logits.
+    """
+    relative = its.tolerances[precision]
+    scale = float(np.abs(logits).max())
+    return Tolerances(
+        min_same_argmax=relative.min_same_argmax,
+        max_logit_error=float(f"{relative.max_error * scale:.3g}"),
+        mean_logit_error=float(f"{relative.mean_error * scale:.3g}"),
+        reason=relative.reason,
+    )
+
+
+def _preprocessing(artifact: ArtifactRecord) -> Preprocessing:
+    colour: Literal["grey", "RGB"] = "grey" if artifact.channels == 1 else "RGB"
+    return Preprocessing(
+        size=artifact.image_size,
+        channels=artifact.channels,
+        colour=colour,
+        steps=tuple(step.format(colour=colour, size=artifact.image_size) for step in STEPS),
+    )
+
+
+def _copy_scripts(its: Backend, folder: Path) -> None:
+    scripts = {name: Path(__file__).parent / "on-device" / name for name in SHARED}
+    scripts |= {"harness.py": Path(harness.__file__), **its.bundle_files()}
+    for target, source in scripts.items():
+        (folder / target).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, folder / target)
+
+
+def _write_sums(folder: Path) -> None:
+    """SHA256SUMS of every other file, as `sha256sum --check` reads it."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    lines = [f"{sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
+    write_whole(folder / "SHA256SUMS", "".join(lines))

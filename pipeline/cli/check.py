@@ -1,0 +1,54 @@
+"""What can be known to be wrong before an hour of training is spent."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from pipeline.backends.base.registry import backend
+from pipeline.backends.base.spec import versions
+from pipeline.cli.params import Params
+from pipeline.compile.ladder import find_rung
+from pipeline.core.errors import PipelineError
+from pipeline.data.sources import find_source
+from pipeline.distill.objective import Distillation
+from pipeline.networks.build import build_network
+from pipeline.networks.pixels import PixelsToLogits, student_normalisation
+from pipeline.training.recipe import check_training
+
+_CLASSES, _SIZE, _CHANNELS = 10, 64, 3  # where the data decides and is not yet here
+
+
+def check(params: Params) -> None:
+    """Raise `PipelineError` for what params.yaml asks and this machine cannot do.
+
+    Builds every enabled network, its optimizer, schedule, taps and losses, and looks for the
+    source folder, checkpoints and the packages of every backend with a precision.
+    """
+    for name in params.backends.enabled:
+        versions(backend(name).packages)
+    for rung in params.quantize.rungs:
+        find_rung(rung)
+    find_source(params.data).check(params.data)
+    size = _SIZE if params.data.image_size == "auto" else params.data.image_size
+    channels = _CHANNELS if params.data.channels == "auto" else params.data.channels
+    build = partial(build_network, classes=_CLASSES, channels=channels)
+    pixels = torch.zeros(1, size, size, channels, dtype=torch.uint8)
+    normalisation = student_normalisation(channels)
+    check_training(params.distill.training, "distill")
+    teachers = {}
+    for name in params.teachers.enabled:
+        teacher = params.teachers.zoo[name]
+        check_training(teacher.training, f"teachers.zoo.{name}")
+        checkpoint = params.teachers.checkpoint_file(name)
+        if checkpoint is not None and not checkpoint.is_file():
+            raise PipelineError("there is no such checkpoint", where=str(checkpoint))
+        own = size if teacher.input_size == "auto" else teacher.input_size
+        network = build(teacher.network, image_size=own)
+        teachers[name] = PixelsToLogits(network, normalisation, own)
+    for name in params.students.enabled:
+        student = params.students.zoo[name]
+        model = PixelsToLogits(build(student, image_size=size), normalisation)
+        losses = params.distill.losses
+        Distillation(model, teachers, losses, student.taps, params.teachers, pixels)

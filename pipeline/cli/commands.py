@@ -1,0 +1,154 @@
+"""The commands that people type; each loads what it needs when it is called."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; `PipelineError` for what the user can mend."""
+    parsed = _parser().parse_args(arguments)
+    code: int = parsed.command(parsed) or 0
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description="Small, quantized, measured image classifiers. `dvc repro` makes them.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: object, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=command)
+        return added
+
+    add("doctor", _doctor, "list every runtime and what this machine can do with it")
+    add("check", _check, "find what is wrong with params.yaml before anything is computed")
+    add("results", _results, "show what was measured and say where the report lies")
+    home = add(
+        "import-results", _import_results, "take in what a bundle's scripts wrote on a device"
+    )
+    home.add_argument("files", nargs="+", type=Path, metavar="FILE", help="of --json, there")
+    taps = add("taps", _taps, "list the modules of a network that feature losses can tap")
+    taps.add_argument("network", metavar="ARCH", help="a timm name, a student or a teacher")
+    taps.add_argument("--size", type=_count, metavar="PIXELS", help="of the images")
+    taps.add_argument("--all", action="store_true", help="every module, not the blocks alone")
+    gate = add("gate", _gate, "judge what is recorded against a baseline; exits 1 on a regression")
+    gate.epilog = (
+        "Exit codes: 0 passed, 1 regression, 2 invalid, 3 inconclusive (0 with "
+        "gate.inconclusive: pass in params.yaml, where the limits are)."
+    )
+    gate.add_argument(
+        "--baseline", default="HEAD", metavar="REV|FOLDER|FILE",
+        help="a git revision (default: HEAD), a folder that holds metrics/, or a file of --save",
+    )  # fmt: skip
+    gate.add_argument("--only", metavar="S/B/P", help="show the findings about one artifact")
+    gate.add_argument(
+        "--rerun", action="store_true", help="time baseline and candidate artifacts side by side"
+    )
+    gate.add_argument(
+        "--baseline-models", type=Path, metavar="FOLDER",
+        help="the baseline's models/compiled for --rerun; else fetched with `dvc get`",
+    )  # fmt: skip
+    gate.add_argument("--json", action="store_true", help="print the whole verdict as JSON")
+    gate.add_argument(
+        "--save", type=Path, metavar="FILE", help="write what is recorded as a baseline; no verdict"
+    )
+    predict = add("predict", _predict, "classify images with a compiled artifact")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    predict.add_argument("--student", required=True, metavar="S")
+    predict.add_argument("--backend", required=True, metavar="B")
+    predict.add_argument("--precision", required=True, metavar="P")
+    predict.add_argument("--top", type=_count, default=3, metavar="K", help="classes to show")
+    predict.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
+def _doctor(_: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from pipeline.cli.doctor import examine
+
+    console = Console()
+    for part in examine():
+        console.print(part)
+
+
+def _check(_: argparse.Namespace) -> None:
+    from pipeline.cli.check import check
+    from pipeline.cli.params import load_params
+
+    check(load_params())
+    print("params.yaml: nothing wrong was found")
+
+
+def _taps(parsed: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from pipeline.cli.taps import taps_table
+
+    Console().print(taps_table(parsed.network, parsed.size, every=parsed.all))
+
+
+def _results(_: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    pass
+    from pipeline.cli.params import load_params
+    from pipeline.report.results import REPORTS, gather, table
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a log wraps lines by itself
+    console.print(table(gather(load_params())))
+    report = REPORTS / "report.html"
+    if report.exists():
+        print(f"The report: {report.resolve().as_uri()}")
+    else:
+        print("There is no report yet: run `dvc repro`")
+
+
+def _gate(parsed: argparse.Namespace) -> int:
+    from pipeline.gate.command import Request, gate, save_records
+
+    if parsed.save:
+        save_records(parsed.save)
+        return 0
+    request = Request(parsed.baseline, parsed.only, parsed.rerun, parsed.baseline_models)
+    return gate(request, as_json=parsed.json)
+
+
+def _import_results(parsed: argparse.Namespace) -> None:
+    from pipeline.bundle.devices import import_results
+
+    for imported in import_results(parsed.files):
+        result = imported.result
+        said = f"{result.device}: {result.bundle.folder.name}: {result}"
+        print(f"{said}; {imported.file}: {imported.state}")
+
+
+def _predict(parsed: argparse.Namespace) -> None:
+    import json
+    import sys
+
+    from pipeline.cli.predict import predict, predictions_table
+
+    answer = predict(parsed.images, parsed.student, parsed.backend, parsed.precision, parsed.top)
+    if parsed.json:
+        print(json.dumps(answer, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    Console().print(predictions_table(answer))
+    print(f"by {answer['runtime']}", file=sys.stderr)

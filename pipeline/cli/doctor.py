@@ -1,0 +1,125 @@
+"""What this machine can compile, run and measure, and what would have to be installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.backends.base.registry import (
+    backend,
+    backend_names,
+)
+from pipeline.core.errors import PipelineError
+from pipeline.latency.fingerprint import read_fingerprint
+
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One runtime; `no_...` is None where this machine can do it, else why not."""
+
+    backend: str
+    installed: dict[str, str]
+    install: str | None
+    runs_with: str | None
+    no_compile: str | None
+    no_run: str | None
+    no_measure: str | None
+
+
+def diagnose(name: str, project: Path = PROJECT) -> Diagnosis:
+    """Look at the backend `name`; versions to install are those that `project` pins."""
+    its = backend(name)
+    packages, used, unmeasurable = its.packages, its.evaluator(), its.unmeasurable()
+    installed, missing = {}, []
+    for package in packages:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(package)
+    absent = f"not installed: {', '.join(missing)}" if missing else None
+    unusable: str | None = unmeasurable or absent or "its runtime is not installed"
+    if used:  # a runtime that needs what is not here may have a stand-in for its accuracy
+        unusable = f"only {used}" if unmeasurable else None
+    return Diagnosis(
+        backend=name,
+        installed=installed,
+        install=install_command(missing, project) if missing else None,
+        runs_with=used,
+        no_compile=absent or (unusable if used is None else None),
+        no_run=unusable,
+        no_measure=unmeasurable,
+    )
+
+
+def install_command(packages: list[str], project: Path = PROJECT) -> str:
+    """The `pip install` of `packages` at the versions that pyproject.toml pins."""
+    pins = {_name(pin): pin for pin in _requirements(project)}
+    unpinned = [package for package in packages if package not in pins]
+    if unpinned:
+        raise PipelineError(f"pins no version of {', '.join(unpinned)}", where=str(project))
+    return "pip install " + " ".join(f"'{pins[package]}'" for package in packages)
+
+
+def examine() -> Iterator[RenderableType]:
+    """The findings for the terminal: a table of runtimes, then the machine."""
+    found = [diagnose(name) for name in backend_names()]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
+    for heading in ("Runtime", "Installed", "Compile", "Run", "Measure"):
+        table.add_column(heading, no_wrap=heading in ("Runtime", "Installed"))
+    for one in found:
+        versions = "\n".join(f"{name} {version}" for name, version in one.installed.items())
+        table.add_row(
+            Text(one.backend),
+            Text(versions or "nothing"),
+            _answer(one.no_compile),
+            _answer(one.no_run, one.runs_with or ""),
+            _answer(one.no_measure),
+        )
+    yield table
+    for one in found:
+        if one.install:
+            yield Text(f"{one.backend}: {one.install}")
+    machine = read_fingerprint()
+    yield Text(
+        f"Machine: {machine.cpu}, {machine.architecture}, {machine.cores} core(s), "
+        f"{machine.memory_gib} GiB"
+    )
+    yield Text(f"Instruction sets: {', '.join(machine.instruction_sets) or 'none of note'}")
+    yield Text(f"Accelerators: {'; '.join(machine.accelerators) or 'none found'}")
+
+
+def _answer(why_not: str | None, how: str = "") -> Text:
+    if why_not is not None:
+        return Text(f"no: {why_not}", style="yellow")
+    return Text(f"yes: {how}" if how else "yes", style="green")
+
+
+def _requirements(project: Path) -> list[str]:
+    table = _project(project)
+    extras = table.get("optional-dependencies", {}).values()
+    return [*table["dependencies"], *(pin for extra in extras for pin in extra)]
+
+
+def _project(project: Path) -> dict[str, Any]:
+    try:
+        return dict(tomllib.loads(project.read_text())["project"])
+    except FileNotFoundError:
+        raise PipelineError(
+            "there is no such file", where=str(project), fix="run from a clone of the project"
+        ) from None
+
+
+def _name(pin: str) -> str:
+    return re.split(r"[\[=<>!~; ]", pin, maxsplit=1)[0]

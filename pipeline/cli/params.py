@@ -1,0 +1,36 @@
+"""All groups of params.yaml together: what `check` judges and the commands read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import ConfigDict, model_validator
+
+from pipeline.bundle.params import BundleParams
+from pipeline.compile.params import CompileParams
+from pipeline.core.errors import PipelineError
+from pipeline.core.params import PARAMS_FILE, load
+from pipeline.data.params import PrepareParams
+from pipeline.gate.params import GateParams
+from pipeline.int8.quantize_aware import QuantizeAwareParams
+
+
+class Params(GateParams, BundleParams, CompileParams, QuantizeAwareParams, PrepareParams):
+    """Every group of params.yaml; it holds no others. Each stage reads a part of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="after")
+    def _backends_are_valid(self) -> Self:
+        for name in self.backends.enabled:
+            try:
+                self.backends.settings(name)
+            except PipelineError as error:
+                raise ValueError(error.what) from None
+        return self
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """All groups of params.yaml; `PipelineError` names every mistake: see `core.params.load`."""
+    return load(Params, path)

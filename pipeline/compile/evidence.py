@@ -1,0 +1,78 @@
+"""An artifact's answers to the test split and how it computes them; small, and kept in git."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from pipeline.accuracy.metrics import confusions, correct, reliability, worst_mistakes
+from pipeline.accuracy.records import Mistake, ReliabilityBin
+from pipeline.backends.base.records import ArtifactRecord, ExecutionReport
+from pipeline.core.records import METRICS, DetailRecord
+from pipeline.data.records import Manifest
+
+EVIDENCE = METRICS / "evidence"
+CONFUSIONS, MISTAKES = 1000, 24  # kept at most: a thousand classes have a million pairs
+
+
+class Evidence(DetailRecord):
+    """metrics/evidence/B/S/P.json: answers on the test split, and how they are computed."""
+
+    test_digest: str = Field(description="SHA-256 over the digests of the test split's arrays")
+    images: int = Field(ge=1)
+    correct: str = Field(description="one bit per test image, in order: base64 of numpy.packbits")
+    confusions: tuple[tuple[int, int, int], ...] = Field(
+        (), description="(label, wrong answer, images), the most frequent first"
+    )
+    reliability: tuple[ReliabilityBin, ...] = ()
+    mistakes: tuple[Mistake, ...] = Field((), description="those of the highest probability")
+    execution: ExecutionReport
+    digests: dict[str, str] = Field(description="SHA-256 of every file of the artifact")
+
+    @model_validator(mode="after")
+    def _one_bit_per_image(self) -> Self:
+        try:
+            packed = base64.b64decode(self.correct, validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"`correct` is not base64: {error}") from None
+        if len(packed) != -(-self.images // 8):
+            raise ValueError("`correct` has not one bit per image")
+        return self
+
+    @classmethod
+    def of(
+        cls,
+        artifact: ArtifactRecord,
+        manifest: Manifest,
+        logits: NDArray[np.float32],
+        labels: NDArray[np.int64],
+    ) -> Self:
+        """Of an artifact that gave `logits` [N, C] for the test split with `labels` [N]."""
+        right = correct(logits, labels)
+        return cls(
+            test_digest=split_digest(manifest),
+            images=len(right),
+            correct=base64.b64encode(np.packbits(right).tobytes()).decode(),
+            confusions=confusions(logits, labels)[:CONFUSIONS],
+            reliability=reliability(logits, labels),
+            mistakes=worst_mistakes(logits, labels, MISTAKES),
+            execution=artifact.execution,
+            digests=artifact.digests,
+        )
+
+    def answers(self) -> NDArray[np.bool_]:
+        """Which test images the artifact gets right, bool [N]."""
+        packed = np.frombuffer(base64.b64decode(self.correct), np.uint8)
+        return np.unpackbits(packed, count=self.images).astype(np.bool_)
+
+
+def split_digest(manifest: Manifest) -> str:
+    """SHA-256 over the digests of the test split's arrays."""
+    arrays = [manifest.digests[f"test_{part}.npy"] for part in ("images", "labels")]
+    return hashlib.sha256("\n".join(arrays).encode()).hexdigest()

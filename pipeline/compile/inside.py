@@ -1,0 +1,98 @@
+"""What happens inside an int8 artifact: noise layer by layer, and the exact input."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backends.base.job import Compiler, Job
+from pipeline.backends.base.spec import Backend
+from pipeline.compile.records import LayerNoise
+from pipeline.core.errors import PipelineError
+from pipeline.data.records import load_split
+from pipeline.networks import grid
+
+NOISE_IMAGES = 64
+EXACT_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What was seen; without `layers` a note says why."""
+
+    layers: tuple[LayerNoise, ...] = ()
+    exact_input_images: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def look_inside(its: Backend, compiler: Compiler, job: Job, model: Path) -> Inside:
+    """Compare an int8 artifact with the weights that it was made from, in float.
+
+    Noise is measured on val images, evenly spread.
+
+    Args:
+        its: the artifact's backend.
+        compiler: of that backend.
+        job: what the artifact was compiled from.
+        model: the compiled file.
+
+    Raises:
+        PipelineError: where pixels and normalised floats do not give the same logits, bit for bit.
+    """
+    exact = _exact_input(its, compiler, job, model)
+    val, _ = load_split("val")
+    images = val[np.linspace(0, len(val) - 1, min(NOISE_IMAGES, len(val))).astype(int)]
+    with tempfile.TemporaryDirectory() as scratch:
+        references = compiler.layer_outputs(compiler.in_float(job, Path(scratch)), images)
+    outputs = compiler.layer_outputs(model, images)
+    if len(job.layers) != len(references) or references.keys() - outputs.keys():
+        note = (
+            f"noise by layer is not known: the student has {len(job.layers)} conv and linear "
+            f"layers, the float graph {len(references)}, of which int8 has "
+            f"{len(references.keys() & outputs.keys())}"
+        )
+        return Inside((), exact, (note,))
+    pairs = [(outputs[name], reference) for name, reference in references.items()]
+    return Inside(layer_noise([layer.name for layer in job.layers], pairs), exact)
+
+
+def layer_noise(
+    names: Sequence[str], pairs: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]
+) -> tuple[LayerNoise, ...]:
+    """10 log10(|reference|^2 / |output - reference|^2) of each layer, over all images together.
+
+    Args:
+        names: of the layers.
+        pairs: output and reference of each, float32 [N, elements]. A reference of zeros alone
+            counts as a signal of 1e-30.
+    """
+    found = []
+    for name, (output, reference) in zip(names, pairs, strict=True):
+        signal = max(float(np.square(reference, dtype=np.float64).sum()), 1e-30)
+        noise = float(np.square(output.astype(np.float64) - reference).sum())
+        snr_db = round(10 * math.log10(signal / noise), 2) if noise else None
+        found.append(LayerNoise(name=name, snr_db=snr_db))
+    return tuple(found)
+
+
+def _exact_input(its: Backend, compiler: Compiler, job: Job, model: Path) -> int:
+    """On how many images pixels were seen to be the quantized input, every value among them."""
+    some = job.calibration[:EXACT_IMAGES]
+    images = np.concatenate([some, grid.every_pixel(some.shape[1:])])
+    by_pixels = its.load(model, threads=1)(images)
+    by_floats = compiler.float_fed(model)(grid.normalise(images))
+    if not np.array_equal(by_pixels, by_floats):
+        error = np.abs(by_pixels - by_floats).max()
+        raise PipelineError(
+            f"pixels are not its int8 input: fed with (x - 128) / 64 in float, its logits differ "
+            f"by up to {error:.2g}",
+            where=f"compile of {job.artifact}",
+            fix="report the network and the versions of the tools",
+        )
+    return len(images)

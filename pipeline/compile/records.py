@@ -1,0 +1,48 @@
+"""What the compile stage records about an artifact."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pipeline.core.records import DetailRecord, Record
+
+
+class Attempt(Record):
+    """An int8 artifact that the recovery ladder tried."""
+
+    rung: str
+    recipe: str
+    val_top1: float | None = Field(description="through the runtime itself; null if it failed")
+    val_drop: float | None = Field(description="val top-1 of the float student, minus `val_top1`")
+    seconds: float = Field(description="to make and to judge it")
+    size_bytes: int | None
+    failure: str | None = None
+    kept: bool = False
+
+
+class LayerNoise(Record):
+    """How far int8 takes the output of a convolution or product from the float student's."""
+
+    name: str = Field(description="of the module in the student")
+    snr_db: float | None = Field(description="signal to noise in dB; null where both are equal")
+
+
+class CompiledMetrics(DetailRecord):
+    """metrics/compiled/B/S/P.json: the whole test split through `evaluated_with`."""
+
+    line_per_entry = ("ladder",)
+
+    top1: float
+    top1_drop: float = Field(description="top-1 of the float student in torch, minus `top1`")
+    agreement: float = Field(description="share of images with the argmax of the float student")
+    lost: int = Field(description="images that only the float student gets right")
+    won: int = Field(description="images that only the artifact gets right")
+    max_logit_error: float
+    mean_logit_error: float
+    snr_db: float | None = Field(description="of the logits, in dB; null where they are equal")
+    images: int
+    size_bytes: int
+    int8_mac_share: float
+    evaluated_with: str = Field(description="the runtime and version that gave the answers")
+    ladder: tuple[Attempt, ...] = Field((), description="of int8, in order; one of them is kept")
+    layers: tuple[LayerNoise, ...] = Field((), description="of int8, in order of execution, on val")

@@ -1,0 +1,16 @@
+"""Full bias correction, which repairs more than other ranges do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from pipeline.backends.base.job import Job
+from pipeline.compile.rungs.base import Situation
+
+
+def candidates(situation: Situation) -> Iterator[Job]:
+    """The best job with full bias correction, where the backend has it."""
+    best = situation.best
+    if situation.compiler.bias_correction:
+        yield replace(best, recipe=replace(best.recipe, bias_correction=True))

@@ -1,0 +1,20 @@
+"""Other weights: those of the stage `quantize_aware`, which int8's rounding hurts less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from pipeline.backends.base.job import Job, Recipe
+from pipeline.compile.rungs.base import Situation
+from pipeline.int8.records import trained_weights
+
+
+def candidates(situation: Situation) -> Iterator[Job]:
+    """The weights with the plain recipe, then with the best one for the weights before."""
+    plain, best = situation.plain, situation.best
+    folder = trained_weights(plain.artifact.student)
+    trained = replace(plain, onnx=folder / "model.onnx", weights=folder, recipe=Recipe())
+    yield trained
+    if best.recipe != trained.recipe:
+        yield replace(trained, recipe=best.recipe)

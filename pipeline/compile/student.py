@@ -1,0 +1,259 @@
+"""The stage `compile`: a student for one backend, at every precision that is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.accuracy.metrics import (
+    agreement,
+    lost_and_won,
+    signal_to_noise,
+    top1,
+)
+from pipeline.backends.base.artifact import COMPILED, COMPILED_METRICS, EVIDENCE, Artifact
+from pipeline.backends.base.job import Compiled, Compiler, Job, opened_bytes
+from pipeline.backends.base.records import ArtifactRecord
+from pipeline.backends.base.registry import backend
+from pipeline.backends.base.spec import Backend, versions
+from pipeline.compile.evidence import Evidence
+from pipeline.compile.inside import Inside, look_inside
+from pipeline.compile.ladder import Climbed, climb
+from pipeline.compile.params import CompileParams
+from pipeline.compile.records import CompiledMetrics
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import sha256, whole_folder
+from pipeline.data.records import PACKED, Manifest, load_calibration, load_split
+from pipeline.export.evaluate import logits_of
+from pipeline.export.records import ONNX
+from pipeline.networks.records import CARD, STUDENTS, WEIGHTS, Layers, ModelCard
+
+MIN_FLOAT_AGREEMENT = 0.99
+"""Below this share of torch's answers an fp32 artifact is broken, not imprecise."""
+
+_RETRAINED = "its weights were trained under int8's rounding: they are not the float student's"
+_NAMED = 5  # float layers in an error
+
+
+def compile_student(
+    params: CompileParams, name: str, student: str
+) -> Iterator[tuple[Artifact, CompiledMetrics]]:
+    """Stage `compile@B-S`: all precisions of a student for the backend `name`, one by one.
+
+    They share one process and one compiler: importing torch and a converter takes longer than
+    most artifacts do, and precisions share conversions.
+
+    Yields:
+        Each artifact once it is recorded.
+
+    Raises:
+        PipelineError: see `compile_artifact`.
+    """
+    for outputs in (COMPILED, COMPILED_METRICS, EVIDENCE):
+        (outputs / name / student).mkdir(parents=True, exist_ok=True)
+    its, settings = backend(name), params.backends.settings(name)
+    versions(its.packages)  # before a converter fails on what it misses
+    compiler = its.compiler(settings)
+    for precision in settings.precisions:
+        artifact = Artifact(student, name, precision)
+        yield artifact, compile_artifact(params, its, compiler, artifact)
+
+
+def compile_artifact(
+    params: CompileParams, its: Backend, compiler: Compiler, artifact: Artifact
+) -> CompiledMetrics:
+    """Write an artifact and how it does on the test split.
+
+    int8 climbs the ladder of `params.quantize`, judged on val, before test is looked at. The
+    artifact's folder, metrics and evidence appear only if the compiler succeeds, the runtime
+    really executes the precision, and the logits are sound.
+
+    Args:
+        params: the ladder and its limits.
+        its: the artifact's backend.
+        compiler: of that backend.
+        artifact: what to make.
+
+    Returns:
+        What was recorded.
+
+    Raises:
+        PipelineError: for a student that is not exported, a package that is missing, and an
+            artifact that is not what was asked for.
+    """
+    tools = versions(its.packages)
+    job = _job(artifact)
+    least = params.quantize.min_int8_share
+    climbed, inside = None, Inside()
+    with whole_folder(artifact.folder) as folder:
+        if artifact.int8:
+            climbed = _climb(its, compiler, job, params, folder)
+            job, compiled = climbed.job, climbed.compiled
+            inside = look_inside(its, compiler, job, folder / compiled.model_file)
+        else:
+            compiled = compiler.compile(job, folder)
+            _check(job, compiled, least)
+        record = _record(job, compiled, inside, tools, folder)
+        model = folder / compiled.model_file
+        evaluator = its.evaluator()
+        if evaluator is None:
+            raise PipelineError(f"{its.title} cannot run on this machine", where=_where(job))
+        logits, labels = _answers(its, job, model)
+        metrics = CompiledMetrics(
+            **_beside_float(job, logits, labels),
+            images=len(labels),
+            size_bytes=opened_bytes(model),
+            int8_mac_share=compiled.execution.int8_mac_share,
+            evaluated_with=evaluator,
+            ladder=climbed.attempts if climbed else (),
+            layers=inside.layers,
+        )
+        metrics.write(artifact.metrics)
+        Evidence.of(record, job.manifest, logits, labels).write(artifact.evidence)
+    return metrics
+
+
+def _where(job: Job) -> str:
+    return f"compile of {job.artifact}"
+
+
+def _climb(
+    its: Backend, compiler: Compiler, job: Job, params: CompileParams, folder: Path
+) -> Climbed:
+    """The first int8 artifact that loses little enough on val, or the one that loses least."""
+    images, labels = load_split("val")
+    float_top1 = ModelCard.read(job.weights / CARD).val_top1
+
+    def judge(candidate: Job, compiled: Compiled, made: Path) -> float:
+        _check(candidate, compiled, params.quantize.min_int8_share)
+        runner = its.load(made / compiled.model_file, os.cpu_count() or 1)
+        return top1(logits_of(runner, images, label=_where(job)), labels)
+
+    return climb(compiler, job, params.quantize, float_top1, judge, folder)
+
+
+def _job(artifact: Artifact) -> Job:
+    exported = ONNX / artifact.student
+    if not (exported / "model.onnx").is_file():
+        raise PipelineError(
+            f"`{artifact.student}` has not been exported",
+            where=str(exported / "model.onnx"),
+            fix="run `dvc repro`",
+        )
+    return Job(
+        artifact=artifact,
+        onnx=exported / "model.onnx",
+        weights=STUDENTS / artifact.student,
+        calibration=load_calibration(),
+        layers=Layers.read(exported / "layers.json").layers,
+        manifest=Manifest.read(PACKED / "manifest.json"),
+    )
+
+
+def _check(job: Job, compiled: Compiled, least: float) -> None:
+    """Raise `PipelineError` unless the runtime executes what was asked."""
+    execution = compiled.execution
+    if (execution.input_type, execution.output_type) != ("uint8", "float32"):
+        raise PipelineError(
+            f"takes {execution.input_type} and gives {execution.output_type}, "
+            "where raw pixels are uint8 and logits float32",
+            where=_where(job),
+            fix="report the network and the versions of the tools",
+        )
+    if not job.artifact.int8:
+        return
+    names = {layer.name for layer in execution.in_float}
+    if rounded := [name for name in compiled.kept_float if name not in names]:
+        raise PipelineError(
+            f"meant to keep {', '.join(rounded)} in float, but the runtime computes it in int8",
+            where=_where(job),
+            fix="leave `float_layers` out of quantize.rungs",
+        )
+    stray = [layer for layer in execution.in_float if layer.name not in compiled.kept_float]
+    share = sum(layer.macs for layer in stray) / execution.macs if execution.macs else 1.0
+    if share > 1 - least:
+        more = f" and {len(stray) - _NAMED} more" if len(stray) > _NAMED else ""
+        raise PipelineError(
+            f"asked int8, but the runtime computes {share:.1%} of the multiply-accumulates in "
+            f"float: {', '.join(map(str, stray[:_NAMED]))}{more}",
+            where=_where(job),
+            fix="leave int8 out of this backend's precisions, choose another network, or lower "
+            "quantize.min_int8_share",
+        )
+
+
+def _answers(its: Backend, job: Job, model: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The artifact's logits [N, C] for the test split, and its labels [N]."""
+    images, labels = load_split("test")
+    logits = logits_of(its.load(model, os.cpu_count() or 1), images, label=_where(job))
+    if not np.isfinite(logits).all():
+        raise PipelineError("some logits are not finite numbers", where=_where(job))
+    return logits, labels
+
+
+def _beside_float(
+    job: Job, logits: NDArray[np.float32], labels: NDArray[np.int64]
+) -> dict[str, Any]:
+    """The figures of `CompiledMetrics` that `logits` and those of the float student give."""
+    reference = np.load(ONNX / job.artifact.student / "test_logits.npy")
+    if len(reference) != len(logits):
+        raise PipelineError(
+            "torch's logits are of another test split",
+            where=str(ONNX / job.artifact.student),
+            fix="run `dvc repro`",
+        )
+    same = agreement(logits, reference)
+    if job.artifact.precision == "fp32" and same < MIN_FLOAT_AGREEMENT:
+        raise PipelineError(
+            f"gives torch's answer on {same:.1%} of the test images only: the conversion is broken",
+            where=_where(job),
+            fix="report the network and the versions of the tools",
+        )
+    error = np.abs(logits - reference)
+    lost, won = lost_and_won(logits, reference, labels)
+    return {
+        "top1": top1(logits, labels),
+        "top1_drop": top1(reference, labels) - top1(logits, labels),
+        "agreement": same,
+        "lost": lost,
+        "won": won,
+        "max_logit_error": float(error.max()),
+        "mean_logit_error": float(error.mean()),
+        "snr_db": signal_to_noise(logits, reference),
+    }
+
+
+def _record(
+    job: Job, compiled: Compiled, inside: Inside, tools: dict[str, str], folder: Path
+) -> ArtifactRecord:
+    """Write artifact.json, the last file of the folder."""
+    artifact, int8 = job.artifact, job.artifact.int8
+    retrained = job.weights != STUDENTS / artifact.student
+    record = ArtifactRecord(
+        student=artifact.student,
+        backend=artifact.backend,
+        precision=artifact.precision,
+        model_file=compiled.model_file,
+        quantizer=f"{compiled.quantizer}; {job.recipe}" if int8 else compiled.quantizer,
+        weights_digest=sha256(job.weights / WEIGHTS),
+        calibration_digest=job.manifest.calibration_digest if int8 else None,
+        image_size=job.manifest.image_size,
+        channels=job.manifest.channels,
+        classes=job.manifest.classes,
+        execution=compiled.execution,
+        exact_input_images=inside.exact_input_images,
+        versions=tools,
+        digests={
+            file.relative_to(folder).as_posix(): sha256(file)
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        },
+        notes=(*compiled.notes, *inside.notes, *((_RETRAINED,) if retrained else ())),
+    )
+    record.write(folder / "artifact.json")
+    return record

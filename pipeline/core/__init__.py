@@ -1,0 +1,1 @@
+"""What all rooms share: errors, whole files, progress, params and records."""

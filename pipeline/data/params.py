@@ -1,0 +1,62 @@
+"""The groups `data` and `views` of params.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.core.params import Count, Fraction, Group, Positive, Seed, Selection
+
+
+class Data(Group):
+    overridable: ClassVar[bool] = True
+    graph_keys: ClassVar[tuple[str, ...]] = ("folder",)
+
+    source: str = Field(description="the name of a registered source: torchvision, folder, ...")
+    name: str = Field(description="a classification class of torchvision.datasets")
+    options: dict[str, Any] = Field({}, description="further arguments of that class")
+    folder: Path = Field(description="an ImageFolder, or archives that are already at hand")
+    image_size: Literal["auto"] | Annotated[int, Field(ge=8, le=1024)] = "auto"
+    channels: Literal["auto", 1, 3] = "auto"
+    val_fraction: Annotated[float, Field(gt=0, le=0.5)]
+    test_fraction: Annotated[float, Field(gt=0, le=0.5)]
+    max_rejected: Fraction = Field(description="share of broken files that stops the run")
+    calibration_images: Count
+    limit: Count | None = Field(None, description="keep at most so many images per split")
+
+
+class Augment(Group):
+    """What a view of an image may differ in. Every part is drawn per sample."""
+
+    flip: bool = Field(True, description="mirror left-right with probability 1/2")
+    shift: Annotated[int, Field(ge=0)] = Field(1, description="largest shift in pixels")
+    crop: Positive | None = Field(
+        None, le=1, description="smallest share of the area that a random resized crop keeps"
+    )
+    trivial: bool = Field(False, description="TrivialAugment: one random operation an image")
+    erase: Fraction = Field(0.0, description="probability of erasing a rectangle")
+    mixup: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of MixUp; 0: none")
+    cutmix: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of CutMix; 0: none")
+
+
+class Views(Group):
+    """The views of the train images that a network sees: so many epochs, so augmented."""
+
+    overridable: ClassVar[bool] = True
+
+    epochs: Annotated[int, Field(ge=0)] = Field(description="0: the network stays as it came")
+    augment: Augment = Augment()
+
+
+class FetchParams(Selection):
+    """What the stage `fetch` reads."""
+
+    data: Data
+
+
+class PrepareParams(FetchParams):
+    """What the stage `prepare` reads."""
+
+    seed: Seed

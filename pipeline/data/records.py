@@ -1,0 +1,66 @@
+"""The files of `data/`: the manifest, the packed splits and the calibration set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.records import Record
+
+RAW = Path("data/raw")
+
+PACKED = Path("data/packed")
+
+CALIBRATION = Path("data/calibration")
+
+Split = Literal["train", "val", "test"]
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Images [N, H, W, C], raw pixels, and their labels [N]."""
+
+
+class Rejected(Record):
+    file: str
+    reason: str
+
+
+class Manifest(Record):
+    """data/packed/manifest.json. Images are uint8 [N, H, W, C]; labels int64 [N]."""
+
+    source: str
+    licence: str
+    classes: tuple[str, ...]
+    image_size: int
+    channels: int
+    counts: dict[Split, dict[str, int]] = Field(description="images per split and class")
+    digests: dict[str, str] = Field(description="SHA-256 of each array file, by file name")
+    calibration_digest: str
+    mean: tuple[float, ...] = Field(description="of the train split per channel, in [0, 255]")
+    std: tuple[float, ...] = Field(description="of the train split per channel, in [0, 255]")
+    rejected: tuple[Rejected, ...]
+    warnings: tuple[str, ...] = Field((), description="suspicious, but not fatal, findings")
+
+    def size(self, split: Split) -> int:
+        return sum(self.counts[split].values())
+
+
+def load_split(split: Split, folder: Path = PACKED) -> Arrays:
+    """Images uint8 [N, H, W, C] (memory-mapped, read-only) and labels int64 [N] of a split."""
+    files = [folder / f"{split}_{part}.npy" for part in ("images", "labels")]
+    for file in files:
+        if not file.exists():
+            raise PipelineError("the array is missing", where=str(file), fix="run `dvc repro`")
+    return np.load(files[0], mmap_mode="r"), np.load(files[1])
+
+
+def load_calibration(folder: Path = CALIBRATION) -> NDArray[np.uint8]:
+    """The one calibration set, uint8 [N, H, W, C], from the train split."""
+    images: NDArray[np.uint8] = np.load(folder / "images.npy")
+    return images

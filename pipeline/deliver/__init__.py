@@ -1,1 +1,0 @@
-"""What a person reads: the results table and the report."""

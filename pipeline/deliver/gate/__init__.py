@@ -1,1 +1,0 @@
-"""The regression gate: what was recorded, held against a baseline. No stage runs it."""

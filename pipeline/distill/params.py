@@ -1,0 +1,89 @@
+"""The groups `teacher_logits` and `distill` of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.core.params import Count, Group, Name, Seed, Selection, nearest
+from pipeline.data.params import Views
+from pipeline.networks.params import Students
+from pipeline.training.params import Teachers, Training
+
+
+class TeacherLogits(Group):
+    """How the teachers' logits reach the students."""
+
+    record: bool = Field(
+        True, description="compute them once, for all students; false: in every training step"
+    )
+    top_k: Count | None = Field(None, description="logits kept per image; null: all of them")
+
+
+class LossTerm(Group):
+    """One summand of what a student minimises."""
+
+    name: str
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    schedule: Literal["constant", "warmup", "decay"] = Field(
+        "constant", description="of the weight: rises from 0 first, or falls to 0 last"
+    )
+    span: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.2, description="share of all steps in which the weight rises or falls"
+    )
+    taps: tuple[Name, ...] = Field((), description="which taps a feature loss compares")
+    teacher: Name | None = Field(None, description="whose taps; the first teacher by default")
+    options: dict[str, bool | float] = {}
+
+
+class Distill(Group):
+    """What a student minimises, and the recipe of its training."""
+
+    overridable: ClassVar[bool] = True
+
+    losses: tuple[LossTerm, ...] = Field(min_length=1)
+    training: Training
+
+    @model_validator(mode="after")
+    def _smoothing_has_labels(self) -> Self:
+        labelled = any(term.name == "cross_entropy" for term in self.losses)
+        if self.training.label_smoothing and not labelled:
+            raise ValueError(
+                "`training.label_smoothing` smooths the labels of `cross_entropy`, which `losses` "
+                "does not have"
+            )
+        return self
+
+
+class RecordingParams(Selection):
+    """What the stage `record_teacher` reads."""
+
+    seed: Seed
+    teachers: Teachers
+    views: Views
+    teacher_logits: TeacherLogits
+
+
+class DistillParams(RecordingParams):
+    """What the stage `distill` reads."""
+
+    students: Students
+    distill: Distill
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        for name in self.students.enabled:
+            if name in self.teachers.enabled:
+                raise ValueError(f"`{name}` is both a teacher and a student; rename one")
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_of_losses_exist(self) -> Self:
+        for term in self.distill.losses:
+            if term.teacher is not None and term.teacher not in self.teachers.enabled:
+                raise ValueError(
+                    f"distill.losses names the teacher `{term.teacher}`"
+                    f"{nearest(term.teacher, self.teachers.enabled)}"
+                )
+        return self

@@ -1,0 +1,201 @@
+"""Teachers' logits for every view that students will see: recorded once, replayed by seed.
+
+A view is decided by (seed, epoch, sample) alone, so the logits at [epoch, sample] of a
+recording belong to exactly the pixels that training sees there, whatever the batch size, the
+order or the number of devices (the idea of TinyViT, arXiv 2207.10666).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import sha256, write_whole
+from pipeline.core.progress import track
+from pipeline.data import augment, trivial, views
+from pipeline.data.records import PACKED, Manifest, load_split
+from pipeline.data.views import Views, seed_of
+from pipeline.distill.params import RecordingParams
+from pipeline.distill.records import TEACHER_LOGITS, TeacherLogitsRecord
+from pipeline.distill.teachers import load_teacher, teacher_digest
+from pipeline.networks.inference import set_up_torch
+from pipeline.networks.pixels import PixelsToLogits
+from pipeline.training.checkpoints import run_key
+from pipeline.training.devices import launch, one_machine
+
+INDEX = "signals.json"
+WORK = Path(".work/signals")
+"""Where a recording grows; one that was stopped goes on from its last whole epoch."""
+
+_BATCH = 512
+_DONE = "epochs_done"
+
+
+def student_views(params: RecordingParams, manifest: Manifest) -> Views:
+    """The views of the train split that students see, the same for all of them."""
+    seed, classes = seed_of("views", params.seed), len(manifest.classes)
+    return Views(*load_split("train"), params.views.augment, classes=classes, seed=seed)
+
+
+def wanted(params: RecordingParams, manifest: Manifest) -> TeacherLogitsRecord:
+    """What a recording must be to fit these params, this data and the teachers on disk."""
+    parts = [params.views.model_dump_json(), str(params.seed)]
+    parts += [manifest.digests[f"train_{part}.npy"] for part in ("images", "labels")]
+    parts += [sha256(Path(str(module.__file__))) for module in (augment, trivial, views)]
+    recorded = params.teacher_logits.record and params.views.epochs > 0
+    names = params.teachers.enabled if recorded else ()
+    top_k = params.teacher_logits.top_k
+    return TeacherLogitsRecord(
+        teachers={name: teacher_digest(name) for name in names},
+        views=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
+        epochs=params.views.epochs,
+        samples=manifest.size("train"),
+        classes=len(manifest.classes),
+        top_k=None if top_k is None or top_k >= len(manifest.classes) else top_k,
+    )
+
+
+class RecordedLogits:
+    """The recorded logits of all teachers, memory-mapped."""
+
+    def __init__(self, expected: TeacherLogitsRecord, folder: Path = TEACHER_LOGITS) -> None:
+        """Open a recording; `PipelineError` where it is not the expected one."""
+        found = TeacherLogitsRecord.read(folder / INDEX)
+        stale = [name for name, value in expected if getattr(found, name) != value]
+        if stale:
+            raise PipelineError(
+                f"the teachers' signals were recorded for other {', '.join(stale)}",
+                where=str(folder / INDEX),
+                fix="record them anew: `dvc repro` runs that stage, too",
+            )
+        self._classes = expected.classes
+        self._arrays = {name: _open(folder / name, expected, "r") for name in expected.teachers}
+
+    def batch(self, epoch: int, samples: NDArray[np.int64], device: torch.device) -> torch.Tensor:
+        """float32 [T, B, C]: each teacher's logits for the views of `samples` in `epoch`."""
+        rows = []
+        for arrays in self._arrays.values():
+            parts = [torch.from_numpy(array[epoch, samples]).to(device) for array in arrays]
+            rows.append(parts[0] if len(parts) == 1 else expand(*parts, classes=self._classes))
+        return torch.stack(rows)
+
+
+def compress(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The `top_k` largest of the logits [N, C], their classes, and what is left of the others.
+
+    float32 [N, K], int32 [N, K], and float32 [N]: log sum exp of the C - K other logits.
+    """
+    values, classes = logits.topk(top_k, dim=1)
+    others = logits.scatter(1, classes, -torch.inf).logsumexp(1)
+    return values, classes.int(), others
+
+
+def expand(
+    values: torch.Tensor, kept: torch.Tensor, others: torch.Tensor, *, classes: int
+) -> torch.Tensor:
+    """Logits [N, C] from `compress`: the others share their probability evenly.
+
+    At temperature 1 the probabilities of the kept classes are exact; the even rest is that of
+    TinyViT (arXiv 2207.10666).
+    """
+    rest = others - math.log(classes - kept.shape[1])
+    logits = rest[:, None].expand(-1, classes).clone()
+    return logits.scatter_(1, kept.long(), values)
+
+
+def record_teacher_logits(params: RecordingParams, folder: Path = TEACHER_LOGITS) -> None:
+    """Stage `record_teacher`: models/teacher_logits/, empty but for its index without `record`.
+
+    Every process records its share of the samples into the same files, which takes one
+    machine: `PipelineError` for several.
+    """
+    fabric = launch()
+    if not one_machine(fabric):
+        raise PipelineError(
+            "several machines cannot write into the same files safely",
+            where="record_teacher",
+            fix="run it on one, with as many devices as that has",
+        )
+    set_up_torch(params.seed)
+    manifest = Manifest.read(PACKED / "manifest.json")
+    record = wanted(params, manifest)
+    work = WORK / run_key(record)
+    for name in record.teachers:
+        teacher = load_teacher(name, manifest).to(fabric.device)
+        _record(fabric, teacher, student_views(params, manifest), record, work / name)
+    if fabric.is_global_zero:
+        record.write(work / INDEX)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        work.rename(folder)
+        for name in record.teachers:
+            (folder / name / _DONE).unlink()
+        count = len(record.teachers)
+        print(f"{count} teacher(s) recorded on {record.epochs} x {record.samples:,} views")
+    fabric.barrier()
+
+
+@torch.no_grad()
+def _record(
+    fabric: Fabric, teacher: PixelsToLogits, shown: Views, record: TeacherLogitsRecord, folder: Path
+) -> None:
+    done = folder / _DONE
+    if fabric.is_global_zero and not done.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _open(folder, record, "w+")
+        write_whole(done, "0")
+    fabric.barrier()
+    arrays = _open(folder, record, "r+")
+    share = np.arange(fabric.global_rank, record.samples, fabric.world_size)
+    starts = range(0, len(share), _BATCH)
+    for epoch in range(int(done.read_text()), record.epochs):
+        bar = f"{folder.name} {epoch + 1}/{record.epochs}"
+        quiet = not fabric.is_global_zero
+        for start in track(starts, bar, len(starts) * _BATCH, step=_BATCH, quiet=quiet):
+            samples = share[start : start + _BATCH]
+            pixels, _ = shown.batch(epoch, samples, fabric.device)
+            logits = teacher(pixels).float()
+            parts = (logits,) if record.top_k is None else compress(logits, record.top_k)
+            for array, part in zip(arrays, parts, strict=True):
+                array[epoch, samples] = part.cpu().numpy()
+        for array in arrays:
+            array.flush()
+        fabric.barrier()
+        if fabric.is_global_zero:
+            write_whole(done, str(epoch + 1))
+
+
+def _open(folder: Path, record: TeacherLogitsRecord, mode: str) -> list[np.memmap[Any, Any]]:
+    """The arrays of one teacher: all logits, or `compress`'s three parts."""
+    views_shape = (record.epochs, record.samples)
+    layout: dict[str, tuple[type[np.generic], tuple[int, ...]]]
+    if record.top_k is None:
+        layout = {"logits": (np.float32, (record.classes,))}
+    else:
+        layout = {
+            "values": (np.float32, (record.top_k,)),
+            "classes": (np.int32, (record.top_k,)),
+            "others": (np.float32, ()),
+        }
+    arrays = []
+    for name, (dtype, shape) in layout.items():
+        file = folder / f"{name}.npy"
+        if mode == "w+":
+            array = open_memmap(file, mode, dtype, (*views_shape, *shape))
+            # All of it now: a full disk is then an error here, not a bus error while writing.
+            with file.open("r+b") as opened:
+                os.posix_fallocate(opened.fileno(), 0, array.offset + array.nbytes)
+        arrays.append(open_memmap(file, "r" if mode == "r" else "r+"))
+    return arrays

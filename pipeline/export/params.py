@@ -1,0 +1,21 @@
+"""The group `export` of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.core.params import Group, Selection
+from pipeline.networks.params import Students
+
+
+class Export(Group):
+    opset: Annotated[int, Field(ge=18, le=23)] = Field(description="of the ONNX file")
+
+
+class ExportParams(Selection):
+    """What the stage `export` reads."""
+
+    students: Students
+    export: Export

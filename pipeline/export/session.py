@@ -1,0 +1,86 @@
+"""The one place that opens ONNX Runtime, with the settings that every artifact is run with.
+
+Bundles carry a copy of this file: it needs NumPy and ONNX Runtime, and nothing of this package.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Callable
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+
+def open_session(
+    model: str | bytes,
+    threads: int,
+    *,
+    int8_kernels: bool = True,
+    optimized: str | None = None,
+    level: str = "ALL",
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU whose threads sleep when they have no work.
+
+    Float layers of a Q/DQ model stay in float: the optimizer `WeightBiasQuantization` would round
+    those between int8 layers to int8, with one scale for all channels, and is disabled.
+
+    Args:
+        model: path of an ONNX file, or its content.
+        threads: of one inference.
+        int8_kernels: False computes each Q/DQ pair as the rounding it stands for, and everything
+            between in float32.
+        optimized: path to which the optimized graph is written.
+        level: ALL, EXTENDED, BASIC or DISABLE: what the graph optimizer may do.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3  # it warns whenever an optimized graph is written
+    options.graph_optimization_level = getattr(
+        onnxruntime.GraphOptimizationLevel,
+        f"ORT_{'DISABLE_ALL' if level == 'DISABLE' else 'ENABLE_' + level}",
+    )
+    if optimized is not None:
+        options.optimized_model_filepath = optimized
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Exact int8 sums on x86 without VNNI, where the faster kernels overflow.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    options.add_session_config_entry("session.disable_quant_qdq", "0" if int8_kernels else "1")
+    return onnxruntime.InferenceSession(
+        model,
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["WeightBiasQuantization"],
+    )
+
+
+def open_runner(
+    model: str | bytes, threads: int, *, int8_kernels: bool = True
+) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    """`model` as a function of raw pixels uint8 [N, H, W, C] to logits float32 [N, classes].
+
+    Args:
+        model: path of an ONNX file with the input `image` and the output `logits`, or its content.
+        threads: of one inference.
+        int8_kernels: see `open_session`.
+    """
+    session = open_session(model, threads, int8_kernels=int8_kernels)
+
+    def run(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        feed = {"image": np.ascontiguousarray(images)}
+        logits: np.ndarray[Any, Any] = session.run(["logits"], feed)[0]
+        return logits
+
+    return run
+
+
+def versions() -> dict[str, str]:
+    """The version of ONNX Runtime by its package name."""
+    import onnxruntime
+
+    return {"onnxruntime": onnxruntime.__version__}

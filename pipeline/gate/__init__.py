@@ -1,0 +1,1 @@
+"""Did anything get worse than a baseline."""

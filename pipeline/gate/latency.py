@@ -1,0 +1,202 @@
+"""Latency: log ratios between rounds of two recorded runs, or of one that has both artifacts.
+
+One artifact is judged by two one-sided bounds of its log ratio. A regression has its lower
+bound beyond `max_slowdown` and an excess beyond `max_slowdown_ms`; it may be wrong once in
+`false_alarms` for the whole gate run, so its level is shared out among all tests
+(Bonferroni). Passing takes an upper bound below either limit, at the level `misses`: the
+gate passes only where every artifact does, an intersection-union test, which needs no
+correction (Berger, Technometrics 24, 1982). What lies between is inconclusive.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pipeline.gate.params import Gate
+from pipeline.gate.verdict import Commands, Finding, Note, Outcome
+from pipeline.latency.conditions import disturbance
+from pipeline.latency.records import BenchmarkRecord, BenchmarkRow
+from pipeline.latency.statistics import LogRatio, paired_log_ratio, unpaired_log_ratio
+
+MEASURE = "latency"
+RERUN = "latency, rerun"
+RATIO = "of the ratio to the reference"
+BETTER = "side by side tells more"
+FEWEST_ROUNDS = 2
+HARDWARE = ("instruction_sets", "accelerators")
+"""Of a fingerprint, beside the CPU. Ratios are a CPU's own: of the same seven models of a student
+they were 0.94 to 2.31 times as large without AVX-512 as with it."""
+NAMED = 3
+
+PACE = 0.1
+"""A reference that became so much faster or slower is on another machine in all but name: what
+changed, a clock, a neighbour, a host, need not change all models alike."""
+
+
+@dataclass(frozen=True)
+class Slowdown:
+    """Of one artifact, with both p50 in ms; `same_machine`: milliseconds can be compared."""
+
+    key: str
+    measure: str
+    ratio: LogRatio
+    baseline_ms: float
+    candidate_ms: float
+    same_machine: bool
+    how: str
+
+
+def compare_recorded(
+    key: str,
+    baseline: BenchmarkRecord,
+    candidate: BenchmarkRecord,
+    gate: Gate,
+    commands: Commands,
+    *,
+    changed: bool,
+) -> Finding | Slowdown | Note | None:
+    """A slow-down to be tested, or what there is to say without a test.
+
+    `changed`: the compiled files are others than in the baseline.
+    """
+    before, after = baseline.rows.get(key), candidate.rows.get(key)
+    if before is None or before.latency_ms is None:
+        if after is None:
+            return None
+        was = "not recorded" if before is None else before.status.replace("_", " ")
+        now = after.status.replace("_", " ")
+        reason = f" ({after.reason})" if after.reason else ""
+        return Note(key, f"latency {was} in the baseline, {now} now{reason}")
+    p50 = before.latency_ms.p50
+    if after is None:
+        return lost(key, baseline, "measured in the baseline, no longer recorded")[0]
+    if after.latency_ms is None:
+        outcome = Outcome.REGRESSION if after.status == "failed" else Outcome.INCONCLUSIVE
+        text = f"measured in the baseline, {after.status.replace('_', ' ')} now: {after.reason}"
+        return Finding(key, MEASURE, outcome, p50, None, text, "dvc repro --force benchmark")
+    figures = (p50, after.latency_ms.p50)
+    if before == after and baseline.reference == candidate.reference:
+        if not changed:
+            text = "the same measurement"
+            return Finding(key, MEASURE, Outcome.PASSED, *figures, text, commands.rerun(key))
+        text = "compiled anew, but the measurement is still the baseline's"
+        return Finding(key, MEASURE, Outcome.INCONCLUSIVE, *figures, text, "dvc repro benchmark")
+    if unfit := _unfit(before, after, baseline, candidate):
+        return Finding(key, MEASURE, unfit[0], *figures, unfit[1], commands.rerun(key))
+    ratio = unpaired_log_ratio(
+        _to_reference(after, candidate.reference),
+        _to_reference(before, baseline.reference),
+        gate.between_runs,
+    )
+    if doubt := _doubt(baseline, candidate):
+        text = f"{math.expm1(ratio.estimate):+.1%} {RATIO}, which proves nothing: {doubt}; {BETTER}"
+        return Finding(key, MEASURE, Outcome.INCONCLUSIVE, *figures, text, commands.rerun(key))
+    same_machine = baseline.fingerprint == candidate.fingerprint
+    return Slowdown(
+        key=key,
+        measure=MEASURE,
+        ratio=ratio,
+        baseline_ms=figures[0],
+        candidate_ms=figures[1],
+        same_machine=same_machine,
+        how=RATIO
+        + ("" if same_machine else "; measured on two machines, so milliseconds are not compared"),
+    )
+
+
+def lost(key: str, baseline: BenchmarkRecord, text: str) -> list[Finding]:
+    """A regression if the baseline has a latency, where now there is none at all."""
+    row = baseline.rows.get(key)
+    if row is None or row.latency_ms is None:
+        return []
+    figures = (row.latency_ms.p50, None)
+    return [Finding(key, MEASURE, Outcome.REGRESSION, *figures, text, "dvc repro benchmark")]
+
+
+def _unfit(
+    before: BenchmarkRow, after: BenchmarkRow, baseline: BenchmarkRecord, candidate: BenchmarkRecord
+) -> tuple[Outcome, str] | None:
+    """Why two measurements cannot be tested."""
+    if baseline.reference_digest != candidate.reference_digest:
+        return Outcome.INVALID, "measured beside different reference models"
+    if before.threads != after.threads:
+        return Outcome.INVALID, f"measured on {before.threads} and on {after.threads} threads"
+    for side, row, record in (("baseline", before, baseline), ("candidate", after, candidate)):
+        if len(row.rounds_ms) != len(record.reference.rounds_ms):
+            return Outcome.INVALID, f"the {side} has not as many rounds as its reference"
+        if len(row.rounds_ms) < FEWEST_ROUNDS:
+            return Outcome.INCONCLUSIVE, f"the {side} was recorded without its rounds"
+    return None
+
+
+def _doubt(baseline: BenchmarkRecord, candidate: BenchmarkRecord) -> str | None:
+    """Why ratios of two runs are neither execution nor acquittal, whatever their rounds' spread."""
+    for side, record in (("baseline", baseline), ("candidate", candidate)):
+        if disturbed := disturbance(record.conditions):
+            return f"of the {side}, {disturbed}"
+    machines = baseline.fingerprint, candidate.fingerprint
+    if machines[0].cpu != machines[1].cpu:
+        return f"the CPUs are {machines[0].cpu} and {machines[1].cpu}"
+    for field in HARDWARE:
+        first, second = (set(getattr(machine, field)) for machine in machines)
+        if differing := sorted(first ^ second):
+            more = ", ..." if len(differing) > NAMED else ""
+            return f"only one machine has {', '.join(differing[:NAMED])}{more}"
+    assert baseline.reference.latency_ms and candidate.reference.latency_ms
+    before, after = baseline.reference.latency_ms.p50, candidate.reference.latency_ms.p50
+    if abs(math.log(after / before)) > math.log1p(PACE):
+        return f"the reference itself took {before:.3f} ms and takes {after:.3f} ms now"
+    return None
+
+
+def _to_reference(row: BenchmarkRow, reference: BenchmarkRow) -> list[float]:
+    return [ms / own for ms, own in zip(row.rounds_ms, reference.rounds_ms, strict=True)]
+
+
+def compare_side_by_side(
+    key: str, baseline: BenchmarkRow, candidate: BenchmarkRow, disturbed: int = 0
+) -> Slowdown:
+    """Of two artifacts that were measured in the same rounds, `disturbed` of which are spoiled."""
+    spoiled = f" ({disturbed} of them disturbed)" if disturbed else ""
+    assert baseline.latency_ms and candidate.latency_ms
+    return Slowdown(
+        key=key,
+        measure=RERUN,
+        ratio=paired_log_ratio(candidate.rounds_ms, baseline.rounds_ms),
+        baseline_ms=baseline.latency_ms.p50,
+        candidate_ms=candidate.latency_ms.p50,
+        same_machine=True,
+        how=f"over {len(baseline.rounds_ms)} rounds side by side{spoiled}",
+    )
+
+
+def decide(slowdown: Slowdown, tests: int, gate: Gate, commands: Commands) -> Finding:
+    """One of `tests` statistical tests of this gate run."""
+    ratio, limit = slowdown.ratio, math.log1p(gate.max_slowdown)
+    surely, at_most = ratio.lower(gate.false_alarms / tests), ratio.upper(gate.misses)
+    # from the ratio, as the machine's pace may have changed between two runs
+    excess, largest = (slowdown.baseline_ms * math.expm1(log) for log in (ratio.estimate, at_most))
+    if surely > limit and not (slowdown.same_machine and excess <= gate.max_slowdown_ms):
+        outcome = Outcome.REGRESSION
+    elif at_most <= limit or (slowdown.same_machine and largest <= gate.max_slowdown_ms):
+        outcome = Outcome.PASSED
+    else:
+        outcome = Outcome.INCONCLUSIVE
+    text = f"{math.expm1(ratio.estimate):+.1%} {slowdown.how}"
+    if slowdown.same_machine:
+        text += f", {excess:+.3f} ms"
+    text += (
+        f"; at least {_percent(surely)}, at most {_percent(at_most)}; limits "
+        f"{gate.max_slowdown:.1%} and {gate.max_slowdown_ms:g} ms"
+    )
+    if outcome is Outcome.INCONCLUSIVE and slowdown.measure == MEASURE:
+        text += f"; {BETTER}"
+    figures = (slowdown.baseline_ms, slowdown.candidate_ms)
+    command = commands.rerun(slowdown.key)
+    return Finding(slowdown.key, slowdown.measure, outcome, *figures, text, command)
+
+
+def _percent(log: float) -> str:
+    """A log ratio as a change in percent, however little a few rounds may say of it."""
+    return f"{math.expm1(log):+.1%}" if log < math.log(100) else "anything"

@@ -1,0 +1,44 @@
+"""The group `gate` of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.core.params import Fraction, Group, Positive
+from pipeline.report.params import ReportParams
+
+
+class Gate(Group):
+    """Where `python -m pipeline gate` draws its lines."""
+
+    overridable: ClassVar[bool] = True
+
+    max_top1_loss: Fraction = Field(0.005, description="of top-1, against the baseline")
+    max_slowdown: Positive = Field(0.05, description="of a latency, relative to the baseline")
+    max_slowdown_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.01, description="a smaller excess in ms is no regression, however large in relation"
+    )
+    between_runs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.02, description="sd of a log latency ratio between runs whose rounds are all alike"
+    )
+    rerun_rounds: Annotated[int, Field(ge=3)] = Field(
+        60, description="interleaved rounds of `gate --rerun`"
+    )
+    max_size_growth: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.02, description="relative to the baseline"
+    )
+    false_alarms: Annotated[float, Field(gt=0, le=0.2)] = Field(
+        0.01, description="probability that a whole gate run calls chance a regression"
+    )
+    misses: Annotated[float, Field(gt=0, le=0.2)] = Field(
+        0.05, description="probability that a slow-down of just `max_slowdown` passes"
+    )
+    inconclusive: Literal["pass", "fail"] = Field("fail", description="exit code 0 or 3")
+
+
+class GateParams(ReportParams):
+    """What `python -m pipeline gate` reads."""
+
+    gate: Gate

@@ -1,0 +1,103 @@
+"""`gate --rerun`: the baseline's artifact and the candidate's, timed in the same rounds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.backends.base.artifact import COMPILED, Artifact
+from pipeline.backends.base.records import ArtifactRecord
+from pipeline.backends.base.registry import backend
+from pipeline.core.errors import PipelineError
+from pipeline.gate.latency import RERUN, Slowdown, compare_side_by_side
+from pipeline.gate.params import GateParams
+from pipeline.gate.verdict import Commands, Finding, Outcome
+from pipeline.latency.benchmark import reference_target, write_test_images
+from pipeline.latency.rounds import Measured, measure
+from pipeline.latency.workers import Target
+
+Answer = Finding | Slowdown
+
+
+@contextmanager
+def baseline_models(baseline: str, folder: Path | None) -> Iterator[Path]:
+    """The baseline's models/compiled: `folder`, or beside its metrics, or fetched with DVC.
+
+    Raises `PipelineError` with the command to try by hand where DVC has none.
+    """
+    beside = Path(baseline) / COMPILED
+    if folder is not None or beside.is_dir():
+        yield folder or beside
+        return
+    if Path(baseline).exists():
+        raise PipelineError(
+            f"the baseline's artifacts are not at hand: there is no {beside}",
+            fix="name their folder with --baseline-models",
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        fetched = Path(scratch) / "compiled"
+        words = ["get", ".", str(COMPILED), "--rev", baseline, "--out", str(fetched)]
+        done = subprocess.run([sys.executable, "-m", "dvc", *words], capture_output=True, text=True)
+        if done.returncode or not fetched.is_dir():
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            raise PipelineError(
+                "the baseline's artifacts are not at hand: DVC says: "
+                + (lines[0] if lines else f"exit code {done.returncode}"),
+                fix=f"`dvc get . {COMPILED} --rev {baseline} --out FOLDER`, "
+                "then --baseline-models FOLDER",
+            )
+        yield fetched
+
+
+def rerun(
+    keys: Sequence[str], models: Path, params: GateParams, commands: Commands
+) -> dict[str, Answer]:
+    """By `S/B/P`: how much slower the artifact became, or why that was not measured.
+
+    Each pair is alone with the reference, so that its rounds lie close together. An artifact
+    that is new has nothing beside it and is left out, as is what this machine cannot run.
+    """
+    rounds = params.gate.rerun_rounds
+    extra = params.benchmark.extra_rounds * rounds // params.benchmark.rounds
+    settings = params.benchmark.model_copy(update={"rounds": rounds, "extra_rounds": extra})
+    answers: dict[str, Answer] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        reference, images = reference_target(Path(scratch)), write_test_images(Path(scratch))
+        for key in keys:
+            artifact = Artifact.parse(key)
+            name = artifact.backend
+            if backend(name).unmeasurable():
+                continue
+            targets = [reference]
+            for side, root in (("baseline", models), ("candidate", COMPILED)):
+                folder = root / artifact.folder.relative_to(COMPILED)
+                try:
+                    file = folder / ArtifactRecord.read_whole(folder).model_file
+                except PipelineError as error:
+                    answers[key] = _unmeasured(key, Outcome.INVALID, f"{side}: {error}", commands)
+                    break
+                targets.append(Target(side, name, file, images))
+            else:
+                answers[key] = _answer(key, measure(targets, settings, params.seed), commands)
+    return answers
+
+
+def _answer(key: str, measured: Measured, commands: Commands) -> Answer:
+    baseline, candidate = measured.rows["baseline"], measured.rows["candidate"]
+    if baseline.latency_ms is None:
+        text = f"the baseline's artifact fails here: {baseline.reason}"
+        return _unmeasured(key, Outcome.INVALID, text, commands)
+    if candidate.latency_ms is None:
+        text = f"the baseline's artifact runs here, this one fails: {candidate.reason}"
+        return _unmeasured(key, Outcome.REGRESSION, text, commands)
+    disturbed = sum(one.kept and one.spoiled is not None for one in measured.conditions)
+    return compare_side_by_side(key, baseline, candidate, disturbed)
+
+
+def _unmeasured(key: str, outcome: Outcome, text: str, commands: Commands) -> Finding:
+    detail = " ".join(text.split())
+    return Finding(key, RERUN, outcome, None, None, detail, commands.rerun(key))

@@ -1,0 +1,183 @@
+"""What metrics/ holds at one time: in a folder, in a git revision or in a saved file."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import tarfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.backends.base.artifact import COMPILED_METRICS, Artifact
+from pipeline.compile.evidence import EVIDENCE, Evidence
+from pipeline.compile.records import CompiledMetrics
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import write_whole
+from pipeline.core.records import METRICS, Record
+from pipeline.latency.records import BENCHMARK, BenchmarkRecord, BenchmarkRow
+
+R = TypeVar("R", bound=Record)
+Files = dict[str, bytes]
+"""Contents by path from the project's root."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What is recorded about one artifact; None where nothing is, or the file is broken."""
+
+    metrics: CompiledMetrics | None
+    evidence: Evidence | None
+    row: BenchmarkRow | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """`rows` by `S/B/P`; `broken`: why a file is no record, by its path."""
+
+    name: str
+    rows: dict[str, Recorded]
+    benchmark: BenchmarkRecord | None
+    broken: dict[str, str]
+
+
+def metrics_path(key: str, folder: Path = COMPILED_METRICS) -> str:
+    """The file about the artifact `S/B/P` in a folder of metrics/."""
+    return str(Artifact.parse(key).within(folder))
+
+
+def take(name: str, files: Files, asked: Collection[str] = ()) -> Snapshot:
+    """Read every record among `files`.
+
+    Its artifacts are those that the benchmark names (as params.yaml asked for them when it
+    was recorded) and those `asked` for that have metrics; without a benchmark, all that have
+    metrics. Files of artifacts that nobody asks for any more may lie around.
+    """
+    broken: dict[str, str] = {}
+    metrics = _records(CompiledMetrics, COMPILED_METRICS, files, broken)
+    evidence = _records(Evidence, EVIDENCE, files, broken)
+    content = files.get(str(BENCHMARK))
+    benchmark = None
+    if content is not None:
+        benchmark = _parse(BenchmarkRecord, str(BENCHMARK), content, broken)
+    latencies = benchmark.rows if benchmark else {}
+    keys = [*latencies, *(key for key in asked if key in metrics)] if benchmark else [*metrics]
+    return Snapshot(
+        name=name,
+        rows={
+            key: Recorded(metrics.get(key), evidence.get(key), latencies.get(key))
+            for key in dict.fromkeys(keys)
+        },
+        benchmark=benchmark,
+        broken=broken,
+    )
+
+
+def baseline_files(baseline: str) -> tuple[str, Files]:
+    """How commands name `baseline` (a folder, a saved file or a git revision), and its files.
+
+    Raises `PipelineError` where it is none of them or has no metrics.
+    """
+    if not baseline:  # an unset variable, which is not the current folder
+        raise PipelineError("is empty", where="--baseline", fix="name a revision, folder or file")
+    path = Path(baseline)
+    if path.is_dir():
+        name, files = baseline, folder_files(path)
+    elif path.is_file():
+        name, files = baseline, _saved_files(path)
+    else:
+        name, files = _revision_files(baseline)
+    if not any(_key(file, COMPILED_METRICS) for file in files):
+        raise PipelineError(
+            f"the baseline has no records in {COMPILED_METRICS}",
+            where=baseline,
+            fix="name a revision, folder or file that has some",
+        )
+    return name, files
+
+
+def folder_files(root: Path) -> Files:
+    """Of metrics/ in the folder `root`."""
+    found = sorted(path for path in (root / METRICS).rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
+
+
+def save(files: Files, path: Path) -> None:
+    """Write the records that a gate reads as one JSON file, itself a baseline."""
+    kept = {
+        name: content.decode(errors="replace")
+        for name, content in files.items()
+        if _key(name, COMPILED_METRICS) or _key(name, EVIDENCE) or name == str(BENCHMARK)
+    }
+    write_whole(path, json.dumps(kept, indent=1) + "\n")
+
+
+def _saved_files(path: Path) -> Files:
+    try:
+        contents = TypeAdapter(dict[str, str]).validate_json(path.read_bytes())
+    except ValidationError:
+        raise PipelineError(
+            "is no file that `python -m pipeline gate --save` wrote", where=str(path)
+        ) from None
+    return {name: content.encode() for name, content in contents.items()}
+
+
+def _revision_files(revision: str) -> tuple[str, Files]:
+    """Short commit of a git revision, and metrics/ as it was there."""
+    found = _git(
+        "rev-parse", "--short=10", "--verify", "--end-of-options", f"{revision}^{{commit}}"
+    )
+    if found.returncode:
+        raise PipelineError(
+            "is no folder, no file and no git revision",
+            where=f"--baseline {revision}",
+            fix="name what to compare with; where history is shallow, `git fetch --unshallow`",
+        )
+    commit = found.stdout.decode().strip()
+    archive = _git("archive", "--format=tar", commit, str(METRICS))
+    if archive.returncode:  # git says that nothing there is called so
+        return commit, {}
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+        members = [member for member in tar if member.isfile()]
+        contents = {member.name: tar.extractfile(member) for member in members}
+        return commit, {name: file.read() for name, file in contents.items() if file}
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True)
+    except FileNotFoundError:
+        raise PipelineError(
+            "git is not installed", fix="install it, or name a folder as --baseline"
+        ) from None
+
+
+def _key(path: str, folder: Path) -> str | None:
+    """`S/B/P` of the file B/S/P.json in a folder of metrics/; None for any other file."""
+    file = Path(path)
+    if file.suffix != ".json" or file.parent.parent.parent != folder:
+        return None
+    return f"{file.parent.name}/{file.parent.parent.name}/{file.stem}"
+
+
+def _records(
+    kind: type[R], folder: Path, files: Files, broken: dict[str, str]
+) -> dict[str, R | None]:
+    """The records B/S/P.json of a folder by `S/B/P`; None for those that are broken."""
+    return {
+        key: _parse(kind, path, content, broken)
+        for path, content in files.items()
+        if (key := _key(path, folder))
+    }
+
+
+def _parse(kind: type[R], path: str, content: bytes, broken: dict[str, str]) -> R | None:
+    try:
+        return kind.parse(content, path)
+    except PipelineError as error:
+        broken[path] = error.what
+        return None

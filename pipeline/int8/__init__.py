@@ -1,0 +1,1 @@
+"""int8 in torch: fake quantization, sensitivity, quantization-aware training."""

@@ -1,0 +1,153 @@
+"""int8's rounding in a float network: what it will be once a backend has quantized it.
+
+Weights are symmetric per output channel, inputs of products asymmetric per tensor, as static
+int8 is (arXiv 1712.05877, 1806.08342). Gradients go straight through the rounding, and stop
+where an input leaves its range (arXiv 1308.3432).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+from pipeline.networks import grid
+from pipeline.networks.inference import predict
+from pipeline.networks.layers import conv_and_linear
+from pipeline.networks.pixels import PixelsToLogits
+
+_WEIGHT_LEVELS = 127
+_INPUT_LEVELS = 255
+_SMALLEST_SCALE = 1e-12
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values that an input can take: (q - zero_point) * scale for q in [0, 255]."""
+
+    scale: float
+    zero_point: int
+
+    @classmethod
+    def spanning(cls, low: float, high: float) -> Grid:
+        """The finest grid over [low, high] and 0, which it holds exactly."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = (high - low) / _INPUT_LEVELS
+        return cls(scale, round(-low / scale)) if scale > _SMALLEST_SCALE else cls(1.0, 0)
+
+
+PIXELS = Grid(grid.SCALE, grid.CENTRE)
+"""A student's input (x - 128) / 64, which raw pixels hit exactly: every backend takes it so."""
+
+
+def calibrate(model: PixelsToLogits, images: NDArray[np.uint8]) -> dict[str, Grid]:
+    """The grid of every convolution's and linear layer's input, by its path in the network.
+
+    It spans the smallest and the largest value over `images` [N, H, W, C], raw pixels, in
+    eval mode; what the network itself is given is on `PIXELS`. `model` is a student.
+    """
+    grids: dict[str, Grid] = {}
+    ranges: dict[str, tuple[float, float]] = {}
+    given: list[torch.Tensor] = []
+
+    def keep(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        given[:] = inputs[:1]
+
+    def note(path: str, _module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if inputs[0] is given[0]:
+            grids[path] = PIXELS
+            return
+        low, high = torch.aminmax(inputs[0])
+        lowest, highest = ranges.get(path, (0.0, 0.0))
+        ranges[path] = min(lowest, low.item()), max(highest, high.item())
+
+    with ExitStack() as hooks:
+        hooks.callback(model.network.register_forward_pre_hook(keep).remove)
+        for path, layer in conv_and_linear(model.network).items():
+            hooks.callback(layer.register_forward_pre_hook(partial(note, path)).remove)
+        predict(model, images)
+    return {path: Grid.spanning(*ends) for path, ends in ranges.items()} | grids
+
+
+@contextmanager
+def fake_quantization(network: nn.Module, grids: Mapping[str, Grid]) -> Iterator[None]:
+    """Within this, the layers that `grids` names compute what their int8 forms will.
+
+    Weights are rounded anew in every forward pass, each output channel on a grid of its own
+    that its largest value spans; inputs are rounded to their grid. Parameters stay float and
+    can be trained. Outputs are not rounded: sums and activations are where the next layer
+    takes them in. Batch norm keeps its running statistics, whatever mode the network is in:
+    backends fold it, and as a factor per output channel it leaves the rounding as it is, so
+    it need not be folded here. Its scale and shift can be trained.
+
+    Afterwards the network is the plain one again, with the parameters as they have become.
+    """
+    layers = conv_and_linear(network)
+    with ExitStack() as undo:
+        for path, its in grids.items():
+            layer = layers[path]
+            undo.callback(layer.register_forward_pre_hook(partial(_round_input, its)).remove)
+            parametrize.register_parametrization(layer, "weight", _RoundedWeight())
+            undo.callback(
+                parametrize.remove_parametrizations, layer, "weight", leave_parametrized=False
+            )
+        for module in network.modules():
+            if isinstance(module, _BatchNorm):
+                undo.callback(module.register_forward_pre_hook(_freeze).remove)
+        yield
+
+
+def round_weight(weight: torch.Tensor) -> torch.Tensor:
+    """float [O, ...] rounded to 255 levels per output channel, symmetric around 0."""
+    scale = weight.detach().abs().flatten(1).amax(1) / _WEIGHT_LEVELS
+    scale = scale.clamp(min=_SMALLEST_SCALE)  # a channel of zeros stays one
+    zeros = torch.zeros_like(scale, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(
+        weight, scale, zeros, 0, -_WEIGHT_LEVELS, _WEIGHT_LEVELS
+    )
+
+
+def round_input(x: torch.Tensor, its: Grid) -> torch.Tensor:
+    """float32 of any shape, rounded to `grid`; what is beyond its ends becomes its ends."""
+    rounded: torch.Tensor = _Round.apply(x.float(), its)  # type: ignore[no-untyped-call]
+    return rounded
+
+
+class _Round(torch.autograd.Function):
+    """torch.fake_quantize_per_tensor_affine, which takes a CPU eight times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, its: Grid) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.grid = its
+        low, high = -its.zero_point, _INPUT_LEVELS - its.zero_point
+        return (x * (1 / its.scale)).round_().clamp_(low, high).mul_(its.scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (x,), its = ctx.saved_tensors, ctx.grid
+        low = (-its.zero_point - 0.5) * its.scale
+        high = (_INPUT_LEVELS - its.zero_point + 0.5) * its.scale
+        return torch.ops.aten.hardtanh_backward(gradient, x, low, high), None
+
+
+class _RoundedWeight(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return round_weight(weight)
+
+
+def _round_input(its: Grid, _module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return round_input(inputs[0], its), *inputs[1:]
+
+
+def _freeze(module: nn.Module, _inputs: tuple[Any, ...]) -> None:
+    module.training = False

@@ -1,0 +1,45 @@
+"""The groups `quantize` and `quantize_aware` of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.core.params import Count, Fraction, Group, Name, Positive
+
+QUANTIZE_AWARE = "quantize_aware"
+"""The rung that takes the weights of the stage of this name."""
+
+
+class Quantize(Group):
+    """The ladder that an int8 artifact climbs while it loses too much."""
+
+    overridable: ClassVar[bool] = True
+
+    max_drop: Fraction = Field(description="top-1 on val that int8 may lose to the float student")
+    rungs: tuple[Name, ...] = Field(min_length=1, description="registered rungs, in this order")
+    float_layers: Count = Field(description="so many layers at most stay in float")
+    float_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        description="of all multiply-accumulates, and of all weights, that these may hold"
+    )
+    min_int8_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.98, description="of all multiply-accumulates that an int8 artifact computes in int8"
+    )
+
+    @model_validator(mode="after")
+    def _begin_with_the_default(self) -> Self:
+        if self.rungs[0] != "default":
+            raise ValueError("`rungs` begin with `default`")
+        if len(set(self.rungs)) != len(self.rungs):
+            raise ValueError("`rungs` names one twice")
+        return self
+
+
+class QuantizeAware(Group):
+    """Quantization-aware training: the student goes on learning under int8's rounding."""
+
+    overridable: ClassVar[bool] = True
+
+    epochs: Count = Field(description="of the student's views, the first ones; at most `views`")
+    lr: Positive

@@ -1,0 +1,133 @@
+"""The stage `quantize_aware`: a finished student goes on learning under int8's rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import model_validator
+
+from pipeline.core.files import sha256, whole_folder
+from pipeline.data.records import PACKED, Manifest, load_calibration
+from pipeline.distill.params import DistillParams
+from pipeline.distill.records import TEACHER_LOGITS
+from pipeline.distill.student import lessons
+from pipeline.export.onnx import export_onnx
+from pipeline.export.params import Export
+from pipeline.int8.fake_quantization import calibrate, fake_quantization
+from pipeline.int8.params import QUANTIZE_AWARE as RUNG
+from pipeline.int8.params import Quantize, QuantizeAware
+from pipeline.int8.records import (
+    METRICS_FOLDER,
+    QUANTIZE_AWARE,
+    STATUS,
+    QuantizeAwareMetrics,
+    QuantizeAwareStatus,
+)
+from pipeline.networks.inference import set_up_torch
+from pipeline.networks.records import STUDENTS, WEIGHTS
+from pipeline.networks.weights import check_card, load_pixels_to_logits, save_model
+from pipeline.training.checkpoints import forget_checkpoint, run_key
+from pipeline.training.devices import launch
+from pipeline.training.params import Training
+from pipeline.training.task import Task, fit_task, model_card
+
+NOT_ASKED = f"`{RUNG}` is not among quantize.rungs"
+
+
+class QuantizeAwareParams(DistillParams):
+    """What the stage `quantize_aware` reads."""
+
+    export: Export
+    quantize: Quantize
+    quantize_aware: QuantizeAware
+
+    @model_validator(mode="after")
+    def _epochs_exist(self) -> Self:
+        asked = RUNG in self.quantize.rungs
+        if asked and self.quantize_aware.epochs > self.views.epochs:
+            raise ValueError(
+                f"quantize_aware.epochs: {self.quantize_aware.epochs} are more than the "
+                f"{self.views.epochs} of `views`, which it goes through again"
+            )
+        return self
+
+
+def train_quantize_aware(
+    params: QuantizeAwareParams, name: str, *, teacher_logits: Path = TEACHER_LOGITS
+) -> QuantizeAwareMetrics:
+    """Stage `quantize_aware@S`: models/quantize_aware/S/ and metrics/quantize_aware/S.json.
+
+    The folder gets what models/students/S would become under int8's rounding: float weights, their
+    card, and `model.onnx`, to be quantized as the student is. Where the rung is not asked for,
+    nothing is trained and the folder says so.
+
+    The student learns from the same losses, views and recorded teacher logits as before, of the
+    first `quantize_aware.epochs` epochs, at that group's learning rate; adapters of feature losses
+    start again. The calibration set fixes the ranges of all inputs before the first step. The
+    epoch is chosen on val, under the rounding; `val_top1` is that. The test split is not read.
+
+    Args:
+        params: what the stage reads.
+        name: the student.
+        teacher_logits: the folder of the recording.
+
+    Returns:
+        What was recorded.
+    """
+    folder = QUANTIZE_AWARE / name
+    if RUNG not in params.quantize.rungs:
+        with whole_folder(folder) as scratch:
+            QuantizeAwareStatus(trained=False, reason=NOT_ASKED).write(scratch / STATUS)
+        return _recorded(name, None)
+    training = rounded_training(params)
+    fabric = launch(training)
+    manifest = Manifest.read(PACKED / "manifest.json")
+    set_up_torch(params.seed)
+    model, card = load_pixels_to_logits(STUDENTS / name)
+    check_card(card, manifest, STUDENTS / name)
+    network = params.students.zoo[name]
+    grids = calibrate(model.to(fabric.device), load_calibration())
+    taught = lessons(params, network, model, fabric, manifest, teacher_logits)
+    task = Task(
+        name=f"{name} in int8",
+        kind="quantize_aware",
+        folder=folder,
+        network=network,
+        input_size=card.input_size,
+        training=training,
+        epochs=params.quantize_aware.epochs,
+        seed=params.seed,
+        settings=(*taught.settings, sha256(STUDENTS / name / WEIGHTS), grids),
+        curves=False,
+    )
+    key = run_key(task, manifest.digests)
+    with fake_quantization(model.network, grids):
+        fitted = fit_task(fabric, task, key, taught.objective, taught.views, taught.recorded)
+    if fabric.is_global_zero:
+        with whole_folder(folder) as scratch:
+            save_model(scratch, model.network, model_card(task, manifest, model, fitted))
+            plain, card = load_pixels_to_logits(scratch)
+            export_onnx(plain, card, params.export.opset, scratch / "model.onnx")
+            QuantizeAwareStatus(trained=True).write(scratch / STATUS)
+        _recorded(name, fitted.val_top1)
+        forget_checkpoint(key)
+    fabric.barrier()
+    return QuantizeAwareMetrics(val_top1=fitted.val_top1)
+
+
+def rounded_training(params: QuantizeAwareParams) -> Training:
+    """The student's recipe at a learning rate of its own, which falls from the first step on."""
+    update = {
+        "lr": params.quantize_aware.lr,
+        "schedule": "cosine",
+        "schedule_options": {},
+        "warmup": 0.0,
+    }
+    return params.distill.training.model_copy(update=update)
+
+
+def _recorded(name: str, val_top1: float | None) -> QuantizeAwareMetrics:
+    metrics = QuantizeAwareMetrics(val_top1=val_top1)
+    metrics.write(METRICS_FOLDER / f"{name}.json")
+    return metrics

@@ -1,0 +1,46 @@
+"""What the stage `quantize_aware` records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.records import METRICS, Record
+
+QUANTIZE_AWARE = Path("models/quantize_aware")
+"""A folder per student: weights, card and `model.onnx`, or nothing but the status."""
+
+METRICS_FOLDER = METRICS / "quantize_aware"
+STATUS = "status.json"
+
+
+class QuantizeAwareStatus(Record):
+    """models/quantize_aware/S/status.json: whether there are weights."""
+
+    trained: bool
+    reason: str | None = Field(None, description="why there are none")
+
+
+class QuantizeAwareMetrics(Record):
+    """metrics/quantize_aware/S.json: the weights under int8's simulated rounding, on val."""
+
+    val_top1: float | None = Field(description="null where nothing was trained")
+
+
+def trained_weights(student: str) -> Path:
+    """The folder of the weights that `quantize_aware` trained.
+
+    Raises:
+        PipelineError: where there are none.
+    """
+    folder = QUANTIZE_AWARE / student
+    status = QuantizeAwareStatus.read(folder / STATUS)
+    if not status.trained:
+        raise PipelineError(
+            f"there are no weights of quantization-aware training: {status.reason}",
+            where=str(folder),
+            fix="`dvc repro` runs the stage `quantize_aware` first",
+        )
+    return folder

@@ -1,0 +1,38 @@
+"""Which layers int8 hurts most, measured in torch on the calibration set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.int8.fake_quantization import calibrate, fake_quantization
+from pipeline.networks.inference import predict
+from pipeline.networks.weights import load_pixels_to_logits
+
+IMAGES = 128
+"""Of the calibration set. Its order is drawn, so the first ones are a sample."""
+
+
+def most_sensitive(student: Path, calibration: NDArray[np.uint8]) -> tuple[str, ...]:
+    """The student's conv and linear layers, the one that int8 hurts most first.
+
+    Each is rounded to int8 by itself; what counts is the mean square error of the logits.
+
+    Args:
+        student: the folder of its weights and card.
+        calibration: raw pixels [N, H, W, C].
+
+    Returns:
+        Module paths.
+    """
+    model, _ = load_pixels_to_logits(student)
+    images = calibration[:IMAGES]
+    grids = calibrate(model, images)
+    exact = predict(model, images)
+    noise = {}
+    for name, grid in grids.items():
+        with fake_quantization(model.network, {name: grid}):
+            noise[name] = float((predict(model, images) - exact).square().mean())
+    return tuple(sorted(noise, key=lambda name: -noise[name]))

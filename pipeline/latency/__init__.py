@@ -1,0 +1,1 @@
+"""Latency: the harness, interleaved rounds, conditions, statistics, the machine."""

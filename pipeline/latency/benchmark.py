@@ -1,0 +1,135 @@
+"""Latency of every artifact, in interleaved rounds beside the frozen reference."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backends.base.artifact import SUMMARY, Artifact
+from pipeline.backends.base.records import ArtifactRecord
+from pipeline.backends.base.registry import backend
+from pipeline.compile.records import CompiledMetrics
+from pipeline.core.files import whole_folder, write_whole
+from pipeline.data.records import load_split
+from pipeline.latency.fingerprint import require_fingerprint
+from pipeline.latency.harness import overhead
+from pipeline.latency.params import BenchmarkParams
+from pipeline.latency.records import (
+    BENCHMARK,
+    LATENCIES,
+    REFERENCE,
+    BenchmarkRecord,
+    BenchmarkRow,
+    Summary,
+    Throughput,
+)
+from pipeline.latency.reference import DIGEST, reference_images, reference_model
+from pipeline.latency.rounds import Rounds, measure, throughput
+from pipeline.latency.workers import Target
+
+TEST_IMAGES = 64
+
+
+def benchmark(params: BenchmarkParams) -> BenchmarkRecord:
+    """Stage `benchmark`: metrics/benchmark.json and the raw latencies.
+
+    Artifacts that cannot run here get the status `not_measured`, those whose worker fails
+    `failed`, each with its reason; neither has numbers. One that takes no batches keeps its
+    latency and says why it has no throughput. Raises `PipelineError` where an artifact is
+    missing, the fingerprint is another machine's, or the reference fails.
+    """
+    fingerprint = require_fingerprint()
+    settings = params.benchmark
+    artifacts = params.backends.artifacts(params.students.enabled)
+    with tempfile.TemporaryDirectory() as folder:
+        targets, rows = _targets(params, Path(folder))
+        measured = measure(targets, settings, params.seed)
+        rates: dict[str, Throughput | str] = {}
+        if settings.batch:
+            working = [target for target in targets if target.name in measured.raw]
+            rates = throughput(working, settings, params.seed)
+    rows |= {name: _with_rate(row, rates.get(name)) for name, row in measured.rows.items()}
+    record = BenchmarkRecord(
+        fingerprint=fingerprint,
+        reference=rows[REFERENCE],
+        reference_digest=DIGEST,
+        overhead_ns=overhead(),
+        conditions=measured.conditions,
+        repeated_rounds=len(measured.conditions) - settings.rounds,
+        rows={artifact.key: rows[artifact.key] for artifact in artifacts},
+    )
+    _write_latencies(measured.raw)
+    _write_summaries(artifacts, record)
+    record.write(BENCHMARK)
+    return record
+
+
+def _with_rate(row: BenchmarkRow, rate: Throughput | str | None) -> BenchmarkRow:
+    field = "throughput_reason" if isinstance(rate, str) else "throughput"
+    return row.model_copy(update={field: rate})
+
+
+def _targets(
+    params: BenchmarkParams, scratch: Path
+) -> tuple[list[Target], dict[str, BenchmarkRow]]:
+    """The reference and every artifact that can run here, and rows for those that can't."""
+    images = write_test_images(scratch)
+    targets = [reference_target(scratch)]
+    rows = {}
+    for artifact in params.backends.artifacts(params.students.enabled):
+        record = ArtifactRecord.read(artifact.folder / "artifact.json")
+        if reason := backend(artifact.backend).unmeasurable():
+            rows[artifact.key] = BenchmarkRow(
+                status="not_measured", reason=reason, threads=params.benchmark.threads
+            )
+        else:
+            model = artifact.folder / record.model_file
+            targets.append(Target(artifact.key, artifact.backend, model, images))
+    return targets, rows
+
+
+def reference_target(scratch: Path) -> Target:
+    """The frozen reference, its files written to `scratch`."""
+    images, model = scratch / "reference.npy", scratch / "reference.onnx"
+    np.save(images, reference_images())
+    model.write_bytes(reference_model())
+    return Target(REFERENCE, "onnxruntime", model, images)
+
+
+def write_test_images(scratch: Path) -> Path:
+    """An .npy file in `scratch`: images from all over the test split, uint8 [N, H, W, C]."""
+    images, _ = load_split("test")
+    spread = np.linspace(0, len(images) - 1, min(TEST_IMAGES, len(images))).astype(int)
+    file = scratch / "test.npy"
+    np.save(file, images[spread])
+    return file
+
+
+def _write_latencies(raw: dict[str, Rounds]) -> None:
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, rounds in raw.items():
+        arrays[f"{name}/ns"] = np.concatenate(rounds)
+        numbers = np.arange(len(rounds), dtype=np.int32)
+        arrays[f"{name}/round"] = np.repeat(numbers, [len(times) for times in rounds])
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_whole(LATENCIES, buffer.getvalue())
+
+
+def _write_summaries(artifacts: list[Artifact], record: BenchmarkRecord) -> None:
+    """A file for each artifact, and none of artifacts that are no longer asked for."""
+    with whole_folder(SUMMARY) as scratch:
+        for artifact in artifacts:
+            metrics = CompiledMetrics.read(artifact.metrics)
+            times = record.rows[artifact.key].latency_ms
+            Summary(
+                top1=metrics.top1,
+                drop=round(metrics.top1_drop, 6),
+                kb=metrics.size_bytes / 1000,
+                p50_ms=times.p50 if times else None,
+            ).write(scratch / artifact.summary.name)

@@ -1,1 +1,0 @@
-"""Accuracy, latency and the machine they were measured on."""

@@ -1,0 +1,34 @@
+"""The group `students` of params.yaml, and the networks in `students` and `teachers`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.core.params import Group, Name, nearest
+
+HardSwish = Literal["keep", "relu6"]
+
+
+class Network(Group):
+    arch: str = Field(description="a timm name")
+    args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+    stem_stride: Literal["auto", 1, 2] = "auto"
+    stem_pool: Literal["auto"] | bool = "auto"
+    hard_swish: HardSwish = Field(
+        "keep", description="relu6 takes the place of every hard-swish, before training"
+    )
+    taps: dict[Name, str] = Field({}, description="tap name: module path in the network")
+
+
+class Students(Group):
+    enabled: tuple[Name, ...] = Field(min_length=1)
+    zoo: dict[Name, Network]
+
+    @model_validator(mode="after")
+    def _enabled_exist(self) -> Students:
+        for name in self.enabled:
+            if name not in self.zoo:
+                raise ValueError(f"`enabled` names `{name}`{nearest(name, self.zoo)}")
+        return self

@@ -1,0 +1,62 @@
+"""What is recorded beside the weights of every teacher and student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pipeline.core.records import Record
+
+CARD = "card.json"
+"""Beside the weights of every teacher and student: a `ModelCard`."""
+
+TEACHERS = Path("models/teachers")
+
+STUDENTS = Path("models/students")
+WEIGHTS = "model.safetensors"
+"""The weights of every teacher and student, beside the card."""
+
+
+class Normalisation(Record):
+    """x_normalised = (x - mean) / std per channel, x in [0, 255]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class ModelCard(Record):
+    """models/teachers/T/card.json and models/students/S/card.json."""
+
+    arch: str
+    args: dict[str, Any]
+    stem_stride: Literal["auto", 1, 2]
+    stem_pool: Literal["auto"] | bool
+    hard_swish: Literal["keep", "relu6"] = "keep"
+    image_size: int = Field(description="of the data, in pixels")
+    input_size: int = Field(description="that the network sees; other images are resized to it")
+    channels: int
+    classes: tuple[str, ...]
+    normalisation: Normalisation
+    parameters: int
+    seed: int
+    epochs: int
+    best_epoch: int
+    val_top1: float
+    data_digest: str = Field(description="SHA-256 of the packed train images")
+    versions: dict[str, str]
+
+
+class Layer(Record):
+    """A convolution or linear layer of a student."""
+
+    name: str = Field(description="path of the module in the network")
+    macs: int = Field(description="multiply-accumulates for one image")
+    weights: int
+
+
+class Layers(Record):
+    """models/onnx/S/layers.json: a student's convolutions and linear layers."""
+
+    layers: tuple[Layer, ...] = Field(description="in order of execution")

@@ -1,1 +1,0 @@
-"""The recovery ladder: what is tried when int8 loses too much."""

@@ -1,0 +1,174 @@
+"""What the artifacts answered on the test split: confusions, calibration, the worst images."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.accuracy.metrics import calibration_error
+from pipeline.accuracy.records import Mistake, ReliabilityBin
+from pipeline.compile.evidence import (
+    Evidence,
+    split_digest,
+)
+from pipeline.core.errors import PipelineError
+from pipeline.data.records import PACKED, Manifest, load_split
+from pipeline.report.int8_sections import Section
+from pipeline.report.results import UNKNOWN, Row
+
+MATRIX_CLASSES = 30
+"""Of more classes than these the most frequent confusions are listed, in place of a matrix."""
+LISTED = 30
+_TOP = 3
+_THUMBNAIL = 64  # pixels of the longer side, at most
+
+
+@dataclass(frozen=True)
+class Answers:
+    """An artifact's answers to the test split.
+
+    `matrix` [label, answer] counts images, and is None of more than `MATRIX_CLASSES` classes.
+    """
+
+    key: str
+    name: str
+    classes: tuple[str, ...]
+    images: int
+    wrong: int
+    ece: float
+    confidence: float
+    reliability: tuple[ReliabilityBin, ...]
+    confusions: tuple[tuple[int, int, int], ...]
+    matrix: NDArray[np.int64] | None
+    mistakes: tuple[Mistake, ...]
+
+    def frequent(self, count: int) -> list[str]:
+        """The most frequent confusions in words."""
+        return [
+            f"{self.classes[label]} taken for {self.classes[answer]} ({images:,})"
+            for label, answer, images in self.confusions[:count]
+        ]
+
+    def worst(self, mistake: Mistake) -> str:
+        label, answer = self.classes[mistake.label], self.classes[mistake.answer]
+        return f"image {mistake.image}: {label} taken for {answer} at {mistake.probability:.1%}"
+
+
+def gather_answers(rows: list[Row], manifest: Manifest) -> list[Answers]:
+    """Of the rows whose answers are recorded with their confusions and probabilities.
+
+    Raises `PipelineError` where a record tells of another test split than the packed one.
+    """
+    _, labels = load_split("test")
+    digest = split_digest(manifest)
+    found = []
+    for row in rows:
+        file = row.artifact.evidence
+        if row.metrics is None or not file.exists():
+            continue
+        evidence = Evidence.read(file)
+        if (evidence.test_digest, evidence.images) != (digest, len(labels)):
+            raise PipelineError(
+                f"answers to another test split than the one in {PACKED}",
+                where=str(file),
+                fix="run `dvc repro`",
+            )
+        if evidence.reliability:
+            found.append(_answers(row, evidence, manifest.classes, labels))
+    return found
+
+
+def _answers(
+    row: Row, evidence: Evidence, classes: tuple[str, ...], labels: NDArray[np.int64]
+) -> Answers:
+    right = evidence.answers()
+    matrix = None
+    if len(classes) <= MATRIX_CLASSES:
+        matrix = np.diag(np.bincount(labels[right], minlength=len(classes)))
+        for label, answer, images in evidence.confusions:
+            matrix[label, answer] = images
+    confidences = [one.images * one.confidence for one in evidence.reliability]
+    return Answers(
+        key=row.artifact.slug,
+        name=row.name,
+        classes=classes,
+        images=evidence.images,
+        wrong=int((~right).sum()),
+        ece=calibration_error(evidence.reliability),
+        confidence=sum(confidences) / evidence.images,
+        reliability=evidence.reliability,
+        confusions=evidence.confusions,
+        matrix=matrix,
+        mistakes=evidence.mistakes,
+    )
+
+
+def answers_section(found: list[Answers], rows: list[Row]) -> Section:
+    """One row per artifact; a dash where the record is older than these figures."""
+    by_key = {one.key: one for one in found}
+    shown = []
+    for row in rows:
+        if one := by_key.get(row.artifact.slug):
+            figures = (f"{one.wrong:,}", f"{one.confidence:.4f}", f"{one.ece:.4f}")
+            worst = one.worst(one.mistakes[0]) if one.mistakes else "none"
+            shown.append((row.name, *figures, "; ".join(one.frequent(_TOP)) or "none", worst))
+        else:
+            shown.append((row.name, *(UNKNOWN,) * 5))
+    columns = (
+        "Artifact",
+        "Wrong",
+        "Mean probability",
+        "ECE",
+        "Confused most",
+        "Surest mistake",
+    )
+    numeric = (False, True, True, True, False, False)
+    return Section("Answers", columns, numeric, tuple(shown))
+
+
+def matrix_section(one: Answers) -> Section:
+    """Rows are labels, columns answers; of many classes the most frequent confusions."""
+    if one.matrix is None:
+        confused = [
+            (one.classes[label], one.classes[answer], f"{images:,}")
+            for label, answer, images in one.confusions[:LISTED]
+        ]
+        numeric = (False, False, True)
+        return Section("Confused most", ("Label", "Answer", "Images"), numeric, tuple(confused))
+    rows = tuple(
+        (name, *(f"{count:,}" for count in counts))
+        for name, counts in zip(one.classes, one.matrix, strict=True)
+    )
+    columns = ("Label", *one.classes)
+    return Section("Confusion matrix", columns, (False, *(True,) * len(one.classes)), rows)
+
+
+def reliability_section(one: Answers) -> Section:
+    """What the diagram shows."""
+    rows = tuple(
+        (f"{part.images:,}", f"{part.confidence:.4f}", f"{part.accuracy:.4f}")
+        for part in one.reliability
+    )
+    columns = ("Images", "Mean probability", "Right")
+    return Section("Reliability", columns, (True, True, True), rows)
+
+
+def thumbnails(found: list[Answers]) -> dict[int, str]:
+    """Each image among the mistakes once, as a data URI of a PNG, by its place in the split."""
+    places = sorted({mistake.image for one in found for mistake in one.mistakes})
+    images, _ = load_split("test")
+    return {place: _data_uri(images[place]) for place in places}
+
+
+def _data_uri(image: NDArray[np.uint8]) -> str:
+    """`image` is [H, W, C] with one channel or three."""
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

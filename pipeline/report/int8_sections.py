@@ -1,0 +1,136 @@
+"""The report's tables on int8: parity, the ladder, noise by layer, and the execution."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from pipeline.backends.base.records import ArtifactRecord, Partitions
+from pipeline.compile.records import LayerNoise
+from pipeline.networks.params import Network
+from pipeline.report.results import UNKNOWN, Row
+
+DIVERGED_DB = 20
+"""Below this signal-to-noise ratio a layer's noise is more than a tenth of its signal."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and a table; `numeric` tells number columns, `marks` rows that stand out."""
+
+    heading: str
+    columns: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    rows: tuple[tuple[str, ...], ...]
+    marks: tuple[str, ...] = ()
+
+
+def parity_section(rows: list[Row]) -> Section:
+    """How far every artifact's answers to the test split lie from the float student's."""
+    columns = ("Artifact", "Same argmax", "Lost", "Won", "Max error", "Mean error", "SNR dB")
+    shown = []
+    for row in rows:
+        if metrics := row.metrics:
+            noise = "exact" if metrics.snr_db is None else f"{metrics.snr_db:.1f}"
+            flips = (f"{metrics.agreement:.4f}", f"{metrics.lost}", f"{metrics.won}")
+            errors = (f"{metrics.max_logit_error:.2g}", f"{metrics.mean_logit_error:.2g}")
+            shown.append((row.name, *flips, *errors, noise))
+    return Section("Parity with the float student", columns, (False, *(True,) * 6), tuple(shown))
+
+
+def ladder_section(rows: list[Row]) -> Section:
+    """What was tried for every int8 artifact, what each try bought on val, and its price."""
+    columns = ("Artifact", "Rung", "Recipe", "Val top-1", "Drop", "Bytes", "Seconds", "Kept")
+    numeric = (False, False, False, True, True, True, True, False)
+    tried = [(row, attempt) for row in rows if row.metrics for attempt in row.metrics.ladder]
+    return Section(
+        heading="What was tried for int8",
+        columns=columns,
+        numeric=numeric,
+        rows=tuple(
+            (
+                row.name,
+                attempt.rung.replace("_", " "),
+                f"{attempt.recipe}: {attempt.failure}" if attempt.failure else attempt.recipe,
+                UNKNOWN if attempt.val_top1 is None else f"{attempt.val_top1:.4f}",
+                UNKNOWN if attempt.val_drop is None else f"{attempt.val_drop:+.4f}",
+                UNKNOWN if attempt.size_bytes is None else f"{attempt.size_bytes:,}",
+                f"{attempt.seconds:.0f}",
+                "kept" if attempt.kept else "",
+            )
+            for row, attempt in tried
+        ),
+        marks=tuple("measured" if attempt.kept else "not_measured" for _, attempt in tried),
+    )
+
+
+def noise_section(rows: list[Row]) -> Section:
+    """Where int8 first leaves the float student, and where it is furthest from it."""
+    columns = ("Artifact", f"First below {DIVERGED_DB} dB", "dB", "Worst", "dB", "Last", "dB")
+    shown = []
+    for row in rows:
+        layers = row.metrics.layers if row.metrics else ()
+        if not layers:
+            continue
+        decibels = [math.inf if layer.snr_db is None else layer.snr_db for layer in layers]
+        first = next((i for i, value in enumerate(decibels) if value < DIVERGED_DB), None)
+        worst = decibels.index(min(decibels))
+        diverged = ("none", "") if first is None else _named(layers[first])
+        shown.append((row.name, *diverged, *_named(layers[worst]), *_named(layers[-1])))
+    numeric = (False, False, True, False, True, False, True)
+    return Section("Noise of int8, layer by layer", columns, numeric, tuple(shown))
+
+
+def _named(layer: LayerNoise) -> tuple[str, str]:
+    return layer.name, "exact" if layer.snr_db is None else f"{layer.snr_db:.1f}"
+
+
+def replaced_section(students: dict[str, Network], rows: list[Row]) -> Section:
+    """What a replaced hard-swish costs and gains, beside the same student that keeps it."""
+    by_artifact = {row.artifact: row for row in rows}
+    shown = []
+    for name, network in students.items():
+        if network.hard_swish == "keep":
+            continue
+        kept = network.model_copy(update={"hard_swish": "keep"})
+        for original in (other for other, its in students.items() if its == kept):
+            for row in (row for row in rows if row.artifact.student == name):
+                before = by_artifact[replace(row.artifact, student=original)]
+                if row.metrics and before.metrics:
+                    gain = row.metrics.top1 - before.metrics.top1
+                    cells = (f"{row.metrics.top1:.4f}", f"{gain:+.4f}")
+                    times = (UNKNOWN, "")
+                    if row.p50 and before.p50:
+                        times = (f"{row.p50:.3f}", f"{row.p50 / before.p50:.2f}")
+                    shown.append((row.name, original, *cells, *times))
+    columns = ("Artifact", "Against", "Top-1", "Gain", "p50 ms", "of its p50")
+    return Section("Hard-swish replaced", columns, (False, False, *(True,) * 4), tuple(shown))
+
+
+def execution_section(artifacts: dict[str, ArtifactRecord]) -> Section:
+    """What each runtime really executes; the float products of an int8 artifact by name."""
+    shown = []
+    for name, artifact in artifacts.items():
+        execution = artifact.execution
+        products = "; ".join(map(str, execution.in_float)) or "none"
+        if artifact.precision != "int8":
+            products = f"all {len(execution.in_float)}"
+        scales = {None: UNKNOWN, True: "yes", False: "no"}[execution.per_channel]
+        cells = (f"{execution.macs:,}", f"{execution.int8_mac_share:.1%}", products, scales)
+        types = f"{execution.input_type} to {execution.output_type}"
+        images = artifact.exact_input_images
+        exact = f"on {images} images" if images else UNKNOWN
+        shown.append((name, *cells, _partitions(execution.partitions), types, exact))
+    columns = (
+        "Artifact", "MACs", "int8 MACs", "In float", "Scales per channel", "Partitions", "Types",
+        "Input exact",
+    )  # fmt: skip
+    numeric = (False, True, True, *(False,) * 5)
+    return Section("What runs in int8", columns, numeric, tuple(shown))
+
+
+def _partitions(partitions: Partitions | None) -> str:
+    if partitions is None:
+        return UNKNOWN
+    rest = ", ".join(f"{count} {kind}" for kind, count in partitions.builtin.items())
+    return f"{partitions.delegated} delegated; built-in kernels: {rest or 'none'}"

@@ -1,0 +1,226 @@
+"""The report: everything that was recorded on one page, as Markdown and as HTML."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from pipeline.backends.base.records import ArtifactRecord
+from pipeline.backends.base.registry import title
+from pipeline.core.files import write_whole
+from pipeline.core.records import METRICS
+from pipeline.data.records import PACKED, Manifest
+from pipeline.latency.records import BENCHMARK, BenchmarkRecord
+from pipeline.report import answers_section as answers
+from pipeline.report import int8_sections as int8
+from pipeline.report import plots, recommendation
+from pipeline.report.device_rows import RIGHT_ALIGNED, on_devices
+from pipeline.report.int8_sections import Section
+from pipeline.report.latency_section import latency_section, strips
+from pipeline.report.params import ReportParams
+from pipeline.report.pareto import pareto
+from pipeline.report.provenance import artifacts_section, circumstances_section
+from pipeline.report.results import REPORTS, Row, best_per_backend, gather, numbered_notes
+from pipeline.training.records import ModelMetrics, read_curve
+
+MARKDOWN, HTML = REPORTS / "report.md", REPORTS / "report.html"
+PLOTS = {name: REPORTS / f"{name}.svg" for name in ("pareto", "training", "noise", "latencies")}
+UNANSWERED = (
+    "Confusions, probabilities and mistakes are not recorded: these artifacts were compiled before "
+    "that was done. `dvc repro` compiles them anew."
+)
+_LATENCIES_CAPTION = (
+    "How long single images took, in all rounds together: the long bar is p50, the short one p90, "
+    "grey the frozen reference. The slowest 0.1% may lie outside."
+)
+_LATENCY_TEXT = (
+    "The limits of p90 and of the ratio to the reference are at 95%, of a bootstrap over the "
+    "interleaved rounds."
+)
+
+
+def report(params: ReportParams) -> None:
+    """Stage `report`: reports/report.md, report.html and their plots.
+
+    Raises `PipelineError` for a record that is missing or foreign; an artifact without
+    measurements is no error but a row that says so.
+    """
+    rows = gather(params)
+    manifest = Manifest.read(PACKED / "manifest.json")
+    benchmark = BenchmarkRecord.read(BENCHMARK)
+    drawn = {
+        "pareto": pareto(rows),
+        "training": plots.training({name: read_curve(name) for _, name in _networks(params)}),
+        "noise": plots.noise(rows),
+        "latencies": plots.latencies(strips(rows)),
+    }
+    context = {
+        "title": "edgestill report",
+        "about": _about(params, manifest, benchmark),
+        "drawn": {name: _inline(name, svg) for name, svg in drawn.items()},
+        "plots": {name: file.name for name, file in PLOTS.items()},
+        **_results(params, rows),
+        **_sections(params, rows, manifest, benchmark),
+        **_answers(rows, manifest),
+    }
+    context["style"] = Markup(_render("report.css.j2", {}))
+    context["script"] = Markup(_render("report.js.j2", {}))
+    pages = {PLOTS[name]: svg for name, svg in drawn.items()}
+    pages[MARKDOWN] = _render("report.md.j2", context)
+    pages[HTML] = _render("report.html.j2", context)
+    for file, content in pages.items():
+        write_whole(file, content)
+
+
+def _render(template: str, context: dict[str, Any]) -> str:
+    """Fill a template of this package; unknown names are errors, HTML is escaped."""
+    environment = jinja2.Environment(
+        autoescape=template.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["literal"] = _literal
+    source = files("pipeline.report").joinpath(template).read_text(encoding="utf-8")
+    return environment.from_string(source).render(context)
+
+
+def _literal(text: str) -> str:
+    """What GitHub's Markdown shows as `text`, in a line or a cell of a table.
+
+    Only what it would interpret is escaped: neither an underscore within a word nor brackets
+    without a target after them.
+    """
+    escaped = re.sub(r"[\\`*<>|~$]|\](?=[\[(])|&(?=#?\w+;)", r"\\\g<0>", text)
+    at_edges = r"(?<![^\W_])_|_(?![^\W_])"
+    return re.sub(at_edges, r"\\_", escaped).replace("\n", " ")
+
+
+def _about(params: ReportParams, manifest: Manifest, benchmark: BenchmarkRecord) -> str:
+    """What the figures below are of, in a line."""
+    threads = params.benchmark.threads
+    return (
+        f"{manifest.source}, {manifest.size('test'):,} test images; profile {params.profile}, "
+        f"seed {params.seed}; latencies on {benchmark.fingerprint.cpu}, {threads} thread(s)"
+    )
+
+
+def _results(params: ReportParams, rows: list[Row]) -> dict[str, Any]:
+    """The verdict, the table and what the page's script works on."""
+    data = json.dumps(recommendation.page_data(rows, params.limits), ensure_ascii=False)
+    return {
+        "verdict": recommendation.verdict(rows, params.limits),
+        "cards": recommendation.cards(rows),
+        "limits": recommendation.limits(params.limits),
+        "colours": {row.artifact.backend: plots.colour(row.artifact.backend) for row in rows},
+        "rows": rows,
+        "best": [row for row in best_per_backend(rows).values() if row],
+        "results": recommendation.results_section(rows),
+        "notes": numbered_notes(rows),
+        "students": {row.artifact.student: row.artifact.student for row in rows},
+        "runtimes": {row.artifact.backend: title(row.artifact.backend) for row in rows},
+        "precisions": {row.artifact.precision: row.artifact.precision for row in rows},
+        "pareto_caption": _pareto_caption(rows),
+        "latencies_caption": _LATENCIES_CAPTION,
+        "latency_text": _LATENCY_TEXT,
+        "data": Markup(data.replace("<", r"\u003c")),
+    }
+
+
+def _sections(
+    params: ReportParams, rows: list[Row], manifest: Manifest, benchmark: BenchmarkRecord
+) -> dict[str, Any]:
+    artifacts = _artifacts(rows)
+    students = {name: params.students.zoo[name] for name in params.students.enabled}
+    return {
+        "networks": _networks_section(_networks(params)),
+        "devices": _devices_section(rows),
+        "local_threads": params.benchmark.threads,
+        "batch": params.benchmark.batch,
+        "parity": int8.parity_section(rows),
+        "ladder": int8.ladder_section(rows),
+        "ladder_limit": f"{params.quantize.max_drop:g}",
+        "replaced": int8.replaced_section(students, rows),
+        "noise": int8.noise_section(rows),
+        "execution": int8.execution_section(artifacts),
+        "latency": latency_section(rows, benchmark),
+        "provenance": [
+            circumstances_section(params, manifest, benchmark),
+            artifacts_section(artifacts),
+        ],
+    }
+
+
+def _answers(rows: list[Row], manifest: Manifest) -> dict[str, Any]:
+    """Every artifact's answers; the one that is recommended is shown first."""
+    found = answers.gather_answers(rows, manifest)
+    best = recommendation.fastest(rows)
+    chosen = next((one for one in found if best and one.key == best.artifact.slug), None)
+    return {
+        "answers": answers.answers_section(found, rows),
+        "answered": found,
+        "chosen": chosen or next(iter(found), None),
+        "unanswered": UNANSWERED,
+        "confused": answers.matrix_section,
+        "reliable": answers.reliability_section,
+        "thumbnails": answers.thumbnails(found),
+    }
+
+
+def _networks(params: ReportParams) -> list[tuple[str, str]]:
+    networks = [("teachers", name) for name in params.teachers.enabled]
+    return networks + [("students", name) for name in params.students.enabled]
+
+
+def _pareto_caption(rows: list[Row]) -> str:
+    caption = (
+        "Accuracy against latency: colour is the runtime, shape the precision, and a marker's "
+        "area is proportional to the file's size. The line joins what no other artifact beats."
+    )
+    missing = [row.name for row in rows if row.metrics is None or row.p50 is None]
+    return caption + (f" Not plotted, as not measured: {', '.join(missing)}." if missing else "")
+
+
+def _networks_section(networks: list[tuple[str, str]]) -> Section:
+    rows = []
+    for kind, name in networks:
+        metrics = ModelMetrics.read(METRICS / kind / f"{name}.json")
+        shown = f"{name} (teacher)" if kind == "teachers" else name
+        tops = f"{metrics.val_top1:.4f}", f"{metrics.test_top1:.4f}"
+        rows.append((shown, *tops, f"{metrics.parameters:,}"))
+    columns = ("Network", "Val top-1", "Test top-1", "Parameters")
+    return Section("Float networks in torch", columns, (False, True, True, True), tuple(rows))
+
+
+def _devices_section(rows: list[Row]) -> Section:
+    """What devices said of the bundles, beside the local latency of the same artifacts."""
+    found = on_devices(rows)
+    shown = [one.cells() for one in found]
+    columns = tuple(shown[0]) if shown else ()
+    return Section(
+        heading="On devices",
+        columns=columns,
+        numeric=tuple(column in RIGHT_ALIGNED for column in columns),
+        rows=tuple(tuple(cells.values()) for cells in shown),
+        marks=tuple(
+            "outside" if one.failed else "measured" if one.current else "stale" for one in found
+        ),
+    )
+
+
+def _artifacts(rows: list[Row]) -> dict[str, ArtifactRecord]:
+    """The record of every artifact by the name of its row; of missing ones the results tell."""
+    files = {row.name: row.artifact.folder / "artifact.json" for row in rows}
+    return {name: ArtifactRecord.read(file) for name, file in files.items() if file.exists()}
+
+
+def _inline(name: str, svg: str) -> Markup:
+    """An SVG file's content as an element of a page, every id of it after `name` and a dash."""
+    body = re.sub(r" *<metadata>.*?</metadata>\n", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    return Markup(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body))

@@ -1,0 +1,33 @@
+"""The group `limits` of params.yaml."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from pipeline.core.params import Fraction, Group, Positive
+from pipeline.int8.params import Quantize
+from pipeline.latency.params import BenchmarkParams
+from pipeline.training.params import Teachers
+
+
+class Limits(Group):
+    """What an artifact must keep to be shipped; the report recommends none that breaks one."""
+
+    overridable: ClassVar[bool] = True
+
+    max_top1_drop: Fraction = Field(description="of top-1, against the float student")
+    min_agreement: Fraction = Field(description="share of its float student's answers")
+    min_top1: Fraction | None = Field(None, description="on test, whatever the student reaches")
+    max_p50_ms: Positive | None = Field(None, description="of one image; never kept unmeasured")
+    max_kb: Positive | None = Field(None, description="size in 1000 bytes of what a runtime opens")
+
+
+class ReportParams(BenchmarkParams):
+    """What the stage `report` reads."""
+
+    profile: str
+    teachers: Teachers
+    quantize: Quantize
+    limits: Limits

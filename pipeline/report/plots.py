@@ -1,0 +1,166 @@
+"""The report's plots as SVG: equal input, equal bytes; legible on light and dark pages."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from numpy.typing import NDArray
+
+from pipeline.backends.base.registry import backend, backend_names, title
+from pipeline.report.results import Row
+from pipeline.training.records import Epoch
+
+GREY = "#8b949e"
+
+INK = "#123456"  # becomes the page's text colour
+_INK_STYLE = (
+    "<style>svg{color:#24292f}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
+)
+STYLE: dict[Any, Any] = {
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
+    "grid.alpha": 0.15,
+}
+
+_BINS = 240  # of a latency distribution, over the whole axis
+_SMOOTH = np.hanning(11)[1:-1]
+_SHOWN = 0.999  # share of each artifact's latencies that the axis holds at least
+
+
+def colour(name: str) -> str:
+    """The colour of a backend, grey for one that is no longer registered."""
+    return backend(name).colour if name in backend_names() else GREY
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The single latencies of an artifact, or of the reference: milliseconds [n]."""
+
+    key: str
+    label: str
+    colour: str
+    times: NDArray[np.float64]
+
+
+def training(curves: dict[str, tuple[Epoch, ...]]) -> str:
+    """One column per network as SVG: losses above, top-1 on the val split below."""
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": "training"}):
+        figure = Figure(figsize=(max(4.5, 3.2 * len(curves)), 4.0), layout="constrained")
+        grid = figure.subplots(2, len(curves), sharex="col", squeeze=False)
+        for (name, epochs), (losses, accuracy) in zip(curves.items(), grid.T, strict=True):
+            numbers = range(1, len(epochs) + 1)
+            losses.set_title(name)
+            losses.plot(numbers, [e.train_loss for e in epochs], "--o", ms=3, label="train")
+            losses.plot(numbers, [e.val_loss for e in epochs], "-o", ms=3, label="val")
+            accuracy.plot(numbers, [100 * e.val_top1 for e in epochs], "-o", ms=3, color="C2")
+            accuracy.set_xlabel("epoch")
+            accuracy.sharey(grid[1, 0])  # the losses are of different kinds
+            accuracy.xaxis.get_major_locator().set_params(integer=True)
+            for axes in (losses, accuracy):
+                axes.grid(True)
+        grid[0, 0].set_ylabel("loss")
+        grid[1, 0].set_ylabel("val top-1, %")
+        grid[0, -1].legend(frameon=False)
+        return svg(figure)
+
+
+def noise(rows: list[Row]) -> str:
+    """Signal-to-noise ratio of every layer of the int8 artifacts as SVG, one plot per student."""
+    shown = [row for row in rows if row.metrics and row.metrics.layers]
+    students = list(dict.fromkeys(row.artifact.student for row in shown))
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": "noise"}):
+        figure = Figure(figsize=(9.5, 2.6 * max(1, len(students))), layout="constrained")
+        grid = figure.subplots(max(1, len(students)), 1, squeeze=False)[:, 0]
+        for axes, student in zip(grid, students, strict=False):
+            for row in shown:
+                if row.artifact.student == student and row.metrics:
+                    decibels = [layer.snr_db for layer in row.metrics.layers]
+                    heights = [math.nan if value is None else value for value in decibels]
+                    its = row.artifact.backend
+                    style = {"color": colour(its), "label": title(its)}
+                    axes.plot(heights, "-o", ms=2.5, lw=1, **style)
+            axes.set_title(student, loc="left")
+            axes.set_ylabel("signal to noise, dB")
+            axes.grid(True)
+        if students:
+            grid[-1].set_xlabel("convolution or product, in order of execution")
+            grid[0].legend(frameon=False, ncols=4)
+        else:
+            grid[0].text(0.5, 0.5, "no layer was compared", ha="center")
+        return svg(figure)
+
+
+def latencies(strips: list[Strip]) -> str:
+    """How the latencies of single images are distributed, as SVG: a violin each, above its p50.
+
+    Each group `strip-KEY` of the SVG is the violin of `key`.
+    """
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": "latencies"}):
+        figure = Figure(figsize=(9.5, 0.9 + 0.34 * len(strips)), layout="constrained")
+        axes = figure.add_subplot()
+        low = 0.97 * min(float(strip.times.min()) for strip in strips)
+        high = max(float(np.quantile(strip.times, _SHOWN)) for strip in strips)
+        edges = np.linspace(math.log10(low), math.log10(max(high, 1.05 * low)), _BINS + 1)
+        middles = 10 ** ((edges[:-1] + edges[1:]) / 2)
+        for y, strip in enumerate(strips):
+            counts, _ = np.histogram(np.log10(strip.times), edges)
+            density = np.convolve(counts, _SMOOTH, "same")
+            half = 0.44 * density / density.max()
+            seen = np.flatnonzero(half > 0.002)
+            own = slice(max(0, seen[0] - 1), seen[-1] + 2)
+            axes.fill_between(
+                middles[own], y - half[own], y + half[own], color=strip.colour, alpha=0.7,
+                linewidth=0.6, gid=f"strip-{strip.key}",
+            )  # fmt: skip
+            p50, p90 = np.quantile(strip.times, (0.5, 0.9))
+            axes.vlines([p50], y - 0.4, y + 0.4, color=INK, lw=1.4)
+            axes.vlines([p90], y - 0.22, y + 0.22, color=INK, lw=1)
+        axes.set_yticks(range(len(strips)), [strip.label for strip in strips])
+        axes.set_ylim(len(strips) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("latency of one image, ms")
+        log_axis(axes, 10 ** edges[0], 10 ** edges[-1])
+        axes.grid(True, axis="x", which="major")
+        return svg(figure)
+
+
+def log_axis(axes: Axes, low: float, high: float) -> None:
+    """A logarithmic x axis whose ticks are plain numbers, as dense as its range allows."""
+    axes.set_xscale("log")
+    if high > 20 * low:
+        steps: tuple[float, ...] = (1, 2, 5)
+    elif high > 6 * low:
+        steps = (1, 1.5, 2, 3, 5, 7)
+    elif high > 2 * low:
+        steps = (1, 1.5, 2, 3, 4, 5, 7)
+    else:
+        steps = (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def svg(figure: Figure) -> str:
+    """The figure as a file of its own, whose `INK` is the text colour of the page around it."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    head, _, body = buffer.getvalue().replace(INK, "currentColor").partition("<defs>")
+    lines = f"{head}{_INK_STYLE}\n <defs>{body}".splitlines()
+    return "\n".join(line.rstrip() for line in lines) + "\n"

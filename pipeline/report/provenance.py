@@ -1,0 +1,109 @@
+"""Where the report's figures come from: settings, data, machine, tools, digests."""
+
+from __future__ import annotations
+
+from pipeline.backends.base.records import ArtifactRecord
+from pipeline.data.records import Manifest
+from pipeline.latency.records import BenchmarkRecord, Fingerprint
+from pipeline.report.int8_sections import Section
+from pipeline.report.params import ReportParams
+from pipeline.report.recommendation import limits_text
+
+
+def circumstances_section(
+    params: ReportParams, manifest: Manifest, benchmark: BenchmarkRecord
+) -> Section:
+    """Everything that the figures of a run depend on."""
+    sizes = ", ".join(f"{split} {manifest.size(split):,}" for split in manifest.counts)
+    side, reference = manifest.image_size, benchmark.reference.latency_ms
+    settings = params.benchmark
+    rows = [
+        ("Profile", f"{params.profile}, seed {params.seed}"),
+        ("Data", f"{manifest.source}; licence: {manifest.licence}"),
+        ("Images", f"{sizes}; {side} x {side}, {manifest.channels} channel(s)"),
+        ("Packed arrays", _digests(manifest.digests)),
+        ("Rejected files", f"{len(manifest.rejected)}"),
+        ("Calibration set", manifest.calibration_digest[:16]),
+        (
+            "Latency",
+            f"batch 1, {settings.threads} thread(s), {settings.rounds} interleaved rounds of at "
+            f"least {settings.min_runs} inferences and {settings.min_seconds:g} s",
+        ),
+        *_disturbances(benchmark),
+        (
+            "Reference model",
+            f"{benchmark.reference_digest[:16]}"
+            + (f", p50 {reference.p50:.3f} ms" if reference else ""),
+        ),
+        ("Limits", limits_text(params.limits)),
+        *_machine(benchmark.fingerprint),
+    ]
+    rows += [("Warning", warning) for warning in manifest.warnings]
+    return Section("Circumstances", ("What", "Value"), (False, False), tuple(rows))
+
+
+def _disturbances(benchmark: BenchmarkRecord) -> list[tuple[str, str]]:
+    """What is known of all that takes part in a latency beside the artifact."""
+    rows = []
+    if benchmark.overhead_ns is not None:
+        rows.append(("Harness", f"adds {benchmark.overhead_ns} ns to a latency"))
+    cpus = benchmark.reference.cpus
+    if cpus:
+        rows.append(("Pinned to", f"CPU {', '.join(map(str, cpus))}"))
+    elif benchmark.conditions:  # an older record, without them, does not tell of CPUs either
+        rows.append(("Pinned to", "no CPU, this system has no call for it"))
+    if benchmark.conditions:
+        rows.append(("Rounds", _rounds(benchmark)))
+    return rows
+
+
+def _rounds(benchmark: BenchmarkRecord) -> str:
+    rounds = benchmark.conditions
+    if all(one.others is one.stolen is one.mhz is None for one in rounds):
+        return "nothing was watched: this system tells neither of other processes nor of clocks"
+    kept = [one for one in rounds if one.kept]
+    spoiled = [one.spoiled for one in kept if one.spoiled]
+    texts = [f"{benchmark.repeated_rounds} measured again, {len(spoiled)} spoiled ones kept"]
+    if others := [one.others for one in kept if one.others is not None]:
+        texts.append(f"other processes took {max(others):.1%} of the measuring CPUs' time at most")
+    if elsewhere := [one.elsewhere for one in kept if one.elsewhere is not None]:
+        texts.append(f"{max(elsewhere):.1%} of the other CPUs' time was taken at most")
+    return "; ".join([*texts, *spoiled])
+
+
+def _machine(machine: Fingerprint) -> list[tuple[str, str]]:
+    return [
+        (
+            "Machine",
+            f"{machine.cpu}, {machine.architecture}, {machine.cores} core(s), "
+            f"{machine.memory_gib} GiB, kernel {machine.kernel}, "
+            f"governor {machine.governor or 'not told'}",
+        ),
+        ("Instruction sets", ", ".join(machine.instruction_sets) or "none of note"),
+        ("Accelerators", ", ".join(machine.accelerators) or "none"),
+        ("Runtimes", _versions(machine.runtimes)),
+    ]
+
+
+def artifacts_section(artifacts: dict[str, ArtifactRecord]) -> Section:
+    """Every compiled artifact with its quantizer, tools and digests."""
+    shown = [
+        (
+            name,
+            artifact.quantizer or "none",
+            _versions(artifact.versions),
+            _digests(artifact.digests),
+            "; ".join(artifact.notes),
+        )
+        for name, artifact in artifacts.items()
+    ]
+    columns = ("Artifact", "Quantizer", "Versions", "SHA-256", "Notes")
+    return Section("Artifacts", columns, (False,) * 5, tuple(shown))
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _digests(digests: dict[str, str]) -> str:
+    return ", ".join(f"{name} {digest[:16]}" for name, digest in digests.items())

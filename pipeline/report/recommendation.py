@@ -1,0 +1,163 @@
+"""The report's verdict: the user's limits, what to ship on each runtime, the table of all."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.backends.base.registry import title
+from pipeline.report.int8_sections import Section
+from pipeline.report.params import Limits
+from pipeline.report.results import (
+    LEFT_ALIGNED,
+    Row,
+    best_per_backend,
+    numbered_notes,
+    shown_cells,
+)
+
+NONE_WITHIN = "no measured artifact keeps these limits"
+_TOLD = ("Top-1", "Drop", "Agreement", "p50 ms", "p90 ms", "kB")
+"""What a point of a plot says of itself."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A limit of params.yaml's `limits`; `figure` is what it bounds, by its key in `_figures`."""
+
+    name: str
+    figure: str
+    label: str
+    bound: str
+    unit: str
+    value: float | None
+
+    def __str__(self) -> str:
+        return f"{self.label} {self.bound} {self.value:g}{self.unit}"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What to ship on a runtime: an artifact and its figures, or why there is none.
+
+    `unmeasured` tells why nothing was timed there; empty where something was.
+    """
+
+    backend: str
+    runtime: str
+    name: str
+    figures: str
+    why: str
+    unmeasured: str
+
+
+def limits(its: Limits) -> tuple[Limit, ...]:
+    return (
+        Limit("max_p50_ms", "p50", "p50", "at most", " ms", its.max_p50_ms),
+        Limit("max_kb", "kb", "size", "at most", " kB", its.max_kb),
+        Limit("max_top1_drop", "drop", "top-1 drop", "at most", "", its.max_top1_drop),
+        Limit("min_agreement", "agreement", "agreement", "at least", "", its.min_agreement),
+        Limit("min_top1", "top1", "top-1", "at least", "", its.min_top1),
+    )
+
+
+def limits_text(its: Limits) -> str:
+    return ", ".join(str(limit) for limit in limits(its) if limit.value is not None)
+
+
+def fastest(rows: list[Row]) -> Row | None:
+    """The fastest artifact within the limits, whatever its runtime."""
+    within = [row for row in best_per_backend(rows).values() if row]
+    return min(within, key=lambda row: math.inf if row.p50 is None else row.p50, default=None)
+
+
+def verdict(rows: list[Row], its: Limits) -> dict[str, str]:
+    """The parts of the sentence that a report begins with."""
+    best = fastest(rows)
+    states = Counter(row.status.replace("_", " ") for row in rows)
+    return {
+        "count": f"{sum(row.within_limits for row in rows)} of {len(rows)}",
+        "limits": limits_text(its),
+        "fastest": f"{best.name}, p50 {best.p50:.3f} ms" if best else "none",
+        "states": ", ".join(f"{count} {state}" for state, count in states.items()),
+    }
+
+
+def cards(rows: list[Row]) -> list[Card]:
+    """The fastest artifact within the limits on each runtime, or why there is none."""
+    found = []
+    for backend, best in best_per_backend(rows).items():
+        own = [row for row in rows if row.artifact.backend == backend]
+        unmeasured = [row.unmeasured for row in own if row.unmeasured]
+        if len(unmeasured) < len(own):
+            unmeasured = []
+        name, figures, why = "", "", ""
+        if best:
+            name, figures = _short(best), _figures_text(best)
+        else:
+            why = "; ".join(dict.fromkeys(why for row in own for why in row.obstacles))
+        nothing = "; ".join(dict.fromkeys(unmeasured))
+        found.append(Card(backend, title(backend), name, figures, why, nothing))
+    return found
+
+
+def results_section(rows: list[Row]) -> Section:
+    """Every artifact with every figure; the numbers of its notes stand behind its status."""
+    notes = numbered_notes(rows)
+    shown = [shown_cells(row, notes) for row in rows]
+    columns = tuple(shown[0])
+    return Section(
+        heading="Results",
+        columns=columns,
+        numeric=tuple(column not in LEFT_ALIGNED for column in columns),
+        rows=tuple(tuple(cells.values()) for cells in shown),
+        marks=tuple("outside" if row.excess else row.status for row in rows),
+    )
+
+
+def page_data(rows: list[Row], its: Limits) -> dict[str, Any]:
+    """What the page's script filters, tells and judges by, JSON."""
+    return {
+        "artifacts": [
+            {
+                "key": row.artifact.slug,
+                "name": row.name,
+                "short": _short(row),
+                "student": row.artifact.student,
+                "backend": row.artifact.backend,
+                "precision": row.artifact.precision,
+                "figures": _figures(row),
+                "text": _figures_text(row),
+                "told": [(heading, row.cells()[heading]) for heading in _TOLD],
+            }
+            for row in rows
+        ],
+        "limits": [asdict(limit) for limit in limits(its)],
+        "none": NONE_WITHIN,
+    }
+
+
+def _short(row: Row) -> str:
+    return f"{row.artifact.student} {row.artifact.precision}"
+
+
+def _figures_text(row: Row) -> str:
+    cells = row.cells()
+    return (
+        f"top-1 {cells['Top-1']} ({cells['Drop']} drop), p50 {cells['p50 ms']} ms, {cells['kB']} kB"
+    )
+
+
+def _figures(row: Row) -> dict[str, float | None] | None:
+    """What limits bound, None where not known; None for an artifact without any accuracy."""
+    if row.metrics is None:
+        return None
+    return {
+        "p50": row.p50,
+        "kb": row.metrics.size_bytes / 1000,
+        "drop": row.metrics.top1_drop,
+        "agreement": row.metrics.agreement,
+        "top1": row.metrics.top1,
+    }

@@ -1,0 +1,231 @@
+"""What was recorded about every artifact that params.yaml asks for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.backends.base.artifact import Artifact
+from pipeline.backends.base.registry import backend, title
+from pipeline.compile.records import CompiledMetrics
+from pipeline.latency.records import BENCHMARK, BenchmarkRecord, BenchmarkRow
+from pipeline.report.params import Limits, ReportParams
+
+Status = Literal["measured", "not_measured", "failed", "missing"]
+
+REPORTS = Path("reports")
+
+CLEARLY = 1.03
+"""An int8 artifact this much slower than a float one says so; less may be noise."""
+UNKNOWN = "–"  # noqa: RUF001 - a dash in a table, no minus
+UNTIMED = "it has no latency"
+"""The limit of p50 is not kept then; why there is none, a row tells anyway."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One artifact. `metrics` or `latency` is None where nothing is recorded about it.
+
+    `excess` says which limits of `gate` it breaks; None where that is not known. `overtaken_by`
+    is the float artifact that an int8 one should beat and does not, as precision and p50 ms.
+    """
+
+    artifact: Artifact
+    status: Status
+    reason: str | None
+    metrics: CompiledMetrics | None
+    latency: BenchmarkRow | None
+    excess: tuple[str, ...] | None
+    overtaken_by: tuple[str, float] | None = None
+
+    @property
+    def name(self) -> str:
+        its = self.artifact
+        return f"{its.student} {title(its.backend)} {its.precision}"
+
+    @property
+    def within_limits(self) -> bool:
+        return self.excess == ()
+
+    @property
+    def p50(self) -> float | None:
+        times = self.latency.latency_ms if self.latency else None
+        return times.p50 if times else None
+
+    @property
+    def unmeasured(self) -> str | None:
+        """Why it has no latency; None for a measured artifact."""
+        state = self.status.replace("_", " ")
+        return None if self.status == "measured" else f"latency {state}: {self.reason}"
+
+    @property
+    def obstacles(self) -> tuple[str, ...]:
+        """Why it cannot be recommended."""
+        unmeasured = (self.unmeasured,) if self.unmeasured else ()
+        broken = (excess for excess in self.excess or () if excess != UNTIMED)
+        return (*unmeasured, *(f"outside the limits of params.yaml: {one}" for one in broken))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know beside the numbers."""
+        found = list(self.obstacles)
+        if self.latency and self.latency.throughput_reason:
+            found.append(f"no throughput: {self.latency.throughput_reason}")
+        if self.metrics and not backend(self.artifact.backend).is_own(self.metrics.evaluated_with):
+            found.append(f"accuracy taken with {self.metrics.evaluated_with}")
+        if self.overtaken_by:
+            precision, p50 = self.overtaken_by
+            found.append(
+                f"int8 is slower here than {precision}: p50 {self.p50:.3f} against {p50:.3f} ms"
+            )
+        return tuple(found)
+
+    def cells(self) -> dict[str, str]:
+        """Every figure as text by its heading; a dash where nothing is known."""
+        metrics, bench = self.metrics, self.latency
+        times = bench.latency_ms if bench else None
+        share = bench.ratio_to_reference if bench else None
+        many = bench.throughput if bench else None
+        limits = {None: UNKNOWN, True: "within", False: "outside"}
+        return {
+            "Student": self.artifact.student,
+            "Runtime": title(self.artifact.backend),
+            "Precision": self.artifact.precision,
+            "Status": self.status.replace("_", " "),
+            "Top-1": f"{metrics.top1:.4f}" if metrics else UNKNOWN,
+            "Drop": f"{metrics.top1_drop:+.4f}" if metrics else UNKNOWN,
+            "Agreement": f"{metrics.agreement:.4f}" if metrics else UNKNOWN,
+            "p50 ms": f"{times.p50:.3f}" if times else UNKNOWN,
+            "p90 ms": f"{times.p90:.3f}" if times else UNKNOWN,
+            "× ref": f"{share:.2f}" if share is not None else UNKNOWN,  # noqa: RUF001
+            "Images/s": f"{many.images_per_second:,.0f}" if many else UNKNOWN,
+            "kB": f"{metrics.size_bytes / 1000:,.0f}" if metrics else UNKNOWN,
+            "int8 MACs": f"{metrics.int8_mac_share:.1%}" if metrics else UNKNOWN,
+            "Limits": limits[None if self.excess is None else self.within_limits],
+        }
+
+
+LEFT_ALIGNED = ("Student", "Runtime", "Precision", "Status", "Limits")
+TERMINAL = ("Runtime", "Precision", "Status", "Top-1", "Drop", "p50 ms", "p90 ms", "kB")
+"""What fits into 80 characters."""
+
+
+def gather(params: ReportParams) -> list[Row]:
+    """One row per enabled student, backend and precision, in the order of params.yaml.
+
+    What is not recorded yet gives a row that says so; a file that is no such record raises
+    `PipelineError`. Files of students and precisions that are not asked for are ignored.
+    """
+    record = BenchmarkRecord.read(BENCHMARK) if BENCHMARK.exists() else None
+    rows = [
+        _row(artifact, record, params.limits)
+        for artifact in params.backends.artifacts(params.students.enabled)
+    ]
+    return [replace(row, overtaken_by=_overtaking(row, rows)) for row in rows]
+
+
+def best_per_backend(rows: list[Row]) -> dict[str, Row | None]:
+    """By backend: the fastest artifact among those measured and within the limits."""
+    best: dict[str, Row | None] = {row.artifact.backend: None for row in rows}
+    for row in rows:
+        known = best[row.artifact.backend]
+        fastest = math.inf if known is None or known.p50 is None else known.p50
+        if row.within_limits and row.p50 is not None and row.p50 < fastest:
+            best[row.artifact.backend] = row
+    return best
+
+
+def numbered_notes(rows: list[Row]) -> dict[str, int]:
+    """Every note of the rows once, numbered from 1 in order of appearance."""
+    notes = dict.fromkeys(note for row in rows for note in row.notes)
+    return {note: number for number, note in enumerate(notes, 1)}
+
+
+def shown_cells(row: Row, numbers: dict[str, int]) -> dict[str, str]:
+    """`row.cells()` with the numbers of its notes behind the status."""
+    cells = row.cells()
+    if row.notes:
+        cells["Status"] += f" [{', '.join(str(numbers[note]) for note in row.notes)}]"
+    return cells
+
+
+def table(rows: list[Row]) -> Table:
+    """The main figures for the terminal; notes are numbered in the status."""
+    notes = numbered_notes(rows)
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
+    for heading in TERMINAL:
+        words = heading in LEFT_ALIGNED
+        shown.add_column(heading, justify="left" if words else "right", no_wrap=heading != "Status")
+    for i, row in enumerate(rows):
+        if i == 0 or rows[i - 1].artifact.student != row.artifact.student:
+            shown.add_section()
+            shown.add_row(Text(row.artifact.student, style="bold"))
+        style = {"measured": "", "failed": "red"}.get(row.status, "dim")
+        cells = shown_cells(row, notes)
+        texts = [Text(cells[heading]) for heading in TERMINAL]
+        shown.add_row(*texts, style="yellow" if row.excess else style)
+    shown.caption = Text("\n".join(f"[{number}] {note}" for note, number in notes.items()))
+    shown.caption_justify = "left"
+    return shown
+
+
+def _row(artifact: Artifact, record: BenchmarkRecord | None, limits: Limits) -> Row:
+    metrics = CompiledMetrics.read(artifact.metrics) if artifact.metrics.exists() else None
+    latency = record.rows.get(artifact.key) if record else None
+    status: Status = "missing"
+    if metrics is None:
+        latency, reason = None, "not compiled yet, run `dvc repro`"  # a latency would be stale
+    elif latency is None:
+        reason = "not benchmarked yet, run `dvc repro`"
+    else:
+        status, reason = latency.status, latency.reason or ""
+    p50 = latency.latency_ms.p50 if latency and latency.latency_ms else None
+    broken = None
+    if metrics is not None:
+        broken = excess(metrics, limits) + over_budget(metrics, p50, limits)
+    return Row(artifact, status, reason or None, metrics, latency, broken)
+
+
+def _overtaking(row: Row, rows: list[Row]) -> tuple[str, float] | None:
+    """Precision and p50 of the fastest float artifact, if `row` is int8 and clearly slower."""
+    floats = [
+        (other.p50, other.artifact.precision)
+        for other in rows
+        if replace(other.artifact, precision="int8") == row.artifact
+        and not other.artifact.int8
+        and other.p50 is not None
+    ]
+    if not row.artifact.int8 or row.p50 is None or not floats:
+        return None
+    p50, precision = min(floats)
+    return (precision, p50) if row.p50 > CLEARLY * p50 else None
+
+
+def excess(metrics: CompiledMetrics, limits: Limits) -> tuple[str, ...]:
+    """Which of its limits an artifact breaks, whatever there was before it."""
+    found = []
+    if metrics.top1_drop > limits.max_top1_drop:
+        found.append(f"its top-1 drops by more than {limits.max_top1_drop:g}")
+    if metrics.agreement < limits.min_agreement:
+        found.append(f"it agrees with its float student on less than {limits.min_agreement:.0%}")
+    if limits.min_top1 is not None and metrics.top1 < limits.min_top1:
+        found.append(f"its top-1 is below {limits.min_top1:g}")
+    return tuple(found)
+
+
+def over_budget(metrics: CompiledMetrics, p50: float | None, limits: Limits) -> tuple[str, ...]:
+    """Which limits of a device an artifact breaks; `p50` in ms is None where not measured."""
+    found = []
+    if limits.max_p50_ms is not None and p50 is None:
+        found.append(UNTIMED)
+    elif limits.max_p50_ms is not None and p50 is not None and p50 > limits.max_p50_ms:
+        found.append(f"its p50 is above {limits.max_p50_ms:g} ms")
+    if limits.max_kb is not None and metrics.size_bytes / 1000 > limits.max_kb:
+        found.append(f"it is larger than {limits.max_kb:g} kB")
+    return tuple(found)

@@ -1,0 +1,105 @@
+"""Weight gradients of depthwise convolutions on small maps, on a CPU.
+
+oneDNN, with which torch computes on CPUs, has a kernel for these gradients up to 3 x 3 weights
+and where the map is no smaller (`init_conf` of `jit_uni_dw_conv_bwd_weights_kernel` in its
+source). Anything else becomes a matrix product for each image and channel: for 5 x 5 weights of
+288 channels on 2 x 2 pixels it took forty times as long as what is done here, and such layers
+took 30 to 40% of a student's whole step (two cores, AVX2, batches of 128).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+_MOST_PIXELS = 16
+"""Of a map: the work grows with its square, and beyond 4 x 4 pixels little is gained."""
+_KERNEL = 3
+"""The largest that oneDNN has a kernel for."""
+
+Pair = tuple[int, int]
+
+
+def small_depthwise(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> torch.Tensor:
+    """`torch.nn.functional.conv2d`, with other kernels for depthwise weight gradients on a CPU.
+
+    Outputs and gradients are the same but for rounding. `core.patches.conv2d` puts it in place.
+    """
+    size, kernel = input.shape[-2:], max(weight.shape[-2:])
+    at_hand = input.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    depthwise = input.dim() == 4 and groups == input.shape[1] == weight.shape[0]
+    slow = kernel > _KERNEL or kernel > min(size)
+    small = math.prod(size) <= _MOST_PIXELS and torch.is_grad_enabled()
+    plain = not isinstance(padding, str) and set(_pair(dilation)) == {1}
+    if not (at_hand and depthwise and slow and small and plain):
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    found = _Depthwise.apply(input, weight, _pair(stride), _pair(padding))  # type: ignore[no-untyped-call]
+    assert isinstance(found, torch.Tensor)
+    return found if bias is None else found + bias[:, None, None]
+
+
+class _Depthwise(torch.autograd.Function):
+    """Output and input gradient by oneDNN, the weights' gradient as one product per channel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair
+    ) -> torch.Tensor:
+        ctx.save_for_backward(input, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return torch.conv2d(input, weight, None, stride, padding, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        by_input = by_weight = None
+        if ctx.needs_input_grad[0]:
+            by_input = torch.ops.aten.convolution_backward(
+                slope, input, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0),
+                len(weight), (True, False, False),
+            )[0]  # fmt: skip
+        if ctx.needs_input_grad[1]:
+            by_weight = _by_weight(input, slope, weight.shape, ctx.stride, ctx.padding)
+        return by_input, by_weight, None, None
+
+
+def _by_weight(
+    input: torch.Tensor, slope: torch.Tensor, shape: torch.Size, stride: Pair, padding: Pair
+) -> torch.Tensor:
+    """The gradient [C, 1, K, L] of weights, for an input [N, C, H, W] and slopes [N, C, H', W'].
+
+    Every pixel times every slope, summed over images, and of these each tap's.
+    """
+    images, channels = input.shape[:2]
+    pixels = input.permute(1, 2, 3, 0).reshape(channels, -1, images).contiguous()
+    slopes = slope.transpose(0, 1).reshape(channels, images, -1).contiguous()
+    rows, columns = (
+        _taps(*axis)
+        for axis in zip(input.shape[2:], slope.shape[2:], shape[2:], stride, padding, strict=True)
+    )
+    taps = torch.einsum("aio,bjp->ijopab", rows, columns).reshape(-1, math.prod(shape[2:]))
+    return (torch.bmm(pixels, slopes).flatten(1) @ taps.to(slopes.dtype)).reshape(shape)
+
+
+@lru_cache(maxsize=64)
+def _taps(inputs: int, outputs: int, kernel: int, stride: int, padding: int) -> torch.Tensor:
+    """Along one axis, [kernel, inputs, outputs]: 1 where a tap takes an input to an output."""
+    tap = torch.arange(kernel)[:, None, None]
+    pixel = torch.arange(inputs)[None, :, None]
+    first = torch.arange(outputs)[None, None, :] * stride - padding
+    return (pixel == first + tap).float()
+
+
+def _pair(value: Any) -> Pair:
+    return (value, value) if isinstance(value, int) else tuple(value)

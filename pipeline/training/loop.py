@@ -1,0 +1,335 @@
+"""The one training loop: teachers and students, seeded, on any number of devices, resumable."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.patches import conv2d, import_timm
+from pipeline.core.progress import track
+from pipeline.data.records import Arrays
+from pipeline.data.views import Views
+from pipeline.networks.inference import evaluate
+from pipeline.networks.pixels import PixelsToLogits
+from pipeline.training.checkpoints import load_checkpoint, save_checkpoint
+from pipeline.training.curves import Curves
+from pipeline.training.depthwise import small_depthwise
+from pipeline.training.devices import synchronise_batch_norm
+from pipeline.training.params import Training
+from pipeline.training.recipe import build_optimizer, build_schedule, steps_per_epoch
+from pipeline.training.records import Epoch
+
+Terms = dict[str, torch.Tensor]
+"""The summands of an objective by name, already weighted."""
+
+_LOOK_EVERY = 50
+"""Steps between two looks at the loss, which make a GPU wait."""
+
+
+class Objective(nn.Module):
+    """What is minimised, and the `model` that ships; other parameters only train along."""
+
+    model: PixelsToLogits
+
+    def forward(
+        self,
+        pixels: torch.Tensor,
+        labels: torch.Tensor,
+        recorded: torch.Tensor | None,
+        progress: float,
+    ) -> Terms:
+        """The weighted terms for pixels uint8 [N, H, W, C].
+
+        Labels are int64 [N] or class probabilities [N, C]; `recorded` are teachers' logits
+        [T, N, C]; `progress` is the share of all steps done, in [0, 1].
+        """
+        raise NotImplementedError
+
+
+class Recording(Protocol):
+    """Teachers' logits by epoch and sample."""
+
+    def batch(
+        self, epoch: int, samples: NDArray[np.int64], device: torch.device
+    ) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The state of the best epoch on val has been loaded into the model."""
+
+    epochs: tuple[Epoch, ...]
+    best_epoch: int
+    val_top1: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's name, its recipe, and the key that its checkpoint is found by.
+
+    A checkpoint is written after every epoch, and within one after so many seconds. Without
+    `curves` nothing is written to metrics/.
+    """
+
+    name: str
+    key: str
+    seed: int
+    training: Training
+    epochs: int
+    checkpoint_seconds: float
+    curves: bool = True
+
+
+def fit(
+    fabric: Fabric,
+    objective: Objective,
+    views: Views,
+    val: Arrays,
+    run: Run,
+    recorded: Recording | None = None,
+) -> Fitted:
+    """Minimise the sum of `objective`'s terms over `views`, keep the epoch that is best on val.
+
+    Val images are uint8 [N, H, W, C], labels int64 [N]. Order, views and dropout depend on the
+    seed and the step alone, so a run that was stopped anywhere goes on from its last
+    checkpoint and ends with the same bits. With `ema`, what is judged and kept is the moving
+    average of the model's weights. Rank 0 alone writes.
+    """
+    if run.epochs == 0:
+        return _as_it_came(fabric, objective, views, val, run)
+    return _Loop(fabric, objective, views, val, run, recorded).go()
+
+
+class _Loop:
+    """One run; everything that a checkpoint keeps is named in `_state`."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        objective: Objective,
+        views: Views,
+        val: Arrays,
+        run: Run,
+        recorded: Recording | None,
+    ) -> None:
+        self.fabric, self.views, self.val, self.run = fabric, views, val, run
+        self.recorded, training = recorded, run.training
+        self.steps = steps_per_epoch(len(views), training, fabric.world_size, run.name)
+        self.objective = objective.to(fabric.device)
+        self.model = objective.model
+        if fabric.world_size > 1:
+            synchronise_batch_norm(objective)
+        self.optimizer = build_optimizer(objective, training, run.name)
+        self.schedule = build_schedule(self.optimizer, training, run.epochs, self.steps, run.name)
+        self.ema: Any = None
+        if training.ema is not None:
+            import_timm()
+            from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
+
+            self.ema = ModelEmaV3(self.model, decay=training.ema, use_warmup=True)
+        self.step = 0
+        self.rows: list[dict[str, float]] = []
+        self.best: dict[str, torch.Tensor] = {}
+        self.sums: dict[str, torch.Tensor] = {}
+        self._restore()
+        self.wrapped, self.stepper = fabric.setup(objective, self.optimizer)
+        self._saved = time.monotonic()
+
+    def go(self) -> Fitted:
+        run, first = self.run, self.fabric.is_global_zero
+        quiet = not (first and run.curves)
+        curves = Curves(run.name, self.rows, tensorboard=run.training.tensorboard, quiet=quiet)
+        while len(self.rows) < run.epochs:
+            epoch = len(self.rows)
+            self._train_epoch(epoch)
+            row = self._close_epoch()
+            curves.log(row)
+            if first:
+                print(
+                    f"{run.name} {epoch + 1}/{run.epochs}: "
+                    f"train loss {row['train_loss']:.3f}, val loss {row['val_loss']:.3f}, "
+                    f"val top-1 {row['val_top1']:.4f}"
+                )
+        self.model.load_state_dict(self.best)
+        fields = Epoch.model_fields
+        rows = tuple(
+            Epoch.model_validate({k: v for k, v in row.items() if k in fields}) for row in self.rows
+        )
+        top1s = [row.val_top1 for row in rows]
+        return Fitted(rows, top1s.index(max(top1s)) + 1, max(top1s))
+
+    def _train_epoch(self, epoch: int) -> None:
+        """The steps of an epoch that are still to do, in a seeded order of its own.
+
+        The incomplete last batch is left out.
+        """
+        size = self.run.training.batch_size
+        order = np.random.default_rng([self.run.seed, epoch]).permutation(len(self.views))
+        todo = range(self.step - epoch * self.steps, self.steps)
+        bar = f"{self.run.name} {epoch + 1}/{self.run.epochs}"
+        self.objective.train()
+        for i in track(
+            todo,
+            bar,
+            self.steps * size,
+            step=size,
+            done=todo.start * size,
+            quiet=not self.fabric.is_global_zero,
+        ):
+            self.schedule.step_update(self.step)
+            self._train_step(epoch, order[i * size : (i + 1) * size])
+            self.step += 1
+            if self.ema is not None:
+                self.ema.update(self.model, step=self.step)
+            last = i + 1 == self.steps
+            if last or i % _LOOK_EVERY == 0:
+                self._check_finite()
+            due = time.monotonic() - self._saved >= self.run.checkpoint_seconds
+            if due and not last and self._loss().isfinite():
+                self._save()
+
+    def _train_step(self, epoch: int, samples: NDArray[np.int64]) -> None:
+        """One update from this rank's share of a batch, in `accumulate` parts."""
+        fabric, training = self.fabric, self.run.training
+        parts = training.accumulate
+        # Dropout draws from torch's global generator: by step, so that nothing needs saving.
+        torch.manual_seed(
+            (self.run.seed << 32) + self.step * fabric.world_size + fabric.global_rank
+        )
+        progress = self.step / (self.run.epochs * self.steps)
+        share = samples[fabric.global_rank :: fabric.world_size]
+        self.stepper.zero_grad()
+        for part, chosen in enumerate(np.split(share, parts)):
+            pixels, labels = self.views.batch(epoch, chosen, fabric.device)
+            recorded = None
+            if self.recorded is not None:
+                recorded = self.recorded.batch(epoch, chosen, fabric.device)
+            wait: AbstractContextManager[None] = fabric.no_backward_sync(
+                self.wrapped, enabled=part + 1 < parts
+            )
+            with wait:
+                with conv2d(small_depthwise):
+                    terms = self.wrapped(pixels, labels, recorded, progress)
+                loss = torch.stack(list(terms.values())).sum() / parts
+                fabric.backward(loss)
+            for name, value in terms.items():
+                value = value.detach().double() / parts
+                self.sums[name] = self.sums[name] + value if name in self.sums else value
+        if training.clip_norm is not None:
+            fabric.clip_gradients(
+                self.wrapped, self.stepper, max_norm=training.clip_norm, error_if_nonfinite=False
+            )
+        self.stepper.step()
+
+    def _loss(self) -> torch.Tensor:
+        """The sum of the losses of this epoch so far, on this rank."""
+        return torch.stack(list(self.sums.values())).sum()
+
+    def _check_finite(self) -> None:
+        """At the same steps on all ranks, which then end together."""
+        loss = self._over_ranks(self._loss(), "sum").item()
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss became {loss} by step {self.step}")
+
+    def _diverged(self, what: str) -> PipelineError:
+        fix = "lower `lr`, lengthen `warmup` or set `clip_norm`"
+        return PipelineError(what, where=self.run.name, fix=fix)
+
+    def _close_epoch(self) -> dict[str, float]:
+        """Evaluate on val, keep the best state, save; the row of the curves."""
+        shipped = self.model if self.ema is None else self.ema.module
+        assert isinstance(shipped, PixelsToLogits)
+        val_loss, top1 = self._evaluate(shipped)
+        if not math.isfinite(val_loss):
+            epoch = len(self.rows) + 1
+            raise self._diverged(f"the loss on val is {val_loss} after epoch {epoch}")
+        if top1 > max((row["val_top1"] for row in self.rows), default=-1.0):
+            self.best = {name: value.clone() for name, value in shipped.state_dict().items()}
+        means = {
+            name: self._over_ranks(value, "mean").item() / self.steps
+            for name, value in self.sums.items()
+        }
+        row = {
+            "train_loss": sum(means.values()),
+            "val_loss": val_loss,
+            "val_top1": top1,
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+        }
+        if len(means) > 1:
+            row |= {f"loss_{name}": value for name, value in means.items()}
+        self.rows.append(row)
+        self.sums = {}
+        self._save()
+        return row
+
+    def _evaluate(self, model: PixelsToLogits) -> tuple[float, float]:
+        """Mean cross entropy and top-1 on val, each rank on its share."""
+        images, labels = self.val
+        rank, ranks = self.fabric.global_rank, self.fabric.world_size
+        loss, top1 = evaluate(model, images[rank::ranks], labels[rank::ranks])
+        if ranks == 1:
+            return loss, top1
+        share = len(labels[rank::ranks])
+        sums = torch.tensor([loss * share, top1 * share, share], dtype=torch.float64)
+        loss, correct, count = self._over_ranks(sums, "sum").tolist()
+        return loss / count, round(correct) / count
+
+    def _over_ranks(self, value: torch.Tensor, how: str) -> torch.Tensor:
+        reduced = self.fabric.all_reduce(value.to(self.fabric.device), reduce_op=how)
+        assert isinstance(reduced, torch.Tensor)
+        return reduced
+
+    def _state(self) -> dict[str, Any]:
+        state = {
+            "step": self.step,
+            "rows": self.rows,
+            "best": self.best,
+            "sums": self.sums,
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+        }
+        return state if self.ema is None else state | {"ema": self.ema.module.state_dict()}
+
+    def _save(self) -> None:
+        if self.fabric.is_global_zero:
+            save_checkpoint(self.run.key, self._state())
+        self._saved = time.monotonic()
+
+    def _restore(self) -> None:
+        state = load_checkpoint(self.run.key, self.fabric.device)
+        if state is None:
+            return
+        self.step, self.rows = state["step"], state["rows"]
+        self.best = state["best"]
+        # They are rank 0's; it stands in for all in the mean over ranks.
+        mine = self.fabric.world_size if self.fabric.is_global_zero else 0
+        self.sums = {name: mine * value for name, value in state["sums"].items()}
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+
+
+def _as_it_came(
+    fabric: Fabric, objective: Objective, views: Views, val: Arrays, run: Run
+) -> Fitted:
+    """No training: one row with the losses of the network as it came."""
+    model = objective.to(fabric.device).model
+    train_loss, _ = evaluate(model, views.images, views.labels)
+    val_loss, top1 = evaluate(model, *val)
+    row = Epoch(train_loss=train_loss, val_loss=val_loss, val_top1=top1, lr=0.0)
+    quiet = not (fabric.is_global_zero and run.curves)
+    Curves(run.name, [row.model_dump()], tensorboard=False, quiet=quiet)
+    return Fitted((row,), 0, top1)

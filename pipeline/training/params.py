@@ -1,0 +1,104 @@
+"""The group `teachers` of params.yaml, and the recipe of every training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.core.params import (
+    Count,
+    Fraction,
+    Group,
+    Name,
+    Positive,
+    Seed,
+    Selection,
+    nearest,
+)
+from pipeline.data.params import Views
+from pipeline.networks.params import Network
+from pipeline.networks.records import Normalisation
+
+
+class Training(Group):
+    """How a network learns from its views."""
+
+    batch_size: Annotated[int, Field(ge=2)] = Field(description="over all devices together")
+    accumulate: Count = Field(1, description="parts that a batch is computed in, to save memory")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    optimizer: str = Field("sgd", description="a name that timm's optimizer factory knows")
+    lr: Positive
+    momentum: Fraction = 0.9
+    weight_decay: Annotated[float, Field(ge=0)]
+    schedule: str = Field("cosine", description="a name that timm's scheduler factory knows")
+    schedule_options: dict[str, Any] = Field({}, description="further arguments of that factory")
+    warmup: Fraction = Field(0.1, description="share of all steps in linear warm-up")
+    label_smoothing: Fraction = 0.0
+    clip_norm: Positive | None = None
+    ema: Fraction | None = Field(None, description="decay of averaged weights, which then ship")
+    tensorboard: bool = Field(False, description="curves for TensorBoard, too, in .work/")
+
+
+class Teacher(Group):
+    source: Literal["train", "checkpoint", "pretrained"]
+    checkpoint: Path | None = Field(None, description="a safetensors file in `teachers.folder`")
+    normalisation: Normalisation | None = Field(
+        None, description="of a checkpoint that has no card.json beside it"
+    )
+    input_size: Literal["auto"] | Annotated[int, Field(ge=8, le=1024)] = Field(
+        "auto", description="pixels that images are resized to for it; auto: as the data has them"
+    )
+    network: Network
+    views: Views
+    training: Training
+
+    @model_validator(mode="after")
+    def _checkpoint_is_named(self) -> Teacher:
+        if (self.source == "checkpoint") != (self.checkpoint is not None):
+            raise ValueError("`checkpoint` is set exactly when `source` is `checkpoint`")
+        outside = self.checkpoint and (
+            self.checkpoint.is_absolute() or ".." in self.checkpoint.parts
+        )
+        if outside:
+            raise ValueError("`checkpoint` is a path inside `teachers.folder`")
+        return self
+
+
+class Teachers(Group):
+    """Who teaches; several teachers are one, whose logits are combined from theirs."""
+
+    overridable: ClassVar[bool] = True
+    graph_keys: ClassVar[tuple[str, ...]] = ("enabled", "folder")
+
+    enabled: tuple[Name, ...] = Field(min_length=1)
+    folder: Path = Field(description="checkpoints of your own; a change in it is noticed")
+    combine: Literal["mean", "best"] = Field(
+        "mean", description="of logits: weighted mean, or for each image the teacher that knows it"
+    )
+    weights: dict[Name, Positive] = Field({}, description="in the mean, by teacher; 1 by default")
+    zoo: dict[Name, Teacher]
+
+    @model_validator(mode="after")
+    def _enabled_exist(self) -> Teachers:
+        for name in self.enabled:
+            if name not in self.zoo:
+                raise ValueError(f"`enabled` names `{name}`{nearest(name, self.zoo)}")
+        for name in self.weights:
+            if name not in self.enabled:
+                raise ValueError(f"`weights` names `{name}`{nearest(name, self.enabled)}")
+        if self.weights and self.combine == "best":
+            raise ValueError("`weights` belong to `combine: mean`")
+        return self
+
+    def checkpoint_file(self, name: str) -> Path | None:
+        checkpoint = self.zoo[name].checkpoint
+        return None if checkpoint is None else self.folder / checkpoint
+
+
+class TeacherParams(Selection):
+    """What the stage `train_teacher` reads."""
+
+    seed: Seed
+    teachers: Teachers

@@ -1,0 +1,112 @@
+"""From params to timm's optimizer and schedule, and what a recipe can be known to be wrong by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.patches import import_timm, muon_in_float32
+from pipeline.training.curves import tensorboard_writer
+from pipeline.training.devices import check_precision
+from pipeline.training.params import Training
+
+
+def check_training(training: Training, name: str) -> None:
+    """Raise `PipelineError` for what can be known to be wrong before there is any data."""
+    probe = nn.Linear(1, 1)
+    build_schedule(build_optimizer(probe, training, name), training, 2, 10, name)
+    steps_per_epoch(training.batch_size, training, 1, name)
+    check_precision(training)
+    if training.tensorboard:
+        tensorboard_writer()
+
+
+def steps_per_epoch(samples: int, training: Training, ranks: int, name: str) -> int:
+    """Steps per epoch; `PipelineError` for a batch that the data or the devices do not fit."""
+    size = training.batch_size
+    if samples < size:
+        raise PipelineError(
+            f"the train split has {samples} images, a batch {size}",
+            where=name,
+            fix="lower `batch_size`",
+        )
+    if size % (ranks * training.accumulate):
+        raise PipelineError(
+            f"a batch of {size} cannot be divided among {ranks} device(s) in "
+            f"{training.accumulate} part(s) each",
+            where=name,
+            fix="make `batch_size` a multiple of both together",
+        )
+    return samples // size
+
+
+def build_optimizer(objective: nn.Module, training: Training, name: str) -> torch.optim.Optimizer:
+    """timm's optimizer over all parameters of `objective`; `name` stands in its errors."""
+    import_timm()
+    from timm.optim import (  # type: ignore[attr-defined]
+        create_optimizer_v2,
+        get_optimizer_info,
+        list_optimizers,
+    )
+
+    if next(objective.parameters()).device.type == "cpu":
+        muon_in_float32()
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            objective,
+            opt=training.optimizer,
+            lr=training.lr,
+            weight_decay=training.weight_decay,
+            momentum=training.momentum,
+        )
+        second_order = get_optimizer_info(training.optimizer).second_order
+    except (AssertionError, ImportError, KeyError, TypeError, ValueError) as error:
+        raise PipelineError(
+            f"timm has no optimizer `{training.optimizer}` here ({error})",
+            where=name,
+            fix=f"choose one of {', '.join(map(str, list_optimizers()[:12]))}, ...",
+        ) from None
+    if second_order:
+        raise PipelineError(
+            f"`{training.optimizer}` needs second derivatives, which are not computed", where=name
+        )
+    return optimizer
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, training: Training, epochs: int, steps: int, name: str
+) -> Any:
+    """timm's scheduler by updates, warm-up before it.
+
+    It is a function of the step alone, so a checkpoint needs none of it.
+    """
+    import_timm()
+    from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
+
+    rising = training.warmup * epochs * steps
+    arguments: dict[str, Any] = {
+        "num_epochs": epochs * (1 - training.warmup),
+        "warmup_epochs": epochs * training.warmup,
+        "warmup_prefix": True,
+        "warmup_lr": training.lr / (rising + 1),
+    }
+    try:
+        schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched=training.schedule,
+            step_on_epochs=False,
+            updates_per_epoch=steps,
+            **(arguments | training.schedule_options),
+        )
+        if schedule is None:
+            raise ValueError("`none` has no warm-up; `constant` has")
+    except (AssertionError, ValueError, TypeError) as error:
+        raise PipelineError(
+            f"timm has no such schedule: {error}",
+            where=f"{name}: schedule `{training.schedule}`, options {training.schedule_options}",
+            fix="choose one of cosine, tanh, step, multistep, poly, wsd, rsqrt, constant",
+        ) from None
+    return schedule

@@ -1,0 +1,123 @@
+"""What a teacher's and a student's stage have in common: fit, evaluate, write."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.files import whole_folder
+from pipeline.core.records import METRICS
+from pipeline.data.records import Manifest, load_split
+from pipeline.data.views import Views
+from pipeline.networks.build import parameter_count, tool_versions
+from pipeline.networks.inference import evaluate
+from pipeline.networks.params import Network
+from pipeline.networks.pixels import PixelsToLogits
+from pipeline.networks.records import ModelCard
+from pipeline.networks.weights import save_model
+from pipeline.training.checkpoints import forget_checkpoint, run_key
+from pipeline.training.loop import Fitted, Objective, Recording, Run, fit
+from pipeline.training.params import Training
+from pipeline.training.records import ModelMetrics
+
+CHECKPOINT_SECONDS = "EDGESTILL_CHECKPOINT_SECONDS"
+"""How much work a stop may cost, for machines that are taken away. Results do not depend on
+it, so it is no parameter."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One network to train and where it goes; `settings` are all other things that decide it."""
+
+    name: str
+    kind: str
+    folder: Path
+    network: Network
+    input_size: int
+    training: Training
+    epochs: int
+    seed: int
+    settings: object
+    curves: bool = True
+
+
+def checkpoint_seconds() -> float:
+    text = os.environ.get(CHECKPOINT_SECONDS, "60")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise PipelineError(f"`{text}` is no number of seconds", where=CHECKPOINT_SECONDS)
+    return seconds
+
+
+def train_and_write(
+    fabric: Fabric,
+    task: Task,
+    manifest: Manifest,
+    objective: Objective,
+    views: Views,
+    recorded: Recording | None = None,
+) -> None:
+    """Fit on `views`, choose on val, look at test once, and write the folder and its metrics."""
+    key = run_key(task, manifest.digests)
+    fitted = fit_task(fabric, task, key, objective, views, recorded)
+    if fabric.is_global_zero:
+        model = objective.model
+        card = model_card(task, manifest, model, fitted)
+        _, test_top1 = evaluate(model, *load_split("test"))
+        with whole_folder(task.folder) as scratch:
+            save_model(scratch, model.network, card)
+        metrics = ModelMetrics(
+            val_top1=fitted.val_top1, test_top1=test_top1, parameters=card.parameters
+        )
+        metrics.write(METRICS / task.kind / f"{task.name}.json")
+        print(f"{task.name}: {card.parameters:,} parameters, test top-1 {test_top1:.4f}")
+        forget_checkpoint(key)
+    fabric.barrier()
+
+
+def fit_task(
+    fabric: Fabric,
+    task: Task,
+    key: str,
+    objective: Objective,
+    views: Views,
+    recorded: Recording | None = None,
+) -> Fitted:
+    """Fit on `views` and choose on val; the caller forgets the checkpoint `key` in the end."""
+    objective.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    run = Run(
+        task.name, key, task.seed, task.training, task.epochs, checkpoint_seconds(), task.curves
+    )
+    return fit(fabric, objective, views, load_split("val"), run, recorded)
+
+
+def model_card(task: Task, manifest: Manifest, model: PixelsToLogits, fitted: Fitted) -> ModelCard:
+    """What is to be known about the network that `task` made."""
+    return ModelCard(
+        arch=task.network.arch,
+        args=task.network.args,
+        stem_stride=task.network.stem_stride,
+        stem_pool=task.network.stem_pool,
+        hard_swish=task.network.hard_swish,
+        image_size=manifest.image_size,
+        input_size=task.input_size,
+        channels=manifest.channels,
+        classes=manifest.classes,
+        normalisation=model.normalisation,
+        parameters=parameter_count(model),
+        seed=task.seed,
+        epochs=task.epochs,
+        best_epoch=fitted.best_epoch,
+        val_top1=fitted.val_top1,
+        data_digest=manifest.digests["train_images.npy"],
+        versions=tool_versions(),
+    )

@@ -1,0 +1,93 @@
+"""A small real student, compiled for every backend as the stages would have left it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.backends.base.artifact import Artifact
+from pipeline.backends.base.job import (
+    Job,
+)
+from pipeline.backends.base.records import ArtifactRecord
+from pipeline.backends.base.registry import (
+    backend,
+)
+from pipeline.backends.base.spec import versions
+from pipeline.bundle.write import write_bundles
+from pipeline.cli.params import load_params
+from pipeline.core.files import sha256
+from pipeline.data.records import PACKED, SPLITS
+from tests.backends.conftest import job
+from tests.conftest import flawless, write_training
+from tests.students import draw, student_folder
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+STUDENT = "mnv4_small_050"
+
+__all__ = ["job", "shipped", "student"]
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return student_folder("relu", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def shipped(
+    job: Callable[[str], Job], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, list[Path]]]:
+    """Bundles by backend, of the precisions in params.yaml; converting for LiteRT is slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("shipped")
+        patch.chdir(folder)
+        tree = yaml.safe_load(PARAMS.read_text())
+        tree["students"]["enabled"] = [STUDENT]
+        tree["backends"]["tflite"]["precisions"] = ["fp16", "int8"]
+        Path("params.yaml").write_text(yaml.safe_dump(tree))
+        params = load_params()
+        PACKED.mkdir(parents=True)
+        for part, array in zip(("images", "labels"), draw(100, seed=2), strict=True):
+            np.save(PACKED / f"test_{part}.npy", array)
+        manifest = job("fp32").manifest
+        counts = dict.fromkeys(SPLITS, manifest.counts["train"])
+        manifest.model_copy(update={"counts": counts}).write(PACKED / "manifest.json")
+        write_training("teachers", params.teachers.enabled[0])
+        write_training("students", STUDENT)
+        for name, precision in params.backends.pairs():
+            compile_artifact(name, job(precision))
+        found = {name: [] for name in NAMES}
+        for bundle in write_bundles(params):
+            path = folder / "models/bundles" / f"{STUDENT}-{bundle.backend}-{bundle.precision}"
+            found[bundle.backend].append(path)
+    yield found
+
+
+def compile_artifact(name: str, job: Job) -> None:
+    """What the stage `compile_<name>` leaves, but for the accuracy."""
+    runtime = backend(name)
+    folder = Artifact(STUDENT, name, job.precision).folder
+    folder.mkdir(parents=True)
+    compiled = runtime.compile(job, folder)
+    ArtifactRecord(
+        student=STUDENT,
+        backend=name,
+        precision=job.precision,
+        model_file=compiled.model_file,
+        quantizer=compiled.quantizer,
+        calibration_digest=None,
+        image_size=job.manifest.image_size,
+        channels=job.manifest.channels,
+        classes=job.manifest.classes,
+        execution=compiled.execution,
+        versions=versions(runtime.packages),
+        digests={file.name: sha256(file) for file in sorted(folder.iterdir())},
+    ).write(folder / "artifact.json")
+    share, by = compiled.execution.int8_mac_share, runtime.evaluator() or ""
+    flawless(folder / compiled.model_file, share, by, name).write(
+        Artifact(STUDENT, name, job.precision).metrics
+    )

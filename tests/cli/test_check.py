@@ -1,0 +1,83 @@
+"""`python -m pipeline check`: what would fail after an hour fails at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.backends.openvino.spec import OpenVino
+from pipeline.cli.check import check
+from pipeline.cli.params import Params, load_params
+from pipeline.core.errors import PipelineError
+
+SHIPPED = Path(__file__).parents[1] / "params.yaml"
+
+
+TREE = yaml.safe_load(SHIPPED.read_text())
+TRAINING = TREE["distill"]["training"]
+MISSING = TREE["teachers"]["zoo"]["resnet"] | {"source": "checkpoint", "checkpoint": "none"}
+EARLY = {"name": "hint", "weight": 1, "taps": ["early"]}
+HEADLESS = {"features_only": True}
+
+
+def params(folder: Path, **groups: dict[str, Any]) -> Params:
+    tree = yaml.safe_load(SHIPPED.read_text())
+    for group, changes in groups.items():
+        tree[group] |= changes
+    (folder / "params.yaml").write_text(yaml.safe_dump(tree))
+    return load_params(folder / "params.yaml")
+
+
+@pytest.mark.parametrize("profile", ["cpu", "gpu", "smoke"])
+def test_what_is_shipped_is_right(tmp_path: Path, profile: str) -> None:
+    tree = yaml.safe_load(SHIPPED.read_text()) | {"profile": profile}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
+    check(load_params(tmp_path / "params.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ({"data": {"source": "folder", "folder": "/nowhere"}}, "there is no such folder"),
+        ({"distill": {"losses": [{"name": "kll", "weight": 1}]}}, "did you mean `kl`"),
+        (
+            {"distill": {"losses": [{"name": "cross_entropy", "weight": 1}, EARLY]}},
+            "the student has no tap `early`",
+        ),
+        (
+            {"students": {"enabled": ["a"], "zoo": {"a": {"arch": "vit_tiny_patch16_224"}}}},
+            "a vision transformer needs `img_size`",
+        ),
+        (
+            {"students": {"enabled": ["a"], "zoo": {"a": {"arch": "resnet10t", "args": HEADLESS}}}},
+            "does not give one logit per class",
+        ),
+        ({"distill": {"training": TRAINING | {"optimizer": "adamww"}}}, "no optimizer `adamww`"),
+        ({"distill": {"training": TRAINING | {"optimizer": "adahessian"}}}, "second derivatives"),
+        ({"distill": {"training": TRAINING | {"schedule": "cosin"}}}, "schedule `cosin`"),
+        ({"distill": {"training": TRAINING | {"precision": "fp16"}}}, "training needs a GPU"),
+        ({"distill": {"training": TRAINING | {"accumulate": 3}}}, "cannot be divided"),
+        ({"teachers": {"zoo": {"resnet": MISSING}}}, "there is no such checkpoint"),
+        (
+            {"students": {"enabled": ["a"], "zoo": {"a": {"arch": "mobilenetv9"}}}},
+            "has no network `mobilenetv9`",
+        ),
+    ],
+)
+def test_a_mistake_is_found_before_anything_is_computed(
+    tmp_path: Path, groups: dict[str, dict[str, Any]], said: str
+) -> None:
+    with pytest.raises(PipelineError, match=said):
+        check(params(tmp_path, **groups))
+
+
+def test_a_backend_whose_package_is_missing_is_named_unless_it_is_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenVino, "packages", ("openvino", "no-such-package"))
+    with pytest.raises(PipelineError, match="no-such-package is not installed"):
+        check(params(tmp_path))
+    check(params(tmp_path, backends={"openvino": {"precisions": []}}))

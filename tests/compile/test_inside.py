@@ -1,0 +1,91 @@
+"""Noise by layer and the exact input, through every runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.backends.base.job import Job
+from pipeline.backends.base.registry import (
+    backend,
+)
+from pipeline.compile.inside import Inside, look_inside
+from pipeline.core.errors import PipelineError
+from tests.backends.conftest import job, student, test_images, torch_logits
+
+__all__ = ["job", "student", "test_images", "torch_logits"]
+
+Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+@pytest.fixture
+def int8(
+    job: Callable[[str], Job], test_images: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Job:
+    """A job, in a folder that has a val split."""
+    (tmp_path / "data/packed").mkdir(parents=True)
+    for part, array in zip(("images", "labels"), test_images, strict=True):
+        np.save(tmp_path / f"data/packed/val_{part}.npy", array)
+    monkeypatch.chdir(tmp_path)
+    return job("int8")
+
+
+def compiled(name: str, made: Job, folder: Path) -> Path:
+    folder.mkdir()
+    return folder / backend(name).compile(made, folder).model_file
+
+
+def decibels(inside: Inside) -> dict[str, float]:
+    return {layer.name: np.inf if layer.snr_db is None else layer.snr_db for layer in inside.layers}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_layer_is_compared_and_the_input_is_exact(
+    name: str, int8: Job, tmp_path: Path
+) -> None:
+    inside = look_inside(backend(name), int8, compiled(name, int8, tmp_path / "made"), "here")
+    assert inside.exact_input_images == 33  # 32 real ones, and one with every value
+    found = decibels(inside)
+    assert list(found) == [layer.name for layer in int8.layers] and inside.notes == ()
+    assert min(found.values()) > 5 and max(found.values()) < 60
+
+
+@pytest.mark.parametrize("student", ["relu"], indirect=True)
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_that_stay_in_float_add_no_noise(name: str, int8: Job, tmp_path: Path) -> None:
+    first = tuple(layer.name for layer in int8.layers[:2])
+    recipe = replace(int8.recipe, float_layers=first)
+    made = compiled(name, replace(int8, recipe=recipe), tmp_path / "mixed")
+    mixed = decibels(look_inside(backend(name), int8, made, "here"))
+    plain = compiled(name, int8, tmp_path / "plain")
+    before = decibels(look_inside(backend(name), int8, plain, "here"))
+    assert mixed[first[0]] > before[first[0]] + 10
+
+
+@pytest.mark.parametrize("student", ["relu"], indirect=True)
+def test_a_graph_that_rounds_its_pixels_is_refused(int8: Job, tmp_path: Path) -> None:
+    made = compiled("onnxruntime", int8, tmp_path / "made")
+    model = onnx.load(made)
+    (pixels,) = (node.output[0] for node in model.graph.node if node.op_type == "Transpose")
+    scale = next(node.input[1] for node in model.graph.node if pixels in node.input)
+    for tensor in model.graph.initializer:
+        if tensor.name == scale:
+            wrong = np.array(1 / 50, np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(wrong, scale))
+    onnx.save(model, made)
+    with pytest.raises(PipelineError, match="pixels are not its int8 input"):
+        look_inside(backend("onnxruntime"), int8, made, "here")
+
+
+@pytest.mark.parametrize("student", ["relu"], indirect=True)
+def test_other_numbers_of_layers_are_told_not_guessed(int8: Job, tmp_path: Path) -> None:
+    made = compiled("onnxruntime", int8, tmp_path / "made")
+    fewer = replace(int8, layers=int8.layers[1:])
+    inside = look_inside(backend("onnxruntime"), fewer, made, "here")
+    assert inside.layers == () and "noise by layer is not known" in inside.notes[0]

@@ -1,0 +1,247 @@
+"""The loop: same bits from the same seed, also across a stop; mistakes end it early."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.core.errors import PipelineError
+from pipeline.data.params import Augment
+from pipeline.networks.inference import evaluate
+from pipeline.networks.params import Network
+from pipeline.networks.pixels import PixelsToLogits
+from pipeline.training import loop as room
+from pipeline.training import recipe
+from pipeline.training.curves import Curves
+from pipeline.training.params import Training
+from pipeline.training.records import Epoch, read_curve
+from pipeline.training.teacher import Supervised
+from tests.distill.conftest import (
+    RESNET,
+    TINY,
+    TRAINING,
+    distillation,
+    model,
+    run,
+    same,
+    split,
+    weights,
+)
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+EVERYTHING = Augment(flip=True, shift=1, crop=0.5, trivial=True, erase=0.3, mixup=0.4, cutmix=1.0)
+
+
+def changed(**changes: object) -> Training:
+    return TRAINING.model_copy(update=changes)
+
+
+def test_training_learns_and_the_same_seed_gives_the_same_bits() -> None:
+    one, two = model(RESNET), model(RESNET)
+    fitted = run(one, "a")
+    run(two, "b")
+    assert same(weights(one), weights(two))
+    assert fitted.val_top1 > 0.9
+    assert evaluate(one, *split(2))[1] == pytest.approx(fitted.val_top1)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        changed(ema=0.9),
+        changed(optimizer="adamw", lr=0.005, schedule="wsd", clip_norm=1.0, accumulate=2),
+        changed(optimizer="muon", lr=0.02),
+    ],
+    ids=["ema", "adamw", "muon"],
+)
+@pytest.mark.parametrize("stop", [1, 9])
+def test_a_run_that_was_stopped_at_any_step_ends_with_the_same_bits(
+    training: Training, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropping = Network(**TINY.model_dump() | {"args": {"drop_rate": 0.3}})
+    undisturbed, again = model(dropping), model(dropping, seed=99)
+    run(undisturbed, "a", training, augment=EVERYTHING)
+    curve = read_curve("net")
+    real, steps = room._Loop._train_step, []
+
+    def stop_at(self: room._Loop, epoch: int, samples: np.ndarray) -> None:
+        if len(steps) == stop:
+            raise KeyboardInterrupt
+        steps.append(epoch)
+        real(self, epoch, samples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room._Loop, "_train_step", stop_at)
+        with pytest.raises(KeyboardInterrupt):
+            run(model(dropping), "b", training, augment=EVERYTHING, checkpoint_seconds=0)
+    run(again, "b", training, augment=EVERYTHING)  # everything comes from the checkpoint
+    assert same(weights(undisturbed), weights(again))
+    assert read_curve("net") == curve
+
+
+def test_the_best_epoch_on_val_is_kept() -> None:
+    of = model()
+    fitted = run(of, "a")
+    assert fitted.val_top1 == max(row.val_top1 for row in read_curve("net"))
+    assert evaluate(of, *split(2))[1] == pytest.approx(fitted.val_top1)
+
+
+def test_averaged_weights_ship_and_are_the_ones_judged() -> None:
+    plain, averaged = model(), model()
+    run(plain, "a")
+    fitted = run(averaged, "b", changed(ema=0.9))
+    assert not same(weights(plain), weights(averaged))
+    assert evaluate(averaged, *split(2))[1] == pytest.approx(fitted.val_top1)
+
+
+def test_accumulated_parts_make_the_step_of_the_whole_batch() -> None:
+    """Without batch norm, whose statistics are those of each part."""
+    bare = Network(arch="test_vit4", args={"img_size": 16, "patch_size": 8})
+    whole, parts = model(bare), model(bare)
+    run(whole, "a", changed(lr=0.01), epochs=1)
+    run(parts, "b", changed(lr=0.01, accumulate=4), epochs=1)
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(tensor, weights(parts)[name], rtol=1e-4, atol=1e-5)
+
+
+def test_no_epochs_leave_the_network_as_it_came() -> None:
+    of = model()
+    before = weights(of)
+    fitted = run(of, "a", epochs=0)
+    assert same(before, weights(of)) and fitted.best_epoch == 0
+    (row,) = read_curve("net")
+    assert row.train_loss == pytest.approx(evaluate(of, *split(1))[0])
+
+
+def test_adapters_train_with_the_student_and_the_teacher_never_does() -> None:
+    student = model()
+    objective = distillation(student=student)
+    teacher = objective._teachers["resnet"]
+    before, start = weights(teacher), weights(student)
+    adapters = {name: tensor.clone() for name, tensor in objective.adapters.state_dict().items()}
+    run(objective, "d")
+    assert same(before, weights(teacher)) and not teacher.training
+    assert not same(start, weights(student))
+    trained = {name for name, _ in objective.adapters.named_parameters()}
+    now = objective.adapters.state_dict()
+    assert trained and not any(torch.equal(adapters[name], now[name]) for name in trained)
+    assert not any("adapter" in name for name in student.state_dict())
+
+
+def test_every_term_has_a_curve_of_its_own() -> None:
+    run(distillation(), "d", epochs=2)
+    series = Path("metrics/curves/net/plots/metrics")
+    for term in ("kl", "cross_entropy", "hint", "attention_transfer", "review"):
+        assert len((series / f"loss_{term}.tsv").read_text().splitlines()) == 3
+
+
+def test_curves_have_the_same_layout_without_dvclive(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"train_loss": 0.5, "val_loss": 0.25, "val_top1": 0.75, "lr": 0.1}
+    rows = [row, row | {"lr": 0.01}]
+    Curves("live", rows, tensorboard=False, quiet=False)
+    monkeypatch.setitem(sys.modules, "dvclive.live", None)
+    Curves("plain", rows, tensorboard=False, quiet=False)
+    assert read_curve("plain") == read_curve("live")
+    names = [{p.name for p in Path(f"metrics/curves/{n}").rglob("*")} for n in ("live", "plain")]
+    assert names[0] == names[1]
+
+
+def test_tensorboard_gets_the_same_values_on_demand() -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(model(RESNET), "a", changed(tensorboard=True), epochs=2)
+    events = EventAccumulator(".work/tensorboard/net")
+    events.Reload()
+    for field in Epoch.model_fields:
+        shown = [event.value for event in events.Scalars(field)]
+        assert shown == pytest.approx([getattr(row, field) for row in read_curve("net")])
+
+
+def test_tensorboard_that_is_missing_is_named_with_its_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(PipelineError, match=r"pip install 'edgestill\[tensorboard\]'"):
+        run(model(RESNET), "a", changed(tensorboard=True), epochs=2)
+
+
+def test_bfloat16_trains_in_mixed_precision_and_keeps_float32_weights() -> None:
+    of = model(RESNET)
+    (full,) = run(model(RESNET), "a", epochs=1).epochs
+    (mixed,) = run(of, "b", changed(precision="bf16"), epochs=1).epochs
+    assert mixed.train_loss != full.train_loss == pytest.approx(mixed.train_loss, rel=0.05)
+    assert all(t.dtype == torch.float32 for t in weights(of).values() if t.is_floating_point())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recorded_logits_and_mixed_labels_reach_the_losses_in_float32(precision: str) -> None:
+    """Half precision cannot tell the logits of near equals apart."""
+    seen: list[torch.dtype] = []
+
+    class Looking(Supervised):
+        def forward(self, *arguments: Any) -> dict[str, torch.Tensor]:
+            pixels, labels, recorded, _ = arguments
+            seen.extend(tensor.dtype for tensor in (labels, recorded))
+            return super().forward(pixels, labels)
+
+    class Recorded:
+        def batch(self, *arguments: Any) -> torch.Tensor:
+            return torch.zeros(1, len(arguments[1]), 2)
+
+    run(
+        Looking(model(RESNET), 0.0), "a", changed(precision=precision),
+        epochs=1, augment=Augment(mixup=1.0), recorded=Recorded(),
+    )  # fmt: skip
+    assert set(seen) == {torch.float32}
+
+
+def test_a_diverging_run_stops_with_advice_and_leaves_no_checkpoint() -> None:
+    with pytest.raises(PipelineError, match="lower `lr`"):
+        run(model(), "a", changed(lr=1e30))
+    assert not list(Path(".work").rglob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        (changed(batch_size=97), "lower `batch_size`"),
+        (changed(accumulate=3), "a batch of 16 cannot be divided"),
+        (changed(optimizer="sgdd"), "no optimizer `sgdd`"),
+        (changed(schedule="cosin"), "schedule `cosin`"),
+        (changed(schedule_options={"k_dcay": 2}), "k_dcay"),
+        (changed(precision="fp16"), "float16 training needs a GPU"),
+    ],
+)
+def test_a_mistake_ends_the_run_before_it_starts(training: Training, said: str) -> None:
+    with pytest.raises(PipelineError, match=said):
+        run(model(), "a", training)
+
+
+def test_lr_rises_linearly_then_falls_as_a_half_cosine() -> None:
+    """Loshchilov, Hutter 2016, arXiv 1608.03983, without restarts."""
+    objective = Supervised(model(), 0.0)
+    optimizer = recipe.build_optimizer(objective, TRAINING, "net")
+    schedule = recipe.build_schedule(optimizer, changed(warmup=0.2), 10, 10, "net")
+    found = []
+    for step in range(101):
+        schedule.step_update(step)
+        found.append(optimizer.param_groups[0]["lr"] / TRAINING.lr)
+    assert np.allclose(np.diff(found[:20]), 1 / 21)
+    assert found[20] == pytest.approx(1.0) and found[60] == pytest.approx(0.5)
+    assert found[100] == pytest.approx(0.0) and max(found) <= 1.0
+    assert found[70] == pytest.approx(0.5 * (1 + math.cos(math.pi * 50 / 80)))
+
+
+def test_float32_is_what_muon_computes_in_on_a_cpu() -> None:
+    of: PixelsToLogits = model(RESNET)
+    recipe.build_optimizer(Supervised(of, 0.0), changed(optimizer="muon"), "net")
+    coefficients = [(2.0, -1.5, 0.5)]
+    made = recipe.muon.zeropower_via_newtonschulz(torch.eye(4), 5, coefficients)
+    assert made.dtype == torch.float32
