@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# The gate of a pull request: is what HEAD makes worse than what BASE makes?
+# The gate of a pull request: are the artifacts of HEAD worse than those of BASE?
 #
 #   bash .github/gate.sh BASE [HEAD]
 #
-# Both are checked out into .work/gate/ and run there on the profile $GATE_PROFILE (default: smoke),
-# one after the other: latencies of two machines cannot be compared so well. This tree stays as it
-# is, and what is not committed is not judged. GATE_RECORDED=1 runs nothing and judges what both
-# have committed in metrics/. The verdict is printed, and lies as Markdown in .work/gate/verdict.md.
-# Exit codes are those of `python -m pipeline gate`; 2, too, where a revision does not run.
+# Both are checked out into .work/gate/ and run there with the profile $GATE_PROFILE (default:
+# smoke), one after the other on this machine, so that their latencies can be compared. The working
+# tree is not touched, and uncommitted changes are not judged. GATE_RECORDED=1 runs nothing and
+# judges the records that both have committed in metrics/. The verdict is printed and written as
+# Markdown to .work/gate/verdict.md. The exit code is that of `python -m pipeline gate`, or 2 where
+# a revision does not run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -15,9 +16,9 @@ work=$root/.work/gate
 PATH=$root/.venv/bin:$PATH
 profile=${GATE_PROFILE:-smoke}
 
-commit() { # of the revision $1
+commit() { # print the commit of the revision $1
   git rev-parse --verify --quiet --end-of-options "$1^{commit}" ||
-    { echo "gate: $1 is no revision; where history is shallow: git fetch --unshallow" >&2; exit 2; }
+    { echo "gate: $1 is not a revision; in a shallow history: git fetch --unshallow" >&2; exit 2; }
 }
 
 checkout() { # the commit $1 into the folder $2, with the images and checkpoints of this tree
@@ -28,20 +29,20 @@ checkout() { # the commit $1 into the folder $2, with the images and checkpoints
   done
 }
 
-make_records() { # in the checkout $1; no step after one that failed
+make_records() { # run the pipeline in the checkout $1; a step that fails ends it
   cd "$1" || return
-  # Other versions: an environment and a cache of their own. DVC's cache knows stages by their
-  # code, data and params, not by the versions that ran them.
+  # A revision that pins other packages gets an environment and a cache of its own: DVC's run cache
+  # knows the code, data and params of a stage, but not the versions of packages.
   if cmp --silent pyproject.toml "$root/pyproject.toml"; then
     dvc config --local cache.dir "$root/.dvc/cache"
   else
     make .venv/ready && PATH=$PWD/.venv/bin:$PATH
   fi &&
     sed -i "s/^profile: .*/profile: $profile/" params.yaml &&
-    python -m pipeline check && python -m pipeline fingerprint && dvc repro
+    python -m pipeline check && dvc repro
 }
 
-verdict() { # as Markdown, from the text of the gate in the file $1
+verdict() { # print the gate's text in the file $1 as Markdown
   echo "### The gate: $(head -n 1 "$1" | cut -d : -f 1)"
   echo
   echo "$base (base) against $head, $what"
@@ -50,7 +51,7 @@ verdict() { # as Markdown, from the text of the gate in the file $1
   head -c 60000 "$1" # a comment on GitHub holds 65,536 characters
   echo '```'
   echo
-  echo "The same on your machine: \`bash .github/gate.sh $base $head\`; the commands above then" \
+  echo "To repeat it on your machine: \`bash .github/gate.sh $base $head\`. The commands above then" \
     "work in \`.work/gate/head\`."
 }
 
@@ -62,14 +63,14 @@ checkout "$base" "$work/base"
 checkout "$head" "$work/head"
 code=0
 options=()
-what="as both have recorded it"
-said=$work/verdict.txt
+what="by the records that both have committed"
+text=$work/verdict.txt
 if [ -z "${GATE_RECORDED:-}" ]; then
-  what="both on the profile \`$profile\` on one machine"
+  what="both with the profile \`$profile\` on one machine"
   options=(--rerun)
   for side in base head; do
     if [ $code = 0 ] && ! (make_records "$work/$side"); then
-      echo "INVALID: $side does not run; the log says why" > "$said"
+      echo "INVALID: $side does not run; see the log" > "$text"
       code=2
     fi
   done
@@ -77,9 +78,9 @@ fi
 if [ $code = 0 ]; then
   cd "$work/head"
   PYTHONPATH=$PWD python -m pipeline gate --baseline ../base ${options[@]+"${options[@]}"} \
-    > "$said" || code=$?
-  [ -s "$said" ] || { echo "INVALID: the gate itself failed; the log says why" > "$said"; code=2; }
+    > "$text" || code=$?
+  [ -s "$text" ] || { echo "INVALID: the gate itself failed; see the log" > "$text"; code=2; }
 fi
-cat "$said"
-verdict "$said" > "$work/verdict.md"
+cat "$text"
+verdict "$text" > "$work/verdict.md"
 exit $code

@@ -1,4 +1,4 @@
-"""A neighbour that burns one core in bursts of random length, as long as its parent lives.
+"""A process that keeps one core busy in bursts of random length until its parent ends.
 
 python -m benchmarks.busy SEED
 """
@@ -15,12 +15,12 @@ from contextlib import contextmanager
 import numpy as np
 
 SHORTEST, LONGEST = 0.02, 2.0
-"""Seconds of a burst, and of the rest after it: log-uniform between these."""
+"""Of a burst and of the pause after it, in seconds; both are log-uniform between these."""
 
 
 @contextmanager
 def busy_neighbour(seed: int) -> Iterator[None]:
-    """Half of the time, on average, another process computes."""
+    """Within this, another process computes, on average half of the time."""
     neighbour = subprocess.Popen([sys.executable, "-m", "benchmarks.busy", str(seed)])
     try:
         yield
@@ -34,7 +34,7 @@ def busy_neighbour(seed: int) -> Iterator[None]:
 def main(seed: str) -> None:
     rng = np.random.default_rng(int(seed))
     parent = os.getppid()
-    while os.getppid() == parent:  # a parent that was killed ends nobody
+    while os.getppid() == parent:  # a parent that is killed does not end its children
         burst, rest = np.exp(rng.uniform(np.log(SHORTEST), np.log(LONGEST), size=2))
         until = time.perf_counter() + burst
         while time.perf_counter() < until:

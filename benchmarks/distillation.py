@@ -1,17 +1,16 @@
-"""How fast a student trains here, beside what a user would pick instead, in one run.
+"""Training speed of a student here and with timm and torchdistill, in one interleaved run.
 
-All rows train the same student from the same weights in float32, on the same images in
-batches of the same size, with the same plain SGD with momentum. Those with a teacher minimise
-the same loss, which is checked before anything is timed.
+All rows train the same student from the same weights in float32, on the same images, with the
+same batch size and plain SGD with momentum. The rows with a teacher minimise the same loss, which
+is checked before anything is timed.
 
-Ours is the real loop as a stage runs it: views drawn, read from the memory-mapped file,
-flipped and shifted, the teacher's logits from their memory-mapped recording, the schedule, the
-progress bar on a terminal, seeding, and torch's deterministic algorithms. What comes once per
-epoch, val and the checkpoint, is left out. The others get what their users have not: float
-batches that are in memory, normalised and channels-last already, no augmentation, no loader,
-no schedule, no logging. Their own loaders make every image by itself in worker processes,
-which on the few cores of a CPU is time taken from training; so they are flattered here.
-A recording costs the teacher's time once, before; a ratio with that time added is shown, too.
+Our rows are the loop of a stage: views are drawn, read from the memory-mapped file, flipped and
+shifted, the teacher's logits are read from their memory-mapped recording, and schedule, progress
+bar, seeding and torch's deterministic algorithms are included. Validation and the checkpoint, once
+per epoch, are left out. The other rows are favoured: their float batches are in memory,
+normalised and channels-last, without augmentation, loader, schedule or logging. In practice their
+loaders make every image in worker processes, which on a CPU take time from training. Recording
+costs the teacher's time once, beforehand; one ratio includes that time.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ BARE, RECORDED, ONLINE = "bare student", "ours, recorded", "ours, online"
 TIMM, TORCHDISTILL = "timm", "torchdistill"
 WHAT = {
     BARE: "cross entropy in a plain torch loop, no teacher",
-    RECORDED: "the real loop, the teacher's logits from their recording",
-    ONLINE: "the real loop, the teacher in every step",
+    RECORDED: "the loop of a stage, the teacher's logits recorded",
+    ONLINE: "the loop of a stage, the teacher in every step",
     TIMM: "LogitDistillationTask, the teacher in every step",
     TORCHDISTILL: "DistillationBox and KDLoss, the teacher in every step",
 }
@@ -64,9 +63,9 @@ Rates = dict[str, NDArray[np.float64]]
 
 
 def ours(task: Task, fabric: Fabric, rounds: int, teacher_logits: RecordedLogits | None) -> Row:
-    """The stage's loop; a round is an epoch of it without its end (val, checkpoint)."""
+    """The loop of a stage; a round is an epoch without validation and checkpoint."""
     teacher = task.teacher_model().to(fabric.device)
-    objective = task.objective({} if signals else {task.teacher: teacher}).to(fabric.device)
+    objective = task.objective({} if teacher_logits else {task.teacher: teacher}).to(fabric.device)
     made = Run("benchmark", "benchmark", task.params.seed, task.training(), rounds, float("inf"))
     val = (task.images[:0], task.labels[:0])
     loop = _Loop(fabric, objective, task.views(), val, made, teacher_logits)
@@ -74,15 +73,15 @@ def ours(task: Task, fabric: Fabric, rounds: int, teacher_logits: RecordedLogits
     def loss() -> torch.Tensor:
         pixels = torch.tensor(task.images[: task.batch], device=fabric.device)
         labels = torch.tensor(task.labels[: task.batch], device=fabric.device)
-        terms = objective(pixels, labels, teacher(pixels)[None] if signals else None, 0.0)
+        terms = objective(pixels, labels, teacher(pixels)[None] if teacher_logits else None, 0.0)
         return torch.stack(list(terms.values())).sum()
 
     return Row(loop._train_epoch, loss, deterministic=True)
 
 
 def record(task: Task, fabric: Fabric, epochs: int, folder: Path) -> tuple[RecordedLogits, float]:
-    """The teacher's logits as `record_teacher` writes them; how many images a second it took."""
-    expected = task.signals_record(epochs)
+    """The teacher's logits as `record_teacher` writes them, and images recorded per second."""
+    expected = task.logits_record(epochs)
     expected.write(folder / INDEX)
     teacher = task.teacher_model().to(fabric.device)
     start = time.perf_counter()
@@ -92,7 +91,7 @@ def record(task: Task, fabric: Fabric, epochs: int, folder: Path) -> tuple[Recor
 
 
 def check_same_loss(rows: dict[str, Row]) -> None:
-    """`PipelineError` where the rows with a teacher do not minimise the same."""
+    """`PipelineError` unless all rows with a teacher have the same loss."""
     with torch.no_grad():
         found = {name: row.loss().item() for name, row in rows.items() if name != BARE}
     if max(found.values()) > min(found.values()) * (1 + 1e-4):
@@ -100,7 +99,7 @@ def check_same_loss(rows: dict[str, Row]) -> None:
 
 
 def measure(rows: dict[str, Row], task: Task, rounds: int, device: torch.device) -> Rates:
-    """Interleaved, in a balanced order; a round that fills caches and pools goes before."""
+    """Interleaved rounds in a balanced order, after one that fills caches and memory pools."""
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for i, order in enumerate([list(rows), *balanced_order(list(rows), rounds, task.params.seed)]):
         for name in order:
@@ -115,9 +114,9 @@ def measure(rows: dict[str, Row], task: Task, rounds: int, device: torch.device)
 
 
 def ratios(rates: Rates, recording: float) -> dict[str, NDArray[np.float64]]:
-    """By `A / B`: the speeds of one round over each other."""
+    """By `A / B`: ratios of speeds in the same round."""
     found = {f"{a} / {b}": rates[a] / rates[b] for a, b in RATIOS if b in rates}
-    # One student alone pays for the whole recording; the second and any later try do not.
+    # A single student bears the whole cost of the recording; later ones reuse it.
     alone = 1 / (1 / rates[RECORDED] + 1 / recording)
     return found | {f"{RECORDED}, for one student alone / {TIMM}": alone / rates[TIMM]}
 
@@ -163,7 +162,7 @@ def main() -> None:
     missing = importlib.util.find_spec("torchdistill") is None
     if missing:
         del others[TORCHDISTILL]
-        print(f"torchdistill is missing and not measured; {INSTALL}", file=sys.stderr)
+        print(f"torchdistill is not installed and not measured; {INSTALL}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         teacher_logits, recording = record(task, fabric, epochs, Path(folder))
         rows = {name: make(task, batches) for name, make in others.items()}

@@ -1,29 +1,29 @@
-"""Does the gate alarm when it should, and only then? A/A and injected regressions.
+"""False alarms and detections of the regression gate: A/A comparisons and injected regressions.
 
-Latency. Workers of the stage `benchmark` measure the frozen reference model and, where there
-is one, an artifact: the same file as baseline and as candidate (A/A), and as candidates whose
-every inference takes 5, 10 or 20% longer (`slow_worker`: a busy wait, nothing is scaled
-afterwards; the column `measured` says what came of it, as a wait lets neighbours take caches
-and cores). The gate's own functions then compare and decide, `gate --rerun`'s on
-`gate.rerun_rounds` rounds side by side, and those for two recorded runs, each of
-`benchmark.rounds` rounds beside the reference. First on the machine as it is, then beside a
-process that burns one core in random bursts.
+Latency. Workers of the stage `benchmark` measure the frozen reference model and an artifact, where
+one is compiled. The same file is the baseline, a candidate (A/A), and candidates whose inferences
+take 5, 10 or 20% longer. `slow_worker` injects these by a busy wait; the column `measured` is the
+slow-down that was observed, as caches and cores may go to other processes during a wait. Then
+the gate's own functions compare and decide: those of `gate --rerun` on `gate.rerun_rounds` rounds
+side by side, and those for two recorded runs of `benchmark.rounds` rounds each beside the
+reference. Everything is done on the idle machine, and beside a process that keeps one core busy in
+random bursts.
 
-A recording (session) lasts for several comparisons, which are disjoint blocks of its rounds.
-What is independent: rounds of different blocks and sessions have no time in common; sessions
-have processes of their own, thus memory laid out anew. What is not: all blocks of a session
-share its processes; the candidates of a block share its baseline; two recorded runs come from
-neighbouring sessions, so the comparisons of one pair of sessions share what differs between
-the two, and there are no more such pairs than sessions. The intervals take every comparison
-for independent. Visits are shorter than the product's, which makes each round noisier. Records
-hold the conditions of their rounds, as the product's do: of runs that the neighbour disturbed
-the gate says so, and neither passes them nor calls them a regression (`disturbed` in the results).
+A session is a long interleaved measurement; disjoint blocks of its rounds are its comparisons.
+Rounds of different blocks and sessions share no time, and sessions have processes of their own,
+whose memory is laid out anew. Not independent are the blocks of one session, which share its
+processes, and the candidates of one block, which share its baseline. Two recorded runs come from
+consecutive sessions, so the comparisons of one pair of sessions share their differences, and there
+are only as many pairs as sessions. The intervals nevertheless treat comparisons as independent.
+Visits are shorter than in the stage `benchmark`, which makes each round noisier. Records hold the
+conditions of their rounds: runs that the busy process disturbed are neither passed nor called a
+regression by the gate (`disturbed` in the results).
 
-Accuracy. Invented answers to 10,000 images, 1.5% or 3% of them flipped, without a loss and
-with one of 0.5 points, through the gate's records; see `gate_accuracy`.
+Accuracy. Simulated answers to 10,000 images of which 1.5% or 3% flip, without a loss and with a
+loss of 0.5 points, in the gate's records; see `gate_accuracy`.
 
-All is decided twice: as the only test of a gate run, which alarms most easily, and as one of
-as many as params.yaml has, each at its share of `gate.false_alarms`.
+Each comparison is decided twice: as the only test of a gate run, which alarms most easily, and as
+one of all tests of params.yaml, each at its share of `gate.false_alarms`.
 """
 
 from __future__ import annotations
@@ -40,43 +40,39 @@ from typing import Any
 from benchmarks.gate_accuracy import IMAGES, judge_answers
 from benchmarks.gate_latency import IDLE, LOADED, Plan, judge, latency_trials
 from benchmarks.rates import LEVEL
-from benchmarks.shared import count
+from benchmarks.shared import artifact_target, count
 from pipeline.backends.base.artifact import Artifact
-from pipeline.backends.base.records import ArtifactRecord
 from pipeline.backends.base.registry import backend
 from pipeline.cli.params import Params, load_params
 from pipeline.core.errors import PipelineError, run
 from pipeline.core.files import write_whole
 from pipeline.gate.verdict import Outcome
-from pipeline.latency.benchmark import reference_target, write_test_images
+from pipeline.latency.benchmark import reference_target
 from pipeline.latency.fingerprint import read_fingerprint
 from pipeline.latency.workers import Target
 
 RESULTS = Path("benchmarks/results/gate.json")
 PREFERRED = ("openvino", "tflite", "onnxruntime")
-"""Runtimes, of which the first that has an artifact is measured."""
+"""Backends; the first one with a compiled artifact is measured."""
 
 
 def models(params: Params, asked: str | None, scratch: Path) -> list[Target]:
-    """The reference model, and the artifact that was `asked` for or the first int8 one."""
+    """The reference model, and the artifact `asked` for, or else the first int8 one."""
     chosen = [reference_target(scratch)]
-    key = asked or next(
-        (
-            f"{params.students.enabled[0]}/{name}/int8"
-            for name in PREFERRED
-            if Artifact(params.students.enabled[0], name, "int8").folder.exists()
-        ),
-        None,
-    )
-    if key is not None:
-        if key.count("/") != 2:
-            raise PipelineError(f"`{key}` is no artifact", where="--artifact", fix="name S/B/P")
-        student, name, precision = key.split("/")
-        if reason := backend(name).unmeasurable():
-            raise PipelineError(f"`{key}` is not measured here: {reason}", where="--artifact")
-        folder = Artifact(student, name, precision).folder
-        file = folder / ArtifactRecord.read_whole(folder).model_file
-        chosen.append(Target(key, name, file, write_test_images(scratch)))
+    if asked is None:
+        preferred = [Artifact(params.students.enabled[0], name, "int8") for name in PREFERRED]
+        artifact = next((one for one in preferred if one.folder.exists()), None)
+    else:
+        try:
+            artifact = Artifact.parse(asked)
+        except ValueError:
+            raise PipelineError(
+                f"`{asked}` is no artifact", where="--artifact", fix="write S/B/P"
+            ) from None
+    if artifact is not None:
+        if reason := backend(artifact.backend).unmeasurable():
+            raise PipelineError(f"`{artifact}` is not measured here: {reason}", where="--artifact")
+        chosen.append(artifact_target(artifact, scratch))
     return chosen
 
 
@@ -90,8 +86,8 @@ def measure(arguments: argparse.Namespace, params: Params) -> dict[str, Any]:
     if arguments.quick:
         sessions, blocks, answers = 2, 2, 20
     plan = Plan(sessions, blocks, params.benchmark.model_copy(update=visit))
-    artifacts = len(params.students.enabled) * len(list(params.backends.pairs()))
-    tests = (1, 2 * artifacts)  # an accuracy and a latency for each
+    artifacts = params.backends.artifacts(params.students.enabled)
+    tests = (1, 2 * len(artifacts))  # an accuracy and a latency for each
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         targets = models(params, arguments.artifact, Path(scratch))
@@ -135,13 +131,13 @@ def show(result: dict[str, Any]) -> None:
                     for key, form in (("p50_ms", "{:.3f}"), ("measured", "{:+.1%}"))
                 )
                 print(f"{label}{p50:>7}{measured:>9}{_outcomes(row)}")
-    print(f"\ntop-1 of {IMAGES:,} invented answers")
+    print(f"\ntop-1 of {IMAGES:,} simulated answers")
     print(_heading(f"{'loss':<9}{'flips':<8}{'predicted':<48}"))
     for row in result["accuracy"]:
         loss = f"{row['loss']:.3f}" if row["loss"] else "A/A"
         predicted = "" if row["predicted"] is None else f"{row['predicted']:.1%}"
         print(f"{loss:<9}{row['flips']:<8.1%}{predicted:<48}{_outcomes(row)}")
-    print(f"\n{result['seconds']} s; tests: so many share `false_alarms` in a gate run")
+    print(f"\n{result['seconds']} s; tests: how many share `false_alarms` in a gate run")
 
 
 def _injected(share: float) -> str:
@@ -168,12 +164,12 @@ def main() -> None:
     options.add_argument("--min-runs", type=count, default=10, help="inferences per visit")
     options.add_argument("--min-seconds", type=float, default=0.015, help="seconds per visit")
     options.add_argument("--answers", type=count, default=1000, help="trials of accuracy")
-    options.add_argument("--artifact", help="S/B/P beside the reference; the first int8 one")
-    options.add_argument("--quick", action="store_true", help="a few seconds, to see it work")
+    options.add_argument("--artifact", help="S/B/P beside the reference; else the first int8 one")
+    options.add_argument("--quick", action="store_true", help="a short run, to see if it works")
     options.add_argument("--save", action="store_true", help=f"write {RESULTS}")
     arguments = options.parse_args()
     if arguments.quick and arguments.save:
-        options.error("what --quick measures is not worth saving")
+        options.error("results of --quick are not saved")
     result = measure(arguments, load_params())
     show(result)
     if arguments.save:

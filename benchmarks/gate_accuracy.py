@@ -1,8 +1,7 @@
-"""Accuracy's half of `benchmarks.gate`: invented answers through the gate's own records.
+"""The accuracy part of `benchmarks.gate`: simulated answers in the gate's own records.
 
-An image of which the candidate's answer flips is lost with (share + loss) / 2 and won with
-(share - loss) / 2, so that top-1 falls by `loss` on average and stays with a loss of 0. Every
-trial draws all its images anew: trials are independent of each other.
+Of all images, (share + loss) / 2 are lost and (share - loss) / 2 are won, so that top-1 falls by
+`loss` on average. Every trial draws new answers, so trials are independent.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ Answers = NDArray[np.bool_]
 def judge_answers(
     trials: int, tests: tuple[int, ...], gate: Gate, seed: int
 ) -> list[dict[str, Any]]:
-    """A row for each share of flips, loss and number of tests in a gate run."""
+    """A row per share of flips, loss and number of tests in a gate run."""
     rng = np.random.default_rng(seed)
     rows = []
     for share in SHARES:
@@ -70,7 +69,7 @@ def _trial(share: float, loss: float, rng: np.random.Generator) -> Flips:
 
 
 def _outcome(flips: Flips, tests: int, gate: Gate) -> Outcome:
-    """As the strictest step of Holm's has it, where `tests` are more than one."""
+    """The gate's decision; of several `tests`, by the strictest step of Holm's procedure."""
     (finding,), _ = decide([flips], tests, gate, Commands("benchmark"))
     return finding.outcome
 
@@ -80,10 +79,10 @@ def _recorded(correct: Answers) -> Recorded:
     metrics = CompiledMetrics(
         top1=top1, top1_drop=0.0, agreement=1.0, lost=0, won=0, max_logit_error=0.0,
         mean_logit_error=0.0, snr_db=None, images=len(correct), size_bytes=1,
-        int8_mac_share=1.0, evaluated_with="invented", ships_with="invented",
+        int8_mac_share=1.0, evaluated_with="simulated",
     )  # fmt: skip
     evidence = Evidence(
-        test_digest="invented",
+        test_digest="simulated",
         images=len(correct),
         correct=base64.b64encode(np.packbits(correct).tobytes()).decode(),
         execution=ExecutionReport(

@@ -1,4 +1,4 @@
-"""Latency's half of `benchmarks.gate`: long interleaved recordings, cut into comparisons."""
+"""The latency part of `benchmarks.gate`: long interleaved sessions, cut into comparisons."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from benchmarks import slow_worker
 from benchmarks.busy import busy_neighbour
@@ -50,38 +51,38 @@ from pipeline.latency.workers import Target
 IDLE, LOADED = "idle", "loaded"
 BASELINE = "baseline"
 SLOWDOWNS = (0.0, 0.05, 0.1, 0.2)
-"""Of a candidate; 0 is the baseline's own file once more."""
+"""Injected into candidates; 0 is the baseline's own file again."""
 COMMANDS = Commands("benchmark")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`sessions` recordings per state of the machine, each of `blocks` comparisons.
-
-    `visit` is what the stage `benchmark` is asked for, with the rounds of one comparison.
-    """
+    """How much is measured."""
 
     sessions: int
+    """Per state of the machine."""
     blocks: int
+    """Comparisons per session."""
     visit: Benchmark
+    """The settings of the stage `benchmark`, with the rounds of one comparison."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """One recording: `raw` times by target, in processes that no other session shares."""
+    """One session: raw times by target, measured in processes of its own."""
 
     state: str
     model: str
     raw: dict[str, Rounds]
     conditions: tuple[Conditions, ...]
     load: float
-    """The machine's load average of the last minute when it ended."""
+    """The load average of the last minute at its end."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One comparison, before it is judged; of runs that others disturbed it is judged already."""
+    """One comparison, not decided yet; a `Finding` where other processes disturbed the runs."""
 
     state: str
     model: str
@@ -90,9 +91,9 @@ class Trial:
 
 
 def record(state: str, models: list[Target], plan: Plan, seed: int) -> list[Session]:
-    """The models in turn; every second session of each has the slower candidates, too."""
+    """Measure the models in turn; every second session of a model has the slower candidates."""
     sessions = []
-    # no round is repeated: what a neighbour does to a comparison is what is asked
+    # No round is repeated: the effect of the busy neighbour is what is measured here.
     visit = {"rounds": plan.visit.rounds * plan.blocks, "extra_rounds": 0}
     settings = plan.visit.model_copy(update=visit)
     with (
@@ -126,7 +127,7 @@ def _target(name: str, model: Target, injected: float = 0.0) -> Target:
 
 
 def side_by_side(session: Session, plan: Plan) -> Iterator[Trial]:
-    """As `gate --rerun` compares: a block's rounds of the baseline and of a candidate."""
+    """Compare as `gate --rerun` does: a block's rounds of the baseline and of a candidate."""
     for block in range(plan.blocks):
         rows = _rows(session, block, plan.visit.rounds, plan)
         for injected in SLOWDOWNS:
@@ -136,9 +137,9 @@ def side_by_side(session: Session, plan: Plan) -> Iterator[Trial]:
 
 
 def recorded(sessions: list[Session], plan: Plan, rounds: int, gate: Gate) -> Iterator[Trial]:
-    """As `gate` compares two runs of `benchmark`: block by block with the model's next session.
+    """Compare as `gate` does two runs of `benchmark`: a block with that of the next session.
 
-    A run has the first `rounds` rounds of a block.
+    A run consists of the first `rounds` rounds of a block.
     """
     machine = read_fingerprint()
     for model in dict.fromkeys(session.model for session in sessions):
@@ -156,7 +157,7 @@ def recorded(sessions: list[Session], plan: Plan, rounds: int, gate: Gate) -> It
 
 
 def _rows(session: Session, block: int, rounds: int, plan: Plan) -> dict[str, BenchmarkRow]:
-    """The first `rounds` rounds of a block, as `benchmark` would have recorded them alone."""
+    """The first `rounds` rounds of a block, as `benchmark` records them."""
     return {
         name: _row(_block(times, block, rounds, plan), plan.visit.threads)
         for name, times in session.raw.items()
@@ -181,7 +182,7 @@ def _record(
     )
 
 
-def _row(times: Rounds, threads: int) -> BenchmarkRow:
+def _row(times: Sequence[NDArray[np.int64]], threads: int) -> BenchmarkRow:
     return BenchmarkRow(
         status="measured",
         latency_ms=Latency(**asdict(percentiles(np.concatenate(times)))),
@@ -192,9 +193,9 @@ def _row(times: Rounds, threads: int) -> BenchmarkRow:
 
 
 def judge(trials: list[Trial], tests: tuple[int, ...], gate: Gate) -> list[dict[str, Any]]:
-    """A row for each kind of comparison, injected slow-down, state, model and number of tests.
+    """A row per kind of comparison, injected slow-down, state, model and number of tests.
 
-    Beside a state's rows for each model there is one for `all`, and one for `all` states.
+    Further rows are for `all` models of a state, and for `all` states.
     """
     rows = []
     for measure in (RERUN, MEASURE):
@@ -248,7 +249,7 @@ def _counted(trials: list[Trial], tests: int, gate: Gate) -> dict[str, Any]:
 def latency_trials(
     states: tuple[str, ...], models: list[Target], plan: Plan, params: Params
 ) -> tuple[list[Trial], dict[str, list[float]]]:
-    """Every comparison, and the load averages of each state's sessions."""
+    """All comparisons, and by state the load averages of its sessions."""
     trials: list[Trial] = []
     loads = {}
     rounds = min(params.benchmark.rounds, plan.visit.rounds)

@@ -1,13 +1,13 @@
 """Our int8 artifacts for LiteRT and OpenVINO beside the same students by the tools' defaults.
 
-What a user would do with the tools' own guides: the trained network, without its normalisation
-inside, through `openvino.convert_model`, `nncf.quantize` and `compile_model`; and through
+The defaults follow the tools' own guides: the trained network, without its normalisation inside,
+is converted by `openvino.convert_model`, `nncf.quantize` and `compile_model`, or by
 `litert_torch.convert` and ai-edge-quantizer's recipe `static_wi8_ai8`. Both get the same
-calibration images, normalised. Their user then normalises each image with NumPy, in the layout,
-the type and by the scale that the model asks for: from raw pixels to logits, as ours are timed.
+calibration images, normalised. Each image is then normalised with NumPy, in the layout, type and
+scale of the model's input, so that both sides are timed from raw pixels to logits.
 
-One thread each, one image at a time, in one process, in interleaved rounds. A speed is the
-default's p50 over ours in the same round: above 1, ours is faster.
+One thread, one image at a time, in one process, in interleaved rounds. A speed is the default's p50
+divided by ours in the same round: above 1, ours is faster.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from pipeline.core.files import write_whole
 from pipeline.data.records import load_calibration, load_split
 from pipeline.latency.fingerprint import read_fingerprint
 from pipeline.latency.harness import Harness, balanced_order
+from pipeline.networks import grid
 from pipeline.networks.records import STUDENTS
 from pipeline.networks.weights import load_model
 
@@ -46,16 +47,16 @@ IMAGES = 64
 PACKAGES = ("openvino", "nncf", "ai-edge-litert", "ai-edge-quantizer", "litert-torch", "numpy")
 
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Raw pixels uint8 [1, H, W, C] in, logits [1, classes] out."""
+"""From raw pixels uint8 [1, H, W, C] to logits float32 [1, classes]."""
 
 
 def normalised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What the network was trained on, float32 [N, C, H, W]."""
-    scaled = (images.astype(np.float32) - np.float32(128)) / np.float32(64)
-    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+    """The input that the network was trained on, float32 [N, C, H, W]."""
+    return np.ascontiguousarray(grid.normalise(images).transpose(0, 3, 1, 2))
 
 
 def openvino_default(student: str, calibration: NDArray[np.uint8]) -> Run:
+    """The student quantized by NNCF with its defaults."""
     import nncf
     import openvino
 
@@ -75,6 +76,7 @@ def openvino_default(student: str, calibration: NDArray[np.uint8]) -> Run:
 
 
 def tflite_default(student: str, calibration: NDArray[np.uint8]) -> Run:
+    """The student quantized by ai-edge-quantizer with its static recipe."""
     import litert_torch
     from ai_edge_litert.interpreter import Interpreter
     from ai_edge_quantizer import quantizer, recipe
@@ -109,29 +111,31 @@ def tflite_default(student: str, calibration: NDArray[np.uint8]) -> Run:
 
 
 def _as_asked(image: NDArray[np.float32], details: dict[str, Any]) -> NDArray[Any]:
-    """Quantized by the user, where the model's input is int8."""
+    """The image as the model takes it, quantized where the input is int8."""
     scale, zero_point = details["quantization"]
     if not scale:
         return image
-    return np.clip(np.rint(image / scale) + zero_point, -128, 127).astype(details["dtype"])
+    quantized: NDArray[Any] = np.clip(np.rint(image / scale) + zero_point, -128, 127)
+    return quantized.astype(details["dtype"])
 
 
 DEFAULTS = {"openvino": openvino_default, "tflite": tflite_default}
 
 
-def ours(student: str, name: str) -> Run:
-    folder = Artifact(student, name, "int8").folder
-    artifact = ArtifactRecord.read_whole(folder)
-    return backend(name).load(folder / artifact.model_file, threads=1)
+def ours(artifact: Artifact) -> Run:
+    """Our artifact through its runtime, on one thread."""
+    record = ArtifactRecord.read_whole(artifact.folder)
+    return backend(artifact.backend).load(artifact.folder / record.model_file, threads=1, batch=1)
 
 
-def compare(student: str, name: str, rounds: int, seed: int) -> dict[str, Any]:
-    """p50 in milliseconds of every round, and top-1 on the test split, of both."""
+def compare(artifact: Artifact, rounds: int, seed: int) -> dict[str, Any]:
+    """Of both: p50 in milliseconds of every round, and top-1 on the test split."""
     images, labels = load_split("test")
-    runs = {"ours": ours(student, name), "default": DEFAULTS[name](student, load_calibration())}
+    default = DEFAULTS[artifact.backend](artifact.student, load_calibration())
+    runs = {"ours": ours(artifact), "default": default}
     spread = np.linspace(0, len(images) - 1, min(IMAGES, len(images))).astype(int)
     harnesses = {key: Harness(run, images[spread]) for key, run in runs.items()}
-    found: dict[str, Any] = {"student": student, "backend": name}
+    found: dict[str, Any] = {"student": artifact.student, "backend": artifact.backend}
     for key, answer in runs.items():
         harnesses[key].round(min_runs=50, min_seconds=0.5)  # warms caches and clocks
         logits = np.concatenate([answer(np.array(images[i : i + 1])) for i in range(len(images))])
@@ -175,19 +179,16 @@ def main() -> None:
     arguments = options.parse_args()
     params = load_params()
     students = (arguments.student,) if arguments.student else params.students.enabled
-    for student in students:
-        for name in DEFAULTS:
-            if not Artifact(student, name, "int8").folder.exists():
-                raise PipelineError(
-                    "it has not been compiled",
-                    where=str(Artifact(student, name, "int8").folder),
-                    fix="run `dvc repro`",
-                )
+    artifacts = [Artifact(student, name, "int8") for student in students for name in DEFAULTS]
+    for artifact in artifacts:
+        if not artifact.folder.exists():
+            raise PipelineError(
+                "it has not been compiled", where=str(artifact.folder), fix="run `dvc repro`"
+            )
     rows = []
-    for student in students:
-        for name in DEFAULTS:
-            print(f"{student} {name}", file=sys.stderr)
-            rows.append(compare(student, name, arguments.rounds, params.seed))
+    for artifact in artifacts:
+        print(artifact, file=sys.stderr)
+        rows.append(compare(artifact, arguments.rounds, params.seed))
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     result = {
         "machine": read_fingerprint().model_dump(mode="json", exclude={"runtimes"}),

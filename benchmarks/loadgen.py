@@ -1,20 +1,20 @@
-"""Our harness beside MLPerf LoadGen, and beside OpenVINO's benchmark_app.
+"""Our harness beside MLPerf LoadGen and OpenVINO's benchmark_app.
 
-The same file, the same test images, one thread: a worker of the stage `benchmark` that times by
-its own harness and by LoadGen (SingleStream) in the harness's place, in turn; p90 of both.
-OpenVINO's artifacts also through `benchmark_app`: synchronous, one request, one stream, one
-thread, float32 where a layer is not int8, at batch 1; p50 of both.
+All measure the same file with the same test images on one thread. A worker of the stage `benchmark`
+is timed by its own harness and by LoadGen (SingleStream) in turn; p90 is compared. OpenVINO's
+artifacts are also measured by `benchmark_app`: synchronous, one request, one stream, one thread,
+float32 where a layer is not int8, batch 1; p50 is compared.
 
-Both differ from ours by calls that take some microseconds, a good part of such short inferences:
-LoadGen calls Python for each query, and benchmark_app times the request inside the runtime, where
-ours includes what Python adds to a call. Both are measured in the same rounds: what LoadGen's
-clock tells more than ours, and ours more than the runtime's, around the very same inferences.
-Ratios are printed as measured, and net of these.
+Calls of some microseconds, a good part of such short inferences, make the tools differ: LoadGen
+calls Python for each query, and benchmark_app times the request inside the runtime, while our times
+include Python's share of a call. Both differences are measured in the same rounds, around the same
+inferences: LoadGen's clock minus ours, and ours minus the runtime's. Ratios are printed as measured
+and net of these calls.
 
-In rounds: every tool measures for some seconds, in turn, in an order of its own for each round, in
-processes that were started for it, as two that do the same differ by some percent for as long as
-they live. A ratio is the other tool's figure over ours in the same round; the median of the rounds
-counts.
+In every round each tool measures for some seconds, in an order drawn for the round, in processes
+started for it: two processes that do the same differ by some percent for as long as they live. A
+ratio is the other tool's figure divided by ours in the same round; the result is the median over
+the rounds.
 """
 
 from __future__ import annotations
@@ -37,15 +37,13 @@ from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks.shared import count
-from pipeline.backends.base.artifact import Artifact
-from pipeline.backends.base.records import ArtifactRecord
+from benchmarks.shared import artifact_target, count
 from pipeline.backends.base.registry import backend
 from pipeline.cli.params import Params, load_params
 from pipeline.core.errors import PipelineError, run
 from pipeline.core.files import write_whole
 from pipeline.latency import workers
-from pipeline.latency.benchmark import reference_target, write_test_images
+from pipeline.latency.benchmark import reference_target
 from pipeline.latency.fingerprint import read_fingerprint
 from pipeline.latency.harness import balanced_order
 from pipeline.latency.workers import Target, Worker
@@ -58,20 +56,18 @@ START_APP = "from openvino.tools.benchmark.main import main; main()"
 OURS, LOADGEN, APP = "ours", "LoadGen", "benchmark_app"
 
 Figures = dict[str, float]
-"""Milliseconds by name: p50 and p90; `early_stopping` of p90 is LoadGen's; `calls`, see above."""
+"""Milliseconds: p50, p90, `early_stopping` (LoadGen's estimate of p90) and `calls` (see above)."""
 Round = dict[str, Figures]
 """By tool."""
 
 
 def targets(params: Params, asked: str | None, scratch: Path) -> list[Target]:
-    """The reference and every artifact that is here and runs here, or the one `asked` for."""
+    """The reference and every compiled artifact that runs here, or the one `asked` for."""
     found = [reference_target(scratch)]
-    for student in params.students.enabled:
-        for name, precision in params.backends.pairs():
-            key, folder = f"{student}/{name}/{precision}", Artifact(student, name, precision).folder
-            if folder.exists() and asked in (None, key) and not backend(name).unmeasurable():
-                file = folder / ArtifactRecord.read_whole(folder).model_file
-                found.append(Target(key, name, file, write_test_images(scratch)))
+    for artifact in params.backends.artifacts(params.students.enabled):
+        wanted = artifact.folder.exists() and asked in (None, artifact.key)
+        if wanted and not backend(artifact.backend).unmeasurable():
+            found.append(artifact_target(artifact, scratch))
     if asked is not None:
         found = [target for target in found if target.name == asked]
         if not found:
@@ -80,7 +76,7 @@ def targets(params: Params, asked: str | None, scratch: Path) -> list[Target]:
 
 
 def compare(target: Target, arguments: argparse.Namespace, params: Params) -> dict[str, Any]:
-    """The figures of every tool in every round."""
+    """The figures of every tool in every round, and their ratios."""
     tools = [OURS, LOADGEN, *([APP] if target.backend == "openvino" else [])]
     with tempfile.TemporaryDirectory() as scratch:
         rounds = [
@@ -91,8 +87,8 @@ def compare(target: Target, arguments: argparse.Namespace, params: Params) -> di
 
 
 def measure(target: Target, order: list[str], seconds: float, scratch: Path) -> Round:
-    """The figures of the tools in one round, in this order, by processes started for it."""
-    from benchmarks import loadgen_worker  # needs LoadGen, which `main` has looked for
+    """The figures of the tools in one round, in this order, from processes started for it."""
+    from benchmarks import loadgen_worker  # imports LoadGen, which may not be installed
 
     def ask(clock: str | None) -> list[float]:
         asked = {"min_runs": MIN_RUNS, "min_seconds": seconds, "clock": clock}
@@ -107,7 +103,7 @@ def measure(target: Target, order: list[str], seconds: float, scratch: Path) -> 
         names = ("p50", "p90", "early_stopping", "calls")
         return dict(zip(names, ask(LOADGEN), strict=True))
 
-    with patch.object(workers, "worker", loadgen_worker):  # the module it runs
+    with patch.object(workers, "worker", loadgen_worker):  # the module that it runs
         process = Worker(target, threads=1)
     with process:
         cpus = process.ask({})["cpus"]
@@ -117,7 +113,7 @@ def measure(target: Target, order: list[str], seconds: float, scratch: Path) -> 
 
 
 def ratios(rounds: list[Round]) -> dict[str, dict[str, dict[str, float]]]:
-    """By tool, its figure over ours as measured and net of calls; over the rounds."""
+    """By tool: its figure divided by ours, as measured and net of calls, over the rounds."""
     found = {
         LOADGEN: {
             "measured": _spread([one[LOADGEN]["p90"] / one[OURS]["p90"] for one in rounds]),
@@ -137,10 +133,10 @@ def ratios(rounds: list[Round]) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def benchmark_app(target: Target, seconds: float, cpus: list[int] | None, scratch: Path) -> Figures:
-    """Its median: to 0.01 us where the mean is below a millisecond, else to 0.01 ms.
+    """The median of benchmark_app, which prints 0.01 us below a millisecond, else 0.01 ms.
 
-    On the CPUs that ours is pinned to, too, where the system can do that. It reads images from
-    files in `scratch`.
+    Where the system supports it, the tool is pinned to the CPUs of our worker. It reads images
+    from files in `scratch`.
     """
     images, folder = np.load(target.images), scratch / "images"
     if not folder.exists():
@@ -148,7 +144,7 @@ def benchmark_app(target: Target, seconds: float, cpus: list[int] | None, scratc
         for number, image in enumerate(images):
             image.tofile(folder / f"{number:03}.bin")
     shape = f"[1,{','.join(map(str, images.shape[1:]))}]"
-    # -hint none, as it refuses -nthreads beside any other hint
+    # it refuses -nthreads together with any other hint
     words = [
         "-m", str(target.model), "-i", str(folder), "-d", "CPU", "-shape", shape,
         "-hint", "none", "-api", "sync", "-nireq", "1", "-nstreams", "1", "-nthreads", "1",

@@ -1,11 +1,11 @@
-"""The worker of `benchmark`, whose rounds can be told by other clocks than our own.
+"""The worker of the stage `benchmark`, whose rounds can be timed by other clocks.
 
     python -m benchmarks.loadgen_worker BACKEND MODEL IMAGES.npy THREADS
 
-A request for a round may name one in `clock`: LoadGen's, in SingleStream tests whose figures are
-read from its summary, or the runtime's, which OpenVINO alone has. Process, model, images and
-threads are the same for all: two processes that do the same differ by some percent for as long
-as they live, as their memory lies elsewhere.
+A request for a round may name a `clock`: LoadGen's, with SingleStream tests whose figures are read
+from its summary, or the runtime's, which only OpenVINO has. All clocks share process, model, images
+and threads: two processes that do the same differ by some percent for as long as they live, as
+their memory is laid out differently.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import mlperf_loadgen
 import numpy as np
@@ -32,16 +33,16 @@ FIGURES = (
     r"Early stopping 90(?:\.0)?th percentile estimate: (\d+)",
 )
 SHORT_TEST_SECONDS = 0.3
-"""For a median, and to warm up."""
+"""Of a test for a median or for warming up."""
 REQUESTS: list[Any] = []
-"""Of OpenVINO, which know how long they took."""
+"""OpenVINO's inference requests, which report their own latency."""
 
 
 class Clocks(Harness):
     """The harness, or another clock in its place."""
 
     def warm_up(self) -> WarmUp:
-        """Of the harness, and of LoadGen, whose first test is several percent slower."""
+        """Warm up the harness and LoadGen, whose first test is several percent slower."""
         done = super().warm_up()
         self._test(self._run, 1, SHORT_TEST_SECONDS)
         return done
@@ -49,12 +50,13 @@ class Clocks(Harness):
     def round(
         self, min_runs: int, min_seconds: float, clock: str | None = None
     ) -> NDArray[np.int64]:
-        """Times int64 [n] by our clock, or figures by another; all in nanoseconds.
+        """Times of one round in nanoseconds, int64.
 
-        By LoadGen's [4]: p50, p90, its early-stopping estimate of p90, and its calls. These are
-        the way from its clock to the inference and back: the median of one more test less the
-        median of ours around the same inferences. By the runtime's [1]: the median of ours less
-        that of the runtime around the same inferences, which is what Python takes.
+        Returns:
+            By our clock: the times [n]. By LoadGen's: p50, p90, its early-stopping estimate of
+            p90, and the time of its calls, the median of one more test minus the median of ours
+            around the same inferences. By the runtime's: the median of ours minus the runtime's
+            around the same inferences, which is Python's share.
         """
         if clock is None:
             return super().round(min_runs, min_seconds)
@@ -85,7 +87,7 @@ class Clocks(Harness):
     ) -> list[int]:
         before = _threads()
         loosened = False
-        # made once, as each call counts: they are part of what LoadGen's clock sees
+        # made once: every call counts, as LoadGen's clock includes it
         inputs, complete = self._inputs, mlperf_loadgen.QuerySamplesComplete
         response = mlperf_loadgen.QuerySampleResponse(0, 0, 0)
         responses = [response]
@@ -105,8 +107,8 @@ class Clocks(Harness):
         settings.mode = mlperf_loadgen.TestMode.PerformanceOnly
         settings.min_query_count = runs
         settings.min_duration_ms = round(seconds * 1000)
-        # How many queries LoadGen makes beforehand, at over a microsecond each; if it runs out of
-        # them, the test is not valid, and the first calls of a test are slow ones.
+        # It decides how many queries LoadGen prepares, at over a microsecond each. If they run
+        # out, the test is invalid; the first calls of a test are slow ones.
         hint = min(Harness(run, self._inputs[0]).once() for _ in range(20)) // 2
         settings.single_stream_expected_latency_ns = max(hint, 1000)
         library = mlperf_loadgen.ConstructQSL(
@@ -129,14 +131,14 @@ class Clocks(Harness):
 
 
 def _threads() -> set[int]:
-    """Of this process, by the system's numbers."""
+    """Ids of this process's threads."""
     return {int(task.name) for task in Path("/proc/self/task").iterdir()}
 
 
 def _loosen(threads: set[int]) -> None:
-    """LoadGen's own threads, which write its logs, may leave the CPU that inferences are kept to.
+    """Let LoadGen's own threads, which write its logs, leave the CPU that inferences run on.
 
-    There they would take turns with the inferences, which no time in our harness includes.
+    There they would compete with the inferences, which nothing does in our harness.
     """
     for thread in threads:
         os.sched_setaffinity(thread, range(os.cpu_count() or 1))
@@ -155,15 +157,15 @@ def _keep_requests() -> None:
 
 
 def _nothing(samples: list[int]) -> None:
-    """All images are in memory already."""
+    """For LoadGen's callbacks: all images are in memory."""
 
 
 def _nothing_to_flush() -> None:
-    """Queries are answered when they come."""
+    """For LoadGen's callback: every query is answered at once."""
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "openvino":
         _keep_requests()
-    worker.Harness = Clocks
-    worker.main(*sys.argv[1:])
+    with patch.object(worker, "Harness", Clocks):
+        worker.main(*sys.argv[1:])

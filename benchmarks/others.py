@@ -1,4 +1,4 @@
-"""What `distillation` compares with: a bare loop, timm's distillation, torchdistill's."""
+"""The rows that `distillation` compares with: a bare loop, timm and torchdistill."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Row:
-    """`train` does the steps of a round; `loss` is that of the first batch, not augmented."""
+    """`train` does the steps of a round; `loss` is the loss of the first batch, not augmented."""
 
     train: Callable[[int], None]
     loss: Callable[[], torch.Tensor]
@@ -27,10 +27,10 @@ class Row:
 
 
 def in_memory(task: Task, device: torch.device) -> Batches:
-    """Every batch as the student wants it: float32 [B, C, H, W], normalised, channels-last.
+    """Every batch as the student takes it: float32 [B, C, H, W], normalised, channels-last.
 
-    Different ones, not one over and over: a loss that vanishes ends in denormal numbers, which
-    a CPU computes slowly.
+    Training on one batch again and again would end in a loss near 0 and in denormal numbers,
+    which are slow on a CPU.
     """
     model = PixelsToLogits(nn.Identity(), _student(task))
     parts = [slice(i, i + task.batch) for i in range(0, len(task.labels), task.batch)]
@@ -40,17 +40,18 @@ def in_memory(task: Task, device: torch.device) -> Batches:
 
 
 def bare(task: Task, batches: Batches) -> Row:
+    """Cross entropy in a plain torch loop, without a teacher."""
     network = task.network().to(batches[0][0].device)
     return _plain(batches, network, lambda images, labels: F.cross_entropy(network(images), labels))
 
 
 def timm_task(task: Task, batches: Batches) -> Row:
-    """timm's task as its train.py calls it."""
+    """timm's `LogitDistillationTask` as its train.py calls it."""
     from timm.task import LogitDistillationTask
 
     device = batches[0][0].device
     network, teacher = task.network().to(device), task.teacher_model().network.to(device)
-    # Here the task finds, in [0, 1], how to normalise anew between the two networks.
+    # From these, in [0, 1], the task computes the normalisation between the two networks.
     pairs: list[tuple[Any, Any]] = [(network, _student(task)), (teacher, task.manifest)]
     for one, known in pairs:
         scaled = {key: tuple(v / 255 for v in getattr(known, key)) for key in ("mean", "std")}
@@ -69,7 +70,7 @@ def timm_task(task: Task, batches: Batches) -> Row:
 
 
 def torchdistill_box(task: Task, batches: Batches) -> Row:
-    """torchdistill's box as its image classification example calls it and its samples set it up."""
+    """torchdistill's `DistillationBox` as its image classification example uses it."""
     from torchdistill.core.distillation import get_distillation_box
 
     device = batches[0][0].device
@@ -104,7 +105,7 @@ def torchdistill_box(task: Task, batches: Batches) -> Row:
 
 
 class _NormalisedAnew(nn.Module):
-    """A teacher that takes the student's float images [N, C, H, W], as timm's task does it."""
+    """A teacher on the student's images, float32 [N, C, H, W], normalised anew as timm does it."""
 
     scale: torch.Tensor
     offset: torch.Tensor

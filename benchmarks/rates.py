@@ -1,4 +1,4 @@
-"""How often something happened, and within what limits its probability lies."""
+"""Rates of events with limits for their probability."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LEVEL = 0.95
 
 
 def rate(count: int, n: int) -> dict[str, Any]:
-    """`count` of `n` independent trials, with Clopper and Pearson's limits of `LEVEL`."""
+    """The rate of `count` events in `n` independent trials, with limits at `LEVEL`."""
     low, high = clopper_pearson(count, n, LEVEL)
     return {"count": count, "n": n, "rate": count / n, "low": low, "high": high}
 

@@ -1,4 +1,4 @@
-"""What the scripts here have in common: one student, one teacher, real images, one loss."""
+"""What the benchmarks share; for those of training one student, one teacher and one loss."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import nn
 
+from pipeline.backends.base.artifact import Artifact
+from pipeline.backends.base.records import ArtifactRecord
 from pipeline.cli.params import Params, load_params
 from pipeline.core.errors import PipelineError
 from pipeline.data.params import Augment
@@ -23,7 +25,9 @@ from pipeline.data.views import Views
 from pipeline.distill.objective import Distillation
 from pipeline.distill.params import LossTerm
 from pipeline.distill.records import TeacherLogitsRecord
+from pipeline.latency.benchmark import write_test_images
 from pipeline.latency.fingerprint import read_fingerprint
+from pipeline.latency.workers import Target
 from pipeline.networks.build import build_network
 from pipeline.networks.inference import set_up_torch
 from pipeline.networks.params import Network
@@ -43,7 +47,7 @@ LR, MOMENTUM = 0.01, 0.9
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained on what. `images` uint8 [N, H, W, C], memory-mapped; `labels` int64 [N]."""
+    """What is trained on what: `images` uint8 [N, H, W, C], memory-mapped; `labels` int64 [N]."""
 
     params: Params
     manifest: Manifest
@@ -54,19 +58,19 @@ class Task:
     batch: int
 
     def network(self) -> nn.Module:
-        """The student, from the same weights every time, channels-last as in a stage."""
+        """The student with the same initial weights in every call, channels-last as in a stage."""
         torch.manual_seed(self.params.seed)
         return self._build(self.params.students.zoo[self.student])
 
     def teacher_model(self) -> PixelsToLogits:
-        """Not trained: how fast it answers does not depend on what it knows."""
+        """An untrained teacher, which is as fast as a trained one."""
         torch.manual_seed(self.params.seed + 1)
         network = self._build(self.params.teachers.zoo[self.teacher].network)
         statistics = Normalisation(mean=self.manifest.mean, std=self.manifest.std)
         return PixelsToLogits(network, statistics).eval().requires_grad_(False)
 
     def objective(self, teachers: dict[str, PixelsToLogits]) -> Distillation:
-        """KL and cross entropy; the teacher's logits are recorded where `teachers` is empty."""
+        """KL and cross entropy; without `teachers` it needs recorded logits."""
         model = PixelsToLogits(self.network(), student_normalisation(self.manifest.channels))
         zoo = {self.teacher: self.params.teachers.zoo[self.teacher]}
         alone = {"enabled": (self.teacher,), "zoo": zoo, "weights": {}}
@@ -75,16 +79,19 @@ class Task:
         return Distillation(model, teachers, TERMS, {}, settings, pixels)
 
     def training(self) -> Training:
-        # timm's factory calls plain SGD with momentum `momentum`; its `sgd` is Nesterov's.
+        """Plain SGD with momentum."""
+        # timm's factory calls it `momentum`; its `sgd` is Nesterov's.
         return Training(
             batch_size=self.batch, optimizer="momentum", lr=LR, momentum=MOMENTUM, weight_decay=0.0
         )
 
     def views(self) -> Views:
+        """Mirrored and shifted train images."""
         classes = len(self.manifest.classes)
         return Views(self.images, self.labels, AUGMENT, classes=classes, seed=self.params.seed)
 
-    def signals_record(self, epochs: int) -> TeacherLogitsRecord:
+    def logits_record(self, epochs: int) -> TeacherLogitsRecord:
+        """The record of the teacher's logits for `epochs` of these images."""
         return TeacherLogitsRecord(
             teachers={self.teacher: "not trained"},
             views="benchmark",
@@ -106,6 +113,7 @@ class Task:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
+    """The options that the training benchmarks share."""
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--batch", type=count, default=128, help="images per step")
     made.add_argument("--threads", type=count, help="torch's own choice by default")
@@ -116,7 +124,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1 from the command line."""
+    """A positive integer from the command line."""
     number = int(text)
     if number < 1:
         raise ValueError
@@ -124,7 +132,11 @@ def count(text: str) -> int:
 
 
 def open_task(arguments: argparse.Namespace, images: int | None = None) -> Task:
-    """The first `images` of train; `PipelineError` for unknown names and missing data."""
+    """The task with the first `images` of train, or all of them.
+
+    Raises:
+        PipelineError: for unknown names, missing or too few images.
+    """
     params, folder = load_params(), arguments.packed
     if not (folder / "manifest.json").exists():
         raise PipelineError(
@@ -137,8 +149,8 @@ def open_task(arguments: argparse.Namespace, images: int | None = None) -> Task:
             raise PipelineError(f"there is no `{name}`; known are {', '.join(zoo)}")
     if params.teachers.zoo[teacher].input_size != "auto":
         raise PipelineError(
-            f"`{teacher}` resizes its images, which other tools' losses do not",
-            fix="name a teacher with `input_size: auto`",
+            f"`{teacher}` resizes its images, which the other tools cannot do",
+            fix="choose a teacher with `input_size: auto`",
         )
     pixels, labels = load_split("train", folder)
     if images is not None and images > len(labels):
@@ -148,11 +160,18 @@ def open_task(arguments: argparse.Namespace, images: int | None = None) -> Task:
                 arguments.batch)  # fmt: skip
 
 
+def artifact_target(artifact: Artifact, scratch: Path) -> Target:
+    """A compiled artifact with test images, which are written to `scratch`."""
+    record = ArtifactRecord.read_whole(artifact.folder)
+    model = artifact.folder / record.model_file
+    return Target(artifact.key, artifact.backend, model, write_test_images(scratch))
+
+
 def one_device(threads: int | None) -> Fabric:
-    """As a stage starts, in a single process: torch is deterministic from here on."""
+    """The device, set up as a stage sets it up; torch is deterministic from here on."""
     fabric = launch()
     if fabric.world_size > 1:
-        raise PipelineError("these compare single devices", fix="unset EDGESTILL_DEVICES")
+        raise PipelineError("the benchmarks run on a single device", fix="unset EDGESTILL_DEVICES")
     if threads is not None:
         torch.set_num_threads(threads)
     set_up_torch(0)
@@ -160,7 +179,7 @@ def one_device(threads: int | None) -> Fabric:
 
 
 def circumstances(task: Task, fabric: Fabric, packages: tuple[str, ...]) -> dict[str, Any]:
-    """What a figure means nothing without."""
+    """Machine, device, versions and task, which belong to every result."""
     found = ("torch", "timm", "lightning-fabric", "numpy", *packages)
     versions = {name: importlib.metadata.version(name) for name in found}
     return {

@@ -1,13 +1,13 @@
 """Peak memory of training with N and with ten times as many images, each in its own process.
 
-The real `fit` with recorded teacher_logits, val and the checkpoints included: ten epochs of N images and
-one of ten times as many: equal steps, as the heap grows a little with time. Images are
-real ones repeated, in a memory-mapped file in a temporary folder. Anonymous memory (RssAnon)
-is what training itself holds; the peak of all resident memory (VmHWM) counts pages of the
-mapped files, too, which the kernel keeps while nobody else needs the room.
+The `fit` of a stage with recorded teacher logits, validation and checkpoints: ten epochs of N
+images and one epoch of ten times as many, so that the steps are equal, as the heap grows a little
+with time. The images are real ones, repeated, in a memory-mapped file in a temporary folder.
+Anonymous memory (RssAnon) is what training holds; the peak of all resident memory (VmHWM) includes
+pages of the mapped files, which the kernel drops when memory gets short.
 
-Training itself holds some 29 bytes for each image: label 8, order 8, and for flip and shift 9
-and 4 more while they are drawn. Two runs of the same size differ by some MiB.
+Training holds some 29 bytes per image: 8 for the label, 8 for the order, 9 for flip and shift and 4
+more while they are drawn. Two runs of the same size differ by some MiB.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RESULTS = Path("benchmarks/results/training_memory.json")
 MIB = 1 << 20
 TIMES = 10
 LOOK_SECONDS = 0.001
-"""So that a step, some ten times as long, hides none of its arrays."""
+"""A step is some ten times as long, so none of its arrays is missed."""
 
 
 class Watch:
@@ -60,15 +60,15 @@ class Watch:
 
 
 def status(key: str) -> int:
-    """Bytes that a line of /proc/self/status tells."""
+    """The value of a line of /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
-    raise PipelineError(f"this kernel does not tell {key}", where="/proc/self/status")
+    raise PipelineError(f"this kernel does not report {key}", where="/proc/self/status")
 
 
 def lay_out(task: Task, packed: Path, images: int, epochs: int, folder: Path) -> None:
-    """What a worker trains on: a train split of so many images, val, and a recording."""
+    """Write what a worker trains on: a train split of `images` images, val, and a recording."""
     shape = (images, *task.images.shape[1:])
     pixels = open_memmap(folder / "train_images.npy", "w+", np.uint8, shape)
     for start in range(0, images, len(task.images)):
@@ -79,7 +79,7 @@ def lay_out(task: Task, packed: Path, images: int, epochs: int, folder: Path) ->
     np.save(folder / "train_labels.npy", labels)
     for name in ("manifest.json", "val_images.npy", "val_labels.npy"):
         (folder / name).symlink_to(packed.resolve() / name)
-    record = task.signals_record(epochs).model_copy(update={"samples": images})
+    record = task.logits_record(epochs).model_copy(update={"samples": images})
     record.write(folder / INDEX)
     (folder / task.teacher).mkdir()
     (logits,) = _open(folder / task.teacher, record, "w+")
@@ -87,17 +87,17 @@ def lay_out(task: Task, packed: Path, images: int, epochs: int, folder: Path) ->
     for epoch in logits:
         epoch[:] = rng.standard_normal(epoch.shape, dtype=np.float32)
     logits.flush()
-    # Curves and checkpoints are written below the worker's folder; DVCLive looks for this.
+    # Curves and checkpoints are written to the worker's folder; DVCLive requires this file.
     (folder / ".dvc").mkdir()
     (folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
 
 
 def train(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The worker: `fit` in `--packed`."""
+    """The worker: `fit` on the images in `--packed`."""
     fabric = one_device(arguments.threads)
     folder = arguments.packed.resolve()
     task = open_task(arguments)
-    teacher_logits = RecordedLogits(task.signals_record(arguments.epochs), folder)
+    teacher_logits = RecordedLogits(task.logits_record(arguments.epochs), folder)
     val = load_split("val", folder)
     objective = task.objective({})
     made = Run("benchmark", "benchmark", task.params.seed, task.training(), arguments.epochs, 60.0)
@@ -115,7 +115,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(arguments: argparse.Namespace, images: int, epochs: int) -> dict[str, Any]:
-    """What `train` found in a process of its own."""
+    """The result of `train` in a new process."""
     task = open_task(arguments)
     command = [sys.executable, "-m", "benchmarks.training_memory", "--worker"]
     command += ["--batch", str(task.batch), "--student", task.student, "--teacher", task.teacher]
@@ -143,10 +143,10 @@ def show(small: dict[str, Any], large: dict[str, Any]) -> None:
         )
     more = large["images"] - small["images"]
     print(
-        f"\n{TIMES} times the images: {large['anonymous'] / small['anonymous']:.3f} of the "
-        f"anonymous memory, {large['resident'] / small['resident']:.3f} of VmHWM.\n"
+        f"\n{TIMES} times the images take {large['anonymous'] / small['anonymous']:.3f} times the "
+        f"anonymous memory and {large['resident'] / small['resident']:.3f} times VmHWM.\n"
         f"Each further image costs {(large['anonymous'] - small['anonymous']) / more:.1f} bytes of "
-        f"anonymous memory, of {np.prod(small['image'])} that it has."
+        f"anonymous memory; it has {np.prod(small['image'])} bytes of pixels."
     )
 
 

@@ -1,4 +1,4 @@
-"""The study's stage `summary`: mean and spread of every arm, as a table and as a plot."""
+"""Stage summary: mean and standard deviation of every arm, as a table and as a plot."""
 
 from __future__ import annotations
 
@@ -11,18 +11,28 @@ from pathlib import Path
 from arms import read_arms
 from matplotlib.figure import Figure
 
-from pipeline.cli.params import load_params
 from pipeline.core.errors import run
 from pipeline.core.files import write_whole
+from pipeline.core.params import Selection, load
 from pipeline.core.records import METRICS
+from pipeline.data.params import Data, Views
+from pipeline.networks.params import Students
 from pipeline.training.records import ModelMetrics
 
 BASELINE = "alone"
 
 
+class SummaryParams(Selection):
+    """What the stage `summary` reads."""
+
+    data: Data
+    students: Students
+    views: Views
+
+
 @dataclass(frozen=True)
 class Arm:
-    """Top-1 of the runs of one arm, in percent."""
+    """Top-1 of the runs of one arm, in percent, one run per seed."""
 
     name: str
     val: tuple[float, ...]
@@ -30,17 +40,25 @@ class Arm:
 
     @property
     def mean(self) -> float:
+        """Of top-1 on test."""
         return statistics.mean(self.test)
 
     @property
     def deviation(self) -> float:
+        """Standard deviation of top-1 on test."""
         return statistics.stdev(self.test)
 
 
-def gain(arm: Arm, other: Arm) -> tuple[float, float]:
-    """Difference of the means on test, and its standard error (Welch: variances may differ)."""
+def gain(arm: Arm, other: Arm) -> tuple[float, float, float]:
+    """How much better `arm` is than `other` on test.
+
+    Returns:
+        The difference of the means in points, its standard error (Welch's: the variances may
+        differ), and their ratio.
+    """
     error = math.sqrt(arm.deviation**2 / len(arm.test) + other.deviation**2 / len(other.test))
-    return arm.mean - other.mean, error
+    difference = arm.mean - other.mean
+    return difference, error, difference / error if error else math.nan
 
 
 def main() -> None:
@@ -64,7 +82,7 @@ def _read(name: str, seeds: tuple[int, ...]) -> Arm:
 
 
 def _figures(arms: list[Arm], alone: Arm, best: Arm) -> dict[str, object]:
-    difference, error = gain(best, alone)
+    difference, error, _ = gain(best, alone)
     return {
         "best_on_val": best.name,
         "gain_over_alone": difference,
@@ -74,13 +92,13 @@ def _figures(arms: list[Arm], alone: Arm, best: Arm) -> dict[str, object]:
 
 
 def _page(arms: list[Arm], alone: Arm, best: Arm) -> str:
-    params, seeds = load_params(), len(alone.test)
+    params, seeds = load(SummaryParams), len(alone.test)
     teacher = ModelMetrics.read(METRICS / "teachers" / "resnet.json")
     student = params.students.zoo[params.students.enabled[0]]
-    difference, error = gain(best, alone)
+    difference, error, errors = gain(best, alone)
     verdict = (
         f"`{best.name}`, the best on val, beats the student alone on test by {difference:.2f} "
-        f"points, {difference / error:.1f} standard errors ({error:.2f})."
+        f"points, {errors:.1f} standard errors ({error:.2f})."
     )
     lines = [
         "# Does distillation help?",
@@ -103,14 +121,14 @@ def _page(arms: list[Arm], alone: Arm, best: Arm) -> str:
         test = f"{arm.mean:.2f} ± {arm.deviation:.2f}"
         shown = ("", "")
         if arm is not alone:
-            more, its_error = gain(arm, alone)
-            shown = (f"{more:+.2f}", f"{more / its_error:+.1f}")
+            more, _, errors = gain(arm, alone)
+            shown = (f"{more:+.2f}", f"{errors:+.1f}")
         lines.append(f"| {arm.name} | {val} | {test} | {shown[0]} | {shown[1]} |")
     return "\n".join(lines) + "\n"
 
 
 def _plot(arms: list[Arm], alone: Arm) -> Figure:
-    """A dot per run, a bar for mean ± standard deviation; the line is the student alone."""
+    """A dot per run, a bar for mean ± standard deviation; the line is the baseline's mean."""
     ordered = sorted(arms, key=lambda arm: arm.mean)
     figure = Figure(figsize=(7.5, 0.36 * len(arms) + 1.2), layout="constrained")
     axes = figure.add_subplot()

@@ -20,9 +20,7 @@ from pipeline.backends.base.job import Job
 from pipeline.backends.base.records import ArtifactRecord, ExecutionReport
 from pipeline.backends.tflite import convert as tflite_convert
 from pipeline.cli.params import Params, load_params
-from pipeline.compile.evidence import (
-    Evidence,
-)
+from pipeline.compile.evidence import Evidence
 from pipeline.compile.records import CompiledMetrics
 from pipeline.core.files import sha256, write_whole
 from pipeline.core.records import METRICS

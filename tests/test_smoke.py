@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -76,7 +77,8 @@ class Project:
         return old
 
     def changed_stages(self) -> set[str]:
-        return set(json.loads(self.run("dvc", "status", "--json", "dvc.yaml")))
+        """What `dvc status` names, but for the stage that always runs."""
+        return set(json.loads(self.run("dvc", "status", "--json", "dvc.yaml"))) - {"fingerprint"}
 
     def params(self) -> Params:
         return load_params(self.folder / "params.yaml")
@@ -86,7 +88,6 @@ class Project:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("smoke"))
     project.pipeline("check")
-    project.pipeline("fingerprint")
     print(project.run("dvc", "repro"))
     if report := os.environ.get("SMOKE_REPORT"):
         shutil.copy(project.folder / "reports" / "report.md", report)
@@ -110,11 +111,7 @@ def test_the_images_are_real_and_whole(project: Project) -> None:
 def test_every_artifact_is_measured_on_its_runtime_or_says_why_not(project: Project) -> None:
     params = project.params()
     record = BenchmarkRecord.read(project.folder / "metrics/benchmark.json")
-    asked = {
-        f"{student}/{backend}/{precision}"
-        for student in params.students.enabled
-        for backend, precision in params.backends.pairs()
-    }
+    asked = {artifact.key for artifact in params.backends.artifacts(params.students.enabled)}
     assert set(record.rows) == asked
     for name, row in record.rows.items():
         if row.status == "measured":
@@ -129,15 +126,10 @@ def compiled(project: Project) -> list[tuple[ArtifactRecord, CompiledMetrics]]:
     params = project.params()
     return [
         (
-            ArtifactRecord.read(
-                project.folder / f"models/compiled/{backend}/{student}/{precision}/artifact.json"
-            ),
-            CompiledMetrics.read(
-                project.folder / f"metrics/compiled/{backend}/{student}/{precision}.json"
-            ),
+            ArtifactRecord.read(project.folder / artifact.folder / "artifact.json"),
+            CompiledMetrics.read(project.folder / artifact.metrics),
         )
-        for student in params.students.enabled
-        for backend, precision in params.backends.pairs()
+        for artifact in params.backends.artifacts(params.students.enabled)
     ]
 
 
@@ -199,18 +191,20 @@ def test_the_report_shows_every_row(project: Project) -> None:
     assert "reports/report.html" in table
 
 
-def test_reproducing_again_runs_no_stage(project: Project) -> None:
+def test_reproducing_again_runs_the_fingerprint_alone(project: Project) -> None:
     said = project.run("dvc", "repro")
-    assert "Running stage" not in said and "up to date" in said
+    assert re.findall("Running stage '(.*)'", said) == ["fingerprint"]
+    assert not project.changed_stages()
+
+
+TRAINING = ("distill", "quantize_aware")
+"""Stages that a student's settings, losses and their code touch."""
 
 
 def branches(project: Project, *students: str) -> set[str]:
-    """The stages of these students that may train: the ladder's last rung trains, too."""
-    params = project.params()
-    names = students or params.students.enabled
-    return {f"distill@{name}" for name in names} | {
-        f"compile_{backend}@{name}" for name in names for backend, _ in params.backends.pairs()
-    }
+    """The training stages of these students."""
+    names = students or project.params().students.enabled
+    return {f"{stage}@{name}" for name in names for stage in TRAINING}
 
 
 def test_editing_one_student_touches_its_branch_alone(project: Project, student: str) -> None:
@@ -230,19 +224,67 @@ def test_another_loss_or_temperature_never_runs_the_teacher_again(project: Proje
     project.set(key, old)
 
 
-def test_editing_the_gate_touches_its_readers_alone(project: Project) -> None:
-    old = project.set("gate.max_top1_drop", 0.5)
-    assert project.changed_stages() == {"report"}
-    project.set("gate.max_top1_drop", old)
+def test_editing_limits_touches_the_report_alone_and_the_gate_nothing(project: Project) -> None:
+    for key, readers in (("limits.max_top1_drop", {"report"}), ("gate.max_slowdown", set())):
+        old = project.set(key, 0.5)
+        assert project.changed_stages() == readers
+        project.set(key, old)
 
 
-def test_a_changed_module_touches_the_stages_that_import_it(project: Project) -> None:
-    file = project.folder / "pipeline/distill/losses/logits.py"
+BEFORE_BENCHMARK = (
+    "fetch", "prepare", "train_teacher", "record_teacher", "distill", "export", "quantize_aware",
+    "compile",
+)  # fmt: skip
+
+
+def edited(project: Project, folder: str) -> set[str]:
+    """The stages that an edit in a folder of pipeline/ touches."""
+    file = project.folder / "pipeline" / folder / "__init__.py"
     text = file.read_text()
     file.write_text(text + "# changed\n")
-    assert project.changed_stages() == branches(project)
+    changed = project.changed_stages()
     file.write_text(text)
+    return changed
+
+
+def test_an_edit_touches_the_stages_that_depend_on_its_room(project: Project) -> None:
+    assert edited(project, "distill/losses") == branches(project) | {"record_teacher", "bundle"}
+    for room in ("latency", "report", "gate", "bundle", "cli"):
+        stages = {name.partition("@")[0] for name in edited(project, room)}
+        assert not stages & set(BEFORE_BENCHMARK), room
+    assert not edited(project, "gate") and not edited(project, "cli")
     assert not project.changed_stages()
+
+
+def test_an_edit_in_a_backend_touches_its_compile_and_what_follows(project: Project) -> None:
+    params = project.params()
+    for name in params.backends.enabled:
+        changed = edited(project, f"backends/{name}")
+        compiles = {stage for stage in changed if stage.startswith("compile@")}
+        assert compiles == {f"compile@{name}-{student}" for student in params.students.enabled}
+        assert not {stage.partition("@")[0] for stage in changed - compiles} & {*BEFORE_BENCHMARK}
+
+
+def test_the_run_cache_restores_a_compile_stage(project: Project, student: str) -> None:
+    folder = project.folder / "models/compiled/onnxruntime" / student
+    before = {file.name: sha256(file) for file in folder.rglob("*") if file.is_file()}
+    stage = f"compile@onnxruntime-{student}"
+    lock = (project.folder / "dvc.lock").read_text()
+    (project.folder / "dvc.lock").unlink()
+    shutil.rmtree(folder)
+    said = project.run("dvc", "repro", "--single-item", stage)
+    assert "is cached - skipping run" in said
+    assert before == {file.name: sha256(file) for file in folder.rglob("*") if file.is_file()}
+    (project.folder / "dvc.lock").write_text(lock)
+
+
+def test_dvc_shows_the_main_figures_in_120_columns(project: Project) -> None:
+    said = project.run("dvc", "metrics", "show").splitlines()
+    shown = [line.rstrip() for line in said if line.startswith(("Path", "metrics/summary"))]
+    artifacts = project.params().backends.artifacts(project.params().students.enabled)
+    assert len(shown) == 1 + len(artifacts)
+    assert all(len(line) <= 120 for line in shown), max(shown, key=len)
+    assert all(name in shown[0] for name in ("top1", "drop", "kb", "p50_ms"))
 
 
 def test_a_stage_runs_by_hand_and_gives_the_same_bits(project: Project, student: str) -> None:
@@ -263,7 +305,9 @@ def test_an_interrupted_stage_leaves_nothing_and_the_next_run_goes_on(
 ) -> None:
     folder = project.folder / "models/students" / student
     kept = project.set("profiles.smoke.views.epochs", 400)
-    recorded = project.set("signals.record", False)  # there is no recording of so many epochs
+    recorded = project.set(
+        "teacher_logits.record", False
+    )  # there is no recording of so many epochs
     shutil.rmtree(folder)
     stage = subprocess.Popen(
         ["python", "-m", "stages.distill", "--student", student],
@@ -280,7 +324,7 @@ def test_an_interrupted_stage_leaves_nothing_and_the_next_run_goes_on(
     assert "run the same command again" in said and "Traceback" not in said
     assert not folder.exists() and not list(folder.parent.glob(".*"))
     project.set("profiles.smoke.views.epochs", kept)
-    project.set("signals.record", recorded)
+    project.set("teacher_logits.record", recorded)
     project.run("dvc", "repro")
     assert folder.exists()
 
@@ -310,12 +354,13 @@ def test_predict_names_what_is_not_there(project: Project, student: str) -> None
     assert "int4" in said and "Traceback" not in said
 
 
-def test_another_machine_is_told_to_measure_anew(project: Project) -> None:
+def test_another_machine_measures_by_itself(project: Project) -> None:
+    """The record of another machine is told by hand, and replaced by `dvc repro`."""
     file = project.folder / "metrics/fingerprint.json"
     kept = file.read_text()
     file.write_text(kept.replace('"cores": ', '"cores": 9'))
     assert "benchmark" in project.changed_stages()
     said = project.stage("benchmark", code=1)
-    assert "python -m pipeline fingerprint" in said and "Traceback" not in said
-    project.pipeline("fingerprint")
+    assert "another machine" in said and "dvc repro" in said and "Traceback" not in said
+    project.stage("fingerprint")
     assert file.read_text() == kept

@@ -1,1 +1,1 @@
-"""Accuracy of an artifact: top-1, agreement, calibration, paired tests, answers per image."""
+"""Accuracy of an artifact: top-1, agreement, calibration, flips and paired tests."""

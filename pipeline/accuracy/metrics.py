@@ -1,4 +1,4 @@
-"""Accuracy of a runtime on a split: pure functions of logits, and how to get the logits."""
+"""Accuracy on a split: pure functions of logits float32 [N, C] and labels int64 [N]."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def top1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
 
 
 def correct(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """For each row of `logits` [N, C]: is its largest entry at `labels` [N]."""
+    """Whether the largest entry of each row of `logits` [N, C] is at `labels` [N], bool [N]."""
     right: NDArray[np.bool_] = logits.argmax(axis=1) == labels
     return right
 
@@ -30,15 +30,18 @@ def agreement(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 def lost_and_won(
     logits: NDArray[np.float32], reference: NDArray[np.float32], labels: NDArray[np.int64]
 ) -> tuple[int, int]:
-    """How many images [N] only the `reference` gets right, and how many only `logits` [N, C]."""
+    """How many images only the `reference` gets right, and how many only `logits`, both [N, C]."""
     right, was_right = correct(logits, labels), correct(reference, labels)
     return int((was_right & ~right).sum()), int((right & ~was_right).sum())
 
 
 def signal_to_noise(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> float | None:
-    """10 log10(|reference|^2 / |logits - reference|^2) in dB; None where both are equal.
+    """10 log10(|reference|^2 / |logits - reference|^2) of logits [N, C], in dB.
 
-    The mean logit of each image is left out of both: no class probability depends on it.
+    The mean logit of each image is subtracted from both first: no class probability depends on it.
+
+    Returns:
+        The ratio; None where both are equal.
     """
     centred = [z.astype(np.float64) - z.mean(axis=1, keepdims=True) for z in (logits, reference)]
     noise = float(np.square(centred[0] - centred[1]).sum())
@@ -55,10 +58,17 @@ def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 def reliability(
     logits: NDArray[np.float32], labels: NDArray[np.int64], bins: int = 15
 ) -> tuple[ReliabilityBin, ...]:
-    """The reliability diagram: images by the probability of their answer, in `bins` equal parts.
+    """The reliability diagram: images by the probability of their answer.
 
-    Guo et al., On Calibration of Modern Neural Networks (1706.04599). A bin's lower end belongs
-    to the bin before it. Empty bins are left out.
+    Guo et al., On Calibration of Modern Neural Networks (arXiv 1706.04599).
+
+    Args:
+        logits: [N, C].
+        labels: [N].
+        bins: equal parts of [0, 1]; a bin's lower end belongs to the bin before it.
+
+    Returns:
+        The bins that are not empty.
     """
     confidence = probabilities(logits).max(axis=1)
     right = correct(logits, labels)
@@ -83,7 +93,7 @@ def calibration_error(diagram: Sequence[ReliabilityBin]) -> float:
 def confusions(
     logits: NDArray[np.float32], labels: NDArray[np.int64]
 ) -> tuple[tuple[int, int, int], ...]:
-    """(label, wrong answer, images) of `logits` [N, C], the most frequent first."""
+    """(label, wrong answer, images) of all wrong answers, the most frequent first."""
     answers = logits.argmax(axis=1)
     pairs = np.stack([labels, answers], axis=1)[answers != labels]
     kinds, counts = np.unique(pairs, axis=0, return_counts=True)
@@ -94,7 +104,7 @@ def confusions(
 def worst_mistakes(
     logits: NDArray[np.float32], labels: NDArray[np.int64], count: int
 ) -> tuple[Mistake, ...]:
-    """The `count` wrong answers given with the highest probability, the highest first."""
+    """The `count` wrong answers of the highest probability, the highest first."""
     confidence = probabilities(logits).max(axis=1)
     answers = logits.argmax(axis=1)
     wrong = np.flatnonzero(answers != labels)

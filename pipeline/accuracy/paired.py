@@ -58,16 +58,16 @@ def mcnemar_power(images: int, flips: int, loss: float, level: float) -> float:
 
 
 def _found(flips: int, lost: float, level: float) -> float:
-    """P(the test at `level` finds a loss | so many flips, each lost with this probability)."""
-    # The fewest losses k with 2 P(X >= k) <= level, where X is binomial with probability 1/2.
-    fewest = int(binom.isf(level / 2, flips, 0.5)) + 1
-    return float(binom.sf(fewest - 1, flips, lost)) if fewest <= flips else 0.0
+    """Probability of a loss that is significant at `level`, where each flip is `lost` so likely."""
+    tails = binom.sf(np.arange(-1, flips), flips, 0.5)  # of at least 0, 1, ... losses by chance
+    enough = np.flatnonzero(2 * tails <= level)
+    return float(binom.sf(enough[0] - 1, flips, lost)) if len(enough) else 0.0
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """p-values adjusted for being several: reject where one is at most the level.
+    """p-values adjusted for several tests: reject where an adjusted one is at most the level.
 
-    Keeps the probability of any false rejection below the level, however the tests depend on each
+    The probability of any false rejection stays below the level, however the tests depend on each
     other (Holm, Scand. J. Statist. 6, 1979).
     """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])

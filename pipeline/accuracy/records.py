@@ -8,7 +8,7 @@ from pipeline.core.records import Record
 
 
 class ReliabilityBin(Record):
-    """Images whose most probable class has a probability in one of equal parts of [0, 1]."""
+    """A bin of the reliability diagram: images by the probability of their answer."""
 
     images: int
     confidence: float = Field(description="mean of these probabilities")
@@ -16,9 +16,9 @@ class ReliabilityBin(Record):
 
 
 class Mistake(Record):
-    """A test image with a wrong answer; classes are places in the manifest's."""
+    """A test image with a wrong answer."""
 
-    image: int
-    label: int
-    answer: int
+    image: int = Field(description="its index in the test split")
+    label: int = Field(description="index of a class in the manifest")
+    answer: int = Field(description="index of a class in the manifest")
     probability: float = Field(description="that the softmax gives to `answer`")

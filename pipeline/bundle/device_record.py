@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
@@ -14,6 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from pipeline.backends.base.artifact import Artifact
 from pipeline.bundle.records import Tolerances
 from pipeline.core.errors import PipelineError
+from pipeline.core.params import Count, Positive
 from pipeline.core.records import Record
 from pipeline.latency.records import Latency, Throughput, WarmUp
 
@@ -24,19 +24,18 @@ def _finite_or_none(error: Any) -> Any:
 
 Name = Annotated[str, Field(pattern=r"^[^/\\]+$")]
 """A part of a folder's name."""
-Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Milliseconds = Positive
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 LogitError = Annotated[float | None, Field(ge=0), BeforeValidator(_finite_or_none)]
-"""None where a logit is not a number: verify.py fails on it and says so, JSON has no NaN."""
+"""None where a logit is not a number: verify.py fails then, and JSON has no NaN."""
 
 _SETTINGS = ("governor", "python", "numpy")
-"""What changes on a machine that stays the same one."""
+"""Fields of a machine's record that may change while it stays the same machine."""
 
 
 class BundleIdentity(Record):
-    """Which build of which artifact a result is about."""
+    """The artifact that a result is about, and the build of its bundle."""
 
     student: Name
     backend: Name
@@ -45,17 +44,12 @@ class BundleIdentity(Record):
 
     @property
     def artifact(self) -> Artifact:
-        """Of which the bundle is a build."""
+        """The artifact that the bundle holds."""
         return Artifact(self.student, self.backend, self.precision)
-
-    @property
-    def folder(self) -> Path:
-        """Where bundles of this artifact lie here."""
-        return self.artifact.bundle
 
 
 class DeviceLatency(Latency):
-    """Milliseconds per single inference on a device; they rise from p50 to p99."""
+    """Milliseconds per inference of one image on a device; they rise from p50 to p99."""
 
     p50: Milliseconds
     p90: Milliseconds
@@ -69,7 +63,7 @@ class DeviceLatency(Latency):
 
 
 class DeviceResult(Record):
-    """What every result tells: about which bundle, on which machine, on which unit of it."""
+    """What all results have in common: the bundle, the machine and its unit."""
 
     bundle: BundleIdentity
     machine: dict[str, str | int | None] = Field(
@@ -86,7 +80,7 @@ class DeviceResult(Record):
 
     @property
     def device(self) -> str:
-        """The machine in words: a phone's model and chip, else the CPU or the board."""
+        """The machine in words: a phone's model and chip, otherwise the CPU or the board."""
         model, chip = self.machine.get("model"), self.machine.get("soc") or self.machine.get("cpu")
         if model:
             return f"{model} ({chip})" if chip else str(model)
@@ -94,7 +88,7 @@ class DeviceResult(Record):
 
     @property
     def device_digest(self) -> str:
-        """Six hexadecimal digits of the machine's record without what is a mere setting."""
+        """Six hexadecimal digits of a digest of the machine's record, without its settings."""
         lasting = {key: value for key, value in self.machine.items() if key not in _SETTINGS}
         return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:6]
 
@@ -106,7 +100,7 @@ class DeviceResult(Record):
 
 
 class Timed(DeviceResult):
-    """By what and on how many threads a latency was taken."""
+    """A result with a latency: the runtime and the threads."""
 
     runtime: dict[str, str] = Field(min_length=1, description="version by package")
     threads: Count
@@ -114,11 +108,11 @@ class Timed(DeviceResult):
     @property
     def file_name(self) -> str:
         unit = "" if self.unit == "cpu" else f"-{self.unit}"
-        return f"{self.bundle.folder.name}-bench{unit}-t{self.threads}.json"
+        return f"{self.bundle.artifact.slug}-bench{unit}-t{self.threads}.json"
 
 
 class Bench(Timed):
-    """What bench.py writes; times in milliseconds. Older bundles leave out what may be null."""
+    """What bench.py writes; times in milliseconds. Older bundles lack fields that may be null."""
 
     rounds: Count
     n: Count
@@ -147,7 +141,7 @@ class Bench(Timed):
 
 
 class PhoneLatency(Record):
-    """Milliseconds per inference, of the figures that the phone's tool prints."""
+    """Milliseconds per inference, as the phone's tool prints them."""
 
     mean: Milliseconds
     p50: Milliseconds | None = None
@@ -158,7 +152,7 @@ class PhoneLatency(Record):
 
 
 class Delegate(Record):
-    """Who took how many of a graph's operators, in how many pieces."""
+    """How many of a graph's operators a delegate took, in how many partitions."""
 
     delegate: str
     operators: int
@@ -167,7 +161,7 @@ class Delegate(Record):
 
 
 class PhoneBench(Timed):
-    """What phone.py writes about one unit; times where it was measured, else a reason."""
+    """What phone.py writes about one unit: times, or the reason why there are none."""
 
     status: Literal["measured", "not_measured", "failed"]
     reason: str | None = None
@@ -196,7 +190,7 @@ class PhoneBench(Timed):
 
 
 class Verdict(DeviceResult):
-    """What verify.py writes where it came to no comparison: a damaged file, no runtime."""
+    """What verify.py writes where nothing was compared: a damaged file, no runtime."""
 
     verdict: Literal["PASSED", "FAILED"]
     why: str
@@ -210,7 +204,7 @@ class Verdict(DeviceResult):
     def file_name(self) -> str:
         unit = "" if self.unit == "cpu" else f"-{self.unit}"
         graph = "-graph" if self.by_graph else ""
-        return f"{self.bundle.folder.name}-verify{graph}{unit}.json"
+        return f"{self.bundle.artifact.slug}-verify{graph}{unit}.json"
 
     def __str__(self) -> str:
         why = " ".join(self.why.split())  # what to do stands on a line of its own
@@ -218,7 +212,7 @@ class Verdict(DeviceResult):
 
 
 class Comparison(Verdict):
-    """What verify.py writes once it compared logits with the golden ones."""
+    """What verify.py writes after comparing logits with the golden ones."""
 
     runtime: dict[str, str] = Field(min_length=1, description="version by package")
     threads: Count
@@ -239,9 +233,15 @@ Result = Bench | PhoneBench | Verdict
 
 
 def parse_result(content: Any, where: str, fix: str) -> Result:
-    """The record that decoded JSON holds; its kind is found by its fields.
+    """The record in decoded JSON; the fields decide which kind it is.
 
-    Raises `PipelineError` that names the first field that is missing, unknown or impossible.
+    Args:
+        content: what `json.loads` gives.
+        where: path of the file, for the error.
+        fix: advice for the error.
+
+    Raises:
+        PipelineError: names the first field that is missing, unknown or impossible.
     """
     kind: type[Result]
     if isinstance(content, dict) and "verdict" in content:
@@ -259,7 +259,7 @@ def parse_result(content: Any, where: str, fix: str) -> Result:
             fix=fix,
         )
     try:
-        # as JSON, for which strictness still takes lists as tuples and whole numbers as floats
+        # From JSON strict types still accept lists as tuples and integers as floats.
         return kind.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         script = {Bench: "bench.py", PhoneBench: "phone.py"}.get(kind, "verify.py")

@@ -1,7 +1,7 @@
-"""Results that come home: what a bundle's bench.py, phone.py and verify.py wrote about a device.
+"""Imports what bench.py, phone.py and verify.py of a bundle wrote about a device.
 
-A result lies in metrics/devices/DEVICE/S-B-P-KIND.json, where KIND tells the script, the unit
-unless it is the CPU, and of a latency the threads. Two machines with equal records are one device.
+A result becomes metrics/devices/DEVICE/S-B-P-KIND.json. KIND names the script, the unit unless it
+is the CPU, and for a latency the threads. Two machines with equal records are one device.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FORGET = "remove it and import the device's own file again"
 
 @dataclass(frozen=True)
 class Imported:
-    """A result and the file in which it lies now."""
+    """A result and the file that holds it now."""
 
     result: Result
     file: Path
@@ -36,9 +36,11 @@ class Imported:
 def import_results(files: Sequence[Path]) -> list[Imported]:
     """Put results of bench.py, phone.py and verify.py into metrics/devices, in this order.
 
-    A file of phone.py holds one for each unit. All are checked before any is written. Raises
-    `PipelineError` for a file that is no such result, and for one about a bundle that is not
-    here or of which another build is here.
+    A file of phone.py holds a result for each unit. All files are checked before any is written.
+
+    Raises:
+        PipelineError: for a file that is no such result, and for one about a bundle that is not
+            in models/bundles, or there in another build.
     """
     digests = bundle_digests()
     results = [result for file in files for result in _read(file, digests)]
@@ -54,7 +56,7 @@ def stored_results() -> list[Result]:
 
 
 def bundle_digests() -> dict[str, str]:
-    """By the name of every bundle here its digest, as its own scripts compute it."""
+    """The digest of each bundle in models/bundles, as its own scripts compute it, by its name."""
     return {file.parent.name: sha256(file) for file in sorted(BUNDLES.glob("*/SHA256SUMS"))}
 
 
@@ -68,7 +70,7 @@ def _json(file: Path, fix: str) -> Any:
 
 
 def _read(file: Path, digests: dict[str, str]) -> list[Result]:
-    """What a device's file holds, about a bundle that is here."""
+    """The results in a device's file, all of them about bundles in models/bundles."""
     content = _identified(_json(file, _AGAIN), digests, file)
     results = [parse_result(one, str(file), _AGAIN) for one in _by_unit(content, file)]
     for result in results:
@@ -77,7 +79,7 @@ def _read(file: Path, digests: dict[str, str]) -> list[Result]:
 
 
 def _by_unit(content: Any, file: Path) -> list[Any]:
-    """phone.py tells what its results have in common once, and then each of them."""
+    """The results in decoded JSON; phone.py writes their common fields once, beside `results`."""
     if not isinstance(content, dict) or "results" not in content:
         return [content]
     units = content["results"]
@@ -89,20 +91,20 @@ def _by_unit(content: Any, file: Path) -> list[Any]:
 
 
 def _check_build(result: Result, digests: dict[str, str], file: Path) -> None:
-    folder = result.bundle.folder
-    if folder.name not in digests:
+    name = result.bundle.artifact.slug
+    if name not in digests:
         raise PipelineError(
-            f"it is about the bundle {folder.name}; here are {', '.join(digests) or 'none'}",
+            f"it is about the bundle {name}; here are {', '.join(digests) or 'none'}",
             where=str(file),
             fix="`dvc checkout` brings bundles back, `dvc repro bundle` makes those of params.yaml",
         )
-    if digests[folder.name] != result.bundle.digest:
-        here = f"{folder}, which has {digests[folder.name][:16]}"
+    if digests[name] != result.bundle.digest:
+        here = f"{BUNDLES / name}, which has {digests[name][:16]}"
         raise _another_build(result.bundle.digest, here, file)
 
 
 def _identified(content: Any, digests: dict[str, str], file: Path) -> Any:
-    """`content` with the bundle's names where verify.py, on damaged files, gives a digest alone."""
+    """`content`, completed where verify.py found damaged files and gave the digest alone."""
     if not isinstance(content, dict) or "verdict" not in content:
         return content
     if "bundle" not in content:

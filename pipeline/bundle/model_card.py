@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.backends.base.records import ArtifactRecord, Partitions
+from pipeline.backends.base.artifact import Artifact
+from pipeline.backends.base.records import ArtifactRecord
 from pipeline.backends.base.registry import backend
 from pipeline.bundle.params import BundleParams
 from pipeline.bundle.readme import readme
@@ -38,7 +39,7 @@ SHOWN = 20
 
 @dataclass(frozen=True)
 class Trained:
-    """A network that was trained: what its folder and metrics/ say of it."""
+    """The records of a trained network."""
 
     name: str
     card: ModelCard
@@ -55,7 +56,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a student comes from; `losses` and `combine` are what its distillation was told."""
+    """How a student was made: the networks, and the params of its distillation."""
 
     student: Trained
     teachers: tuple[Trained, ...]
@@ -64,7 +65,7 @@ class Lineage:
 
     @classmethod
     def read(cls, student: str, params: BundleParams) -> Lineage:
-        """Raises `PipelineError` for a record that is missing."""
+        """From the records of `student` and its teachers; `PipelineError` for a missing one."""
         return cls(
             student=Trained.read(student, STUDENTS),
             teachers=tuple(Trained.read(name, TEACHERS) for name in params.teachers.enabled),
@@ -80,7 +81,7 @@ def model_card(
     manifest: Manifest,
     lineage: Lineage,
 ) -> str:
-    """Front matter, how to use the bundle, and what is recorded of its origin."""
+    """README.md of a bundle: front matter, how to use it, and how it was made."""
     sections = (
         _made(artifact, metrics, lineage),
         _data(manifest),
@@ -92,10 +93,9 @@ def model_card(
 
 
 def front_matter(bundle: Bundle, manifest: Manifest) -> str:
-    """The metadata with its fences. The weights have no licence before somebody gives one."""
+    """The metadata in YAML with its fences. The licence of the weights is not known."""
     its = backend(bundle.backend)
-    library = its.library
-    tags = (library, *its.tags, bundle.precision, "knowledge-distillation")
+    tags = (its.library, *its.tags, bundle.precision, "knowledge-distillation")
     hub_id = HUB_DATASETS.get(manifest.source.removeprefix("torchvision "))
     dataset = {
         "type": hub_id or _identifier(manifest.source),
@@ -108,10 +108,10 @@ def front_matter(bundle: Bundle, manifest: Manifest) -> str:
         "dataset": dataset,
         "metrics": [{"type": "accuracy", "value": bundle.top1, "name": "Top-1"}],
     }
-    name = f"{bundle.student}-{bundle.backend}-{bundle.precision}"
+    name = Artifact(bundle.student, bundle.backend, bundle.precision).slug
     content: dict[str, Any] = {
         "license": "unknown",
-        "library_name": library,
+        "library_name": its.library,
         "pipeline_tag": "image-classification",
         "tags": list(tags),
         **({"datasets": [hub_id]} if hub_id else {}),
@@ -123,13 +123,13 @@ def front_matter(bundle: Bundle, manifest: Manifest) -> str:
 
 
 def _source(manifest: Manifest) -> str:
-    """Without the path of a folder, which concerns nobody but its owner."""
+    """The source for readers: of a folder its name alone, as paths are private."""
     kind, _, name = manifest.source.partition(" ")
     return f"folder {Path(name).name}" if kind == "folder" else manifest.source
 
 
 def _identifier(source: str) -> str:
-    """Of data that the hub may not have: its loader for folders, else a name in its letters."""
+    """The hub's type for data that it may not have: its loader of folders, or a valid name."""
     if source.startswith("folder "):
         return "imagefolder"
     return re.sub(r"[^a-z0-9._-]+", "-", source.removeprefix("torchvision ").lower()).strip("-._")
@@ -198,29 +198,21 @@ def _accuracy(metrics: CompiledMetrics, lineage: Lineage) -> str:
 def _int8(artifact: ArtifactRecord) -> str:
     execution = artifact.execution
     lines = [
-        f"- {execution.int8_mac_share:.1%} of {execution.macs:,} multiply-accumulates are in int8, read "
-        "back from the artifact",
-        f"- convolutions and products in float: {_some(list(map(str, execution.in_float)))}",
+        f"- {execution.int8_mac_share:.1%} of {execution.macs:,} multiply-accumulates are in int8, "
+        "read back from the artifact",
+        f"- conv and linear layers in float: {_some(list(map(str, execution.in_float)))}",
     ]
     if execution.per_channel is not None:
         whose = "all" if execution.per_channel else "not all"
         lines.append(f"- {whose} int8 weights have a scale per output channel")
     if execution.partitions:
-        lines.append(f"- {_partitions(execution.partitions)}")
+        lines.append(f"- partitions: {execution.partitions}")
     if artifact.exact_input_images:
         lines.append(
             f"- raw pixels are the quantized input without loss: the same bits on "
             f"{artifact.exact_input_images} images"
         )
     return _section("What runs in int8", lines)
-
-
-def _partitions(partitions: Partitions) -> str:
-    left = ", ".join(f"{count} {kind}" for kind, count in partitions.builtin.items())
-    return (
-        f"partitions that the delegate runs: {partitions.delegated}; "
-        f"operators left to built-in kernels: {left or 'none'}"
-    )
 
 
 def _limits(manifest: Manifest) -> str:
@@ -247,5 +239,5 @@ def _some(names: list[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Names that users chose, as text that Markdown shows as it is."""
+    """A name that a user chose, escaped for Markdown."""
     return re.sub(r"([\\`*_\[\]<>#|~&])", r"\\\1", text)

@@ -1,4 +1,4 @@
-"""README.md of a bundle: for whoever ships it, who has never seen this project."""
+"""The part of a bundle's README.md on its use, for readers who do not know this project."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pipeline.bundle.records import Bundle
 
 
 def readme(bundle: Bundle) -> str:
-    """Markdown: what it is, how to run, verify and time it, and what goes in and out."""
+    """Markdown: what it is, how to run, verify and time it, its input and output."""
     shape = f"[N, {bundle.image_size}, {bundle.image_size}, {bundle.channels}]"
     colour = "grey" if bundle.channels == 1 else "RGB"
     limits, golden = bundle.tolerances, bundle.golden

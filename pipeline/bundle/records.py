@@ -1,4 +1,4 @@
-"""What a bundle says of itself, for its scripts and whoever ships it; no stage reads it."""
+"""The records inside a bundle, for its scripts and for whoever ships it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Preprocessing(Record):
 
 
 class Tolerances(Record):
-    """How far a device's logits may lie from the golden ones, in units of the logits."""
+    """How far a device's logits may differ from the golden ones, in units of the logits."""
 
     min_same_argmax: float = Field(description="share of the golden images with the same argmax")
     max_logit_error: float
@@ -32,7 +32,7 @@ class Tolerances(Record):
 
 
 class Golden(Record):
-    """Whose answers lie in golden.npz."""
+    """How the logits of golden.npz were computed."""
 
     images: int
     answered_by: str = Field(description="the runtime and version that gave the logits")

@@ -1,7 +1,7 @@
-"""Stage `bundle`: a compiled artifact becomes a folder that a device needs nothing beside.
+"""Stage `bundle`: writes each compiled artifact as a folder that runs on a device by itself.
 
-What runs on the device lies in on-device/ and is copied as it is. It is written for Python 3.8
-and imports nothing of this package; the hyphen keeps the folder from being part of it.
+The scripts in on-device/ are copied into it. They are written for Python 3.8 and import nothing of
+this package; the hyphen keeps Python from importing them as a part of it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backends.base.artifact import (
-    BUNDLES,
-    Artifact,
-)
+from pipeline.backends.base.artifact import BUNDLES, Artifact
 from pipeline.backends.base.records import ArtifactRecord
 from pipeline.backends.base.registry import backend
 from pipeline.backends.base.spec import Backend
@@ -27,12 +24,13 @@ from pipeline.compile.records import CompiledMetrics
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, whole_folder, write_whole
 from pipeline.core.progress import track
+from pipeline.data import images as image_files
 from pipeline.data.records import PACKED, Arrays, Manifest, load_split
 from pipeline.latency import harness
 from pipeline.latency.fingerprint import read_fingerprint
 
 GOLDEN_IMAGES = 32
-SHARED = ("bench.py", "common.py", "pixels.py", "run.py", "verify.py")
+SHARED = ("bench.py", "common.py", "run.py", "verify.py")
 """Scripts of every bundle, from on-device/."""
 
 STEPS = (
@@ -46,11 +44,14 @@ STEPS = (
 
 
 def write_bundles(params: BundleParams) -> list[Bundle]:
-    """models/bundles/S-B-P/ for every enabled student, backend and precision.
+    """Write models/bundles/S-B-P/ for every enabled student, backend and precision.
 
     Nothing else stays in models/bundles. The same artifacts, test images and machine give the
-    same bytes. Raises `PipelineError` for an artifact that is missing, changed or of other data
-    than data/packed, and for a runtime that cannot run here.
+    same bytes.
+
+    Raises:
+        PipelineError: for an artifact that is missing, changed or of other data than data/packed,
+            and for a runtime that cannot run here.
     """
     manifest = Manifest.read(PACKED / "manifest.json")
     images, labels = load_split("test")
@@ -123,7 +124,7 @@ def _write_bundle(
 
 
 def _record(folder: Path, manifest: Manifest) -> ArtifactRecord:
-    """The record of a compiled folder whose files are those that were compiled."""
+    """The record of a compiled folder, checked against its files and the data."""
     artifact = ArtifactRecord.read_whole(folder)
     for field in ("classes", "image_size", "channels"):
         if getattr(artifact, field) != getattr(manifest, field):
@@ -145,7 +146,7 @@ def _record(folder: Path, manifest: Manifest) -> ArtifactRecord:
 def _answers(
     its: Backend, model: Path, images: NDArray[np.uint8]
 ) -> tuple[NDArray[np.float32], str]:
-    """Logits float32 [N, classes] of the images, one by one as on the device, and by whom."""
+    """Logits float32 [N, classes], computed one by one as on the device, and the runtime."""
     answered_by = its.evaluator()
     if answered_by is None:
         raise PipelineError(
@@ -161,16 +162,7 @@ def _answers(
 
 
 def tolerances(its: Backend, precision: str, logits: NDArray[np.float32]) -> Tolerances:
-    """What another machine may differ by.
-
-    Args:
-        its: the artifact's backend, which knows the relative tolerances of its kernels.
-        precision: of the artifact.
-        logits: the recorded ones, float32 [N, classes].
-
-    Returns:
-        Tolerances in units of the logits.
-    """
+    """The backend's relative tolerances in units of the recorded `logits` [N, classes]."""
     relative = its.tolerances[precision]
     scale = float(np.abs(logits).max())
     return Tolerances(
@@ -193,7 +185,8 @@ def _preprocessing(artifact: ArtifactRecord) -> Preprocessing:
 
 def _copy_scripts(its: Backend, folder: Path) -> None:
     scripts = {name: Path(__file__).parent / "on-device" / name for name in SHARED}
-    scripts |= {"harness.py": Path(harness.__file__), **its.bundle_files()}
+    scripts |= {"harness.py": Path(harness.__file__), "pixels.py": Path(image_files.__file__)}
+    scripts |= its.bundle_files()
     for target, source in scripts.items():
         (folder / target).parent.mkdir(exist_ok=True)
         shutil.copyfile(source, folder / target)

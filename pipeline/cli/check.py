@@ -1,4 +1,4 @@
-"""What can be known to be wrong before an hour of training is spent."""
+"""Find mistakes in params.yaml before anything is trained."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from pipeline.networks.build import build_network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
 from pipeline.training.recipe import check_training
 
-_CLASSES, _SIZE, _CHANNELS = 10, 64, 3  # where the data decides and is not yet here
+_CLASSES, _SIZE, _CHANNELS = 10, 64, 3  # stand-ins for what the data decides
 
 
 def check(params: Params) -> None:
-    """Raise `PipelineError` for what params.yaml asks and this machine cannot do.
+    """Check that this machine can do what params.yaml asks for.
 
-    Builds every enabled network, its optimizer, schedule, taps and losses, and looks for the
-    source folder, checkpoints and the packages of every backend with a precision.
+    Builds every enabled network with its optimizer, schedule, taps and losses. Looks for the
+    source, the checkpoints, the rungs and the packages of every enabled backend.
+
+    Raises:
+        PipelineError: for the first mistake.
     """
     for name in params.backends.enabled:
         versions(backend(name).packages)

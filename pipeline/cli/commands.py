@@ -1,4 +1,4 @@
-"""The commands that people type; each loads what it needs when it is called."""
+"""The commands of `python -m pipeline`. Each imports what it needs when it is called."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; `PipelineError` for what the user can mend."""
+    """Run one command and return its exit code; `PipelineError` for a mistake of the user."""
     parsed = _parser().parse_args(arguments)
     code: int = parsed.command(parsed) or 0
     return code
@@ -27,36 +27,36 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     add("doctor", _doctor, "list every runtime and what this machine can do with it")
-    add("check", _check, "find what is wrong with params.yaml before anything is computed")
-    add("results", _results, "show what was measured and say where the report lies")
+    add("check", _check, "find mistakes in params.yaml before anything is computed")
+    add("results", _results, "show the measured results and the place of the report")
     home = add(
-        "import-results", _import_results, "take in what a bundle's scripts wrote on a device"
+        "import-results", _import_results, "import results of a bundle's scripts on a device"
     )
-    home.add_argument("files", nargs="+", type=Path, metavar="FILE", help="of --json, there")
+    home.add_argument("files", nargs="+", type=Path, metavar="FILE", help="written with --json")
     taps = add("taps", _taps, "list the modules of a network that feature losses can tap")
     taps.add_argument("network", metavar="ARCH", help="a timm name, a student or a teacher")
-    taps.add_argument("--size", type=_count, metavar="PIXELS", help="of the images")
-    taps.add_argument("--all", action="store_true", help="every module, not the blocks alone")
-    gate = add("gate", _gate, "judge what is recorded against a baseline; exits 1 on a regression")
+    taps.add_argument("--size", type=_count, metavar="PIXELS", help="size of the images")
+    taps.add_argument("--all", action="store_true", help="list every module, not only blocks")
+    gate = add("gate", _gate, "compare the records with a baseline; exits 1 on a regression")
     gate.epilog = (
-        "Exit codes: 0 passed, 1 regression, 2 invalid, 3 inconclusive (0 with "
-        "gate.inconclusive: pass in params.yaml, where the limits are)."
+        "Exit codes: 0 passed, 1 regression, 2 invalid, 3 inconclusive (0 with gate.inconclusive: "
+        "pass). The groups `limits` and `gate` of params.yaml hold the thresholds."
     )
     gate.add_argument(
         "--baseline", default="HEAD", metavar="REV|FOLDER|FILE",
-        help="a git revision (default: HEAD), a folder that holds metrics/, or a file of --save",
+        help="a git revision (default: HEAD), a folder with metrics/, or a file of --save",
     )  # fmt: skip
-    gate.add_argument("--only", metavar="S/B/P", help="show the findings about one artifact")
+    gate.add_argument("--only", metavar="S/B/P", help="show the findings of one artifact")
     gate.add_argument(
         "--rerun", action="store_true", help="time baseline and candidate artifacts side by side"
     )
     gate.add_argument(
         "--baseline-models", type=Path, metavar="FOLDER",
-        help="the baseline's models/compiled for --rerun; else fetched with `dvc get`",
+        help="the baseline's models/compiled for --rerun; by default fetched with `dvc get`",
     )  # fmt: skip
     gate.add_argument("--json", action="store_true", help="print the whole verdict as JSON")
     gate.add_argument(
-        "--save", type=Path, metavar="FILE", help="write what is recorded as a baseline; no verdict"
+        "--save", type=Path, metavar="FILE", help="write the records as a baseline and exit"
     )
     predict = add("predict", _predict, "classify images with a compiled artifact")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
@@ -90,7 +90,7 @@ def _check(_: argparse.Namespace) -> None:
     from pipeline.cli.params import load_params
 
     check(load_params())
-    print("params.yaml: nothing wrong was found")
+    print("params.yaml: no mistakes found")
 
 
 def _taps(parsed: argparse.Namespace) -> None:
@@ -104,13 +104,12 @@ def _taps(parsed: argparse.Namespace) -> None:
 def _results(_: argparse.Namespace) -> None:
     from rich.console import Console
 
-    pass
     from pipeline.cli.params import load_params
     from pipeline.report.results import REPORTS, gather, table
 
     console = Console()
     if not console.is_terminal:
-        console.width = 120  # a log wraps lines by itself
+        console.width = 120  # logs wrap long lines themselves
     console.print(table(gather(load_params())))
     report = REPORTS / "report.html"
     if report.exists():
@@ -134,8 +133,8 @@ def _import_results(parsed: argparse.Namespace) -> None:
 
     for imported in import_results(parsed.files):
         result = imported.result
-        said = f"{result.device}: {result.bundle.folder.name}: {result}"
-        print(f"{said}; {imported.file}: {imported.state}")
+        text = f"{result.device}: {result.bundle.artifact.slug}: {result}"
+        print(f"{text}; {imported.file}: {imported.state}")
 
 
 def _predict(parsed: argparse.Namespace) -> None:

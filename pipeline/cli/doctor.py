@@ -1,4 +1,4 @@
-"""What this machine can compile, run and measure, and what would have to be installed."""
+"""What this machine can compile, run and measure, and how to install what is missing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.backends.base.registry import (
-    backend,
-    backend_names,
-)
+from pipeline.backends.base.registry import backend, backend_names
 from pipeline.core.errors import PipelineError
 from pipeline.latency.fingerprint import read_fingerprint
 
@@ -27,19 +24,25 @@ PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One runtime; `no_...` is None where this machine can do it, else why not."""
+    """What this machine can do with one backend."""
 
     backend: str
     installed: dict[str, str]
+    """Version by package."""
     install: str | None
+    """The command that installs the missing packages."""
     runs_with: str | None
+    """The runtime that evaluates its artifacts."""
     no_compile: str | None
+    """Why it cannot compile here; None where it can."""
     no_run: str | None
+    """Why it cannot run here; None where it can."""
     no_measure: str | None
+    """Why latencies cannot be measured here; None where they can."""
 
 
 def diagnose(name: str, project: Path = PROJECT) -> Diagnosis:
-    """Look at the backend `name`; versions to install are those that `project` pins."""
+    """What is installed of the backend `name`; `project` pins the versions to install."""
     its = backend(name)
     packages, used, unmeasurable = its.packages, its.evaluator(), its.unmeasurable()
     installed, missing = {}, []
@@ -50,7 +53,7 @@ def diagnose(name: str, project: Path = PROJECT) -> Diagnosis:
             missing.append(package)
     absent = f"not installed: {', '.join(missing)}" if missing else None
     unusable: str | None = unmeasurable or absent or "its runtime is not installed"
-    if used:  # a runtime that needs what is not here may have a stand-in for its accuracy
+    if used:  # without its hardware, another runtime may evaluate the accuracy
         unusable = f"only {used}" if unmeasurable else None
     return Diagnosis(
         backend=name,
@@ -64,16 +67,16 @@ def diagnose(name: str, project: Path = PROJECT) -> Diagnosis:
 
 
 def install_command(packages: list[str], project: Path = PROJECT) -> str:
-    """The `pip install` of `packages` at the versions that pyproject.toml pins."""
+    """The `pip install` of `packages` at the versions that pyproject.toml pins.
+
+    It pins none for a backend of another package; there pip chooses.
+    """
     pins = {_name(pin): pin for pin in _requirements(project)}
-    unpinned = [package for package in packages if package not in pins]
-    if unpinned:
-        raise PipelineError(f"pins no version of {', '.join(unpinned)}", where=str(project))
-    return "pip install " + " ".join(f"'{pins[package]}'" for package in packages)
+    return "pip install " + " ".join(f"'{pins.get(package, package)}'" for package in packages)
 
 
 def examine() -> Iterator[RenderableType]:
-    """The findings for the terminal: a table of runtimes, then the machine."""
+    """A table of all runtimes, then the machine, for the terminal."""
     found = [diagnose(name) for name in backend_names()]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
     for heading in ("Runtime", "Installed", "Compile", "Run", "Measure"):
@@ -96,7 +99,7 @@ def examine() -> Iterator[RenderableType]:
         f"Machine: {machine.cpu}, {machine.architecture}, {machine.cores} core(s), "
         f"{machine.memory_gib} GiB"
     )
-    yield Text(f"Instruction sets: {', '.join(machine.instruction_sets) or 'none of note'}")
+    yield Text(f"Instruction sets: {', '.join(machine.instruction_sets) or 'none that matter'}")
     yield Text(f"Accelerators: {'; '.join(machine.accelerators) or 'none found'}")
 
 

@@ -1,4 +1,4 @@
-"""All groups of params.yaml together: what `check` judges and the commands read."""
+"""All groups of params.yaml together, as `check` and the other commands read them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pipeline.int8.quantize_aware import QuantizeAwareParams
 
 
 class Params(GateParams, BundleParams, CompileParams, QuantizeAwareParams, PrepareParams):
-    """Every group of params.yaml; it holds no others. Each stage reads a part of it."""
+    """Every group of params.yaml. Unknown groups are errors; each stage reads a part of these."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @model_validator(mode="after")
     def _backends_are_valid(self) -> Self:
-        for name in self.backends.enabled:
+        for name in dict.fromkeys((*self.backends.enabled, *(self.backends.model_extra or ()))):
             try:
                 self.backends.settings(name)
             except PipelineError as error:

@@ -1,4 +1,4 @@
-"""The modules of a network that can be tapped, with their shapes, for `python -m pipeline taps`."""
+"""The modules of a network that feature losses can tap, with their shapes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ _SIZE, _CHANNELS, _CLASSES = 224, 3, 10
 def taps_table(name: str, size: int | None, *, every: bool) -> Table:
     """Module paths, types and shapes [F, H, W], found by one forward pass.
 
-    `name` is a student or a teacher of params.yaml, with its arguments and stem, else a timm
-    name. Images have the size and channels of the packed data, where there is any and `size`
-    does not say otherwise. Without `every`, the outermost modules of repeated blocks and
-    stages are shown. Raises `PipelineError` for an unknown name.
+    Args:
+        name: a student or teacher of params.yaml, else a timm name.
+        size: height and width of the images; null: those of the packed data, if there are any.
+        every: list every module, not only the outermost ones of blocks and stages.
+
+    Raises:
+        PipelineError: for an unknown name.
     """
     network, own = _known(name)
     manifest = PACKED / "manifest.json"
@@ -46,7 +49,7 @@ def taps_table(name: str, size: int | None, *, every: bool) -> Table:
 
 
 def _known(name: str) -> tuple[Network, int | None]:
-    """The network of that name, and the input size of its own that a teacher may have."""
+    """The network of that name, and the input size that a teacher may set."""
     if PARAMS_FILE.exists():
         params = load_params()
         if name in params.students.zoo:

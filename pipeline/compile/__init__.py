@@ -1,1 +1,1 @@
-"""Compiling a student for a backend: the ladder and its rungs, evaluation, records."""
+"""Compiles students for backends: the ladder and its rungs, evaluation and records."""

@@ -14,11 +14,11 @@ from pydantic import Field, model_validator
 from pipeline.accuracy.metrics import confusions, correct, reliability, worst_mistakes
 from pipeline.accuracy.records import Mistake, ReliabilityBin
 from pipeline.backends.base.records import ArtifactRecord, ExecutionReport
-from pipeline.core.records import METRICS, DetailRecord
+from pipeline.core.records import DetailRecord
 from pipeline.data.records import Manifest
 
-EVIDENCE = METRICS / "evidence"
-CONFUSIONS, MISTAKES = 1000, 24  # kept at most: a thousand classes have a million pairs
+CONFUSIONS, MISTAKES = 1000, 24
+"""Kept at most: a thousand classes have a million pairs."""
 
 
 class Evidence(DetailRecord):
@@ -53,7 +53,14 @@ class Evidence(DetailRecord):
         logits: NDArray[np.float32],
         labels: NDArray[np.int64],
     ) -> Self:
-        """Of an artifact that gave `logits` [N, C] for the test split with `labels` [N]."""
+        """The evidence of an artifact.
+
+        Args:
+            artifact: its record.
+            manifest: of the data.
+            logits: what it gave for the test split, [N, C].
+            labels: of the test split, [N].
+        """
         right = correct(logits, labels)
         return cls(
             test_digest=split_digest(manifest),

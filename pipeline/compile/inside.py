@@ -24,20 +24,20 @@ EXACT_IMAGES = 32
 
 @dataclass(frozen=True)
 class Inside:
-    """What was seen; without `layers` a note says why."""
+    """The result of `look_inside`."""
 
     layers: tuple[LayerNoise, ...] = ()
     exact_input_images: int | None = None
+    """See `ArtifactRecord`."""
     notes: tuple[str, ...] = ()
+    """Why there are no `layers`."""
 
 
-def look_inside(its: Backend, compiler: Compiler, job: Job, model: Path) -> Inside:
-    """Compare an int8 artifact with the weights that it was made from, in float.
-
-    Noise is measured on val images, evenly spread.
+def look_inside(spec: Backend, compiler: Compiler, job: Job, model: Path) -> Inside:
+    """Compare an int8 artifact with the same weights in float, layer by layer on val images.
 
     Args:
-        its: the artifact's backend.
+        spec: the artifact's backend.
         compiler: of that backend.
         job: what the artifact was compiled from.
         model: the compiled file.
@@ -45,7 +45,7 @@ def look_inside(its: Backend, compiler: Compiler, job: Job, model: Path) -> Insi
     Raises:
         PipelineError: where pixels and normalised floats do not give the same logits, bit for bit.
     """
-    exact = _exact_input(its, compiler, job, model)
+    exact = _exact_input(spec, compiler, job, model)
     val, _ = load_split("val")
     images = val[np.linspace(0, len(val) - 1, min(NOISE_IMAGES, len(val))).astype(int)]
     with tempfile.TemporaryDirectory() as scratch:
@@ -81,11 +81,11 @@ def layer_noise(
     return tuple(found)
 
 
-def _exact_input(its: Backend, compiler: Compiler, job: Job, model: Path) -> int:
-    """On how many images pixels were seen to be the quantized input, every value among them."""
+def _exact_input(spec: Backend, compiler: Compiler, job: Job, model: Path) -> int:
+    """Count images whose pixels are the quantized input; one of them holds every pixel value."""
     some = job.calibration[:EXACT_IMAGES]
     images = np.concatenate([some, grid.every_pixel(some.shape[1:])])
-    by_pixels = its.load(model, threads=1)(images)
+    by_pixels = spec.load(model, threads=1)(images)
     by_floats = compiler.float_fed(model)(grid.normalise(images))
     if not np.array_equal(by_pixels, by_floats):
         error = np.abs(by_pixels - by_floats).max()

@@ -1,10 +1,10 @@
-"""An int8 artifact that loses too much is compiled again, rung by rung, until it does not."""
+"""The recovery ladder: an int8 artifact that loses too much is compiled again, rung by rung."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,16 +24,18 @@ Judge = Callable[[Job, Compiled, Path], float]
 
 @dataclass(frozen=True)
 class Climbed:
-    """What was kept, the job that made it, and all attempts in order."""
+    """The artifact that was kept."""
 
     compiled: Compiled
     job: Job
+    """What it was made from."""
     attempts: tuple[Attempt, ...]
+    """All of them, in order."""
 
 
 @dataclass(frozen=True)
 class _Made:
-    """One attempt. Where it failed, its top-1 on val is -1, and `compiled` may be missing."""
+    """One attempt. Where it failed, its top-1 on val is -1 and `compiled` may be missing."""
 
     job: Job
     record: Attempt
@@ -43,8 +45,8 @@ class _Made:
 
 
 def find_rung(name: str) -> Rung:
-    """The rung that params.yaml names; `PipelineError` for an unknown one."""
-    rung: Rung = plugins.find(KIND, name)
+    """The rung called `name`; `PipelineError` for an unknown one, with the nearest known name."""
+    rung: Rung = plugins.find(KIND, name, "quantize.rungs")
     return rung
 
 
@@ -56,7 +58,7 @@ def climb(
     judge: Judge,
     folder: Path,
 ) -> Climbed:
-    """Compile `job` into the empty `folder` by the first recipe that loses little enough.
+    """Compile `job` by the first recipe that loses little enough.
 
     Every rung starts from the best recipe so far. If none keeps `settings.max_drop`, the best on
     val is kept, of equals the first. What a rung cannot do is recorded as its failure.
@@ -67,11 +69,12 @@ def climb(
         settings: the rungs and the loss that is allowed.
         float_top1: of the float student on val, a fraction.
         judge: evaluates an attempt on val.
-        folder: gets the files of the attempt that is kept.
+        folder: an empty one, for the files of the attempt that is kept.
 
     Raises:
-        PipelineError: where the backend's own recipe fails.
+        PipelineError: for an unknown rung, and where the backend's own recipe fails.
     """
+    rungs = {name: find_rung(name) for name in settings.rungs}
     made: list[_Made] = []
 
     def best() -> _Made:
@@ -81,16 +84,15 @@ def climb(
         return bool(made) and float_top1 - best().top1 <= settings.max_drop
 
     scratch = folder / "attempts"
-    scratch.mkdir()
-    for rung in settings.rungs:
-        if good_enough():
-            break
-        start = best().job if made else job
-        for candidate in find_rung(rung)(Situation(compiler, job, start, settings)):
+    for name, rung in rungs.items():
+        situation = Situation(compiler, job, best().job if made else job, settings)
+        jobs = rung(situation)
+        while not good_enough():
             place = scratch / str(len(made))
-            made.append(_attempt(rung, compiler, candidate, float_top1, judge, place))
-            if good_enough():
+            attempt = _attempt(name, jobs, situation, float_top1, judge, place)
+            if attempt is None:
                 break
+            made.append(attempt)
     kept = best()
     for file in kept.folder.iterdir():
         shutil.move(file, folder)
@@ -101,13 +103,24 @@ def climb(
 
 
 def _attempt(
-    rung: str, compiler: Compiler, job: Job, float_top1: float, judge: Judge, folder: Path
-) -> _Made:
-    folder.mkdir()
+    rung: str,
+    jobs: Iterator[Job],
+    situation: Situation,
+    float_top1: float,
+    judge: Judge,
+    folder: Path,
+) -> _Made | None:
+    """The next of a rung's jobs, compiled and judged; None behind the last one."""
+    folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
+    job = situation.plain  # to be recorded where the rung cannot make another one
     compiled, top1, failure = None, None, None
     try:
-        compiled = compiler.compile(job, folder)
+        candidate = next(jobs, None)
+        if candidate is None:
+            return None
+        job = candidate
+        compiled = situation.compiler.compile(job, folder)
         top1 = judge(job, compiled, folder)
     except PipelineError as error:
         if rung == DEFAULT:

@@ -8,23 +8,27 @@ from pipeline.core.records import DetailRecord, Record
 
 
 class Attempt(Record):
-    """An int8 artifact that the recovery ladder tried."""
+    """An int8 artifact that a rung of the ladder made, or why it could not."""
 
     rung: str
     recipe: str
     val_top1: float | None = Field(description="through the runtime itself; null if it failed")
     val_drop: float | None = Field(description="val top-1 of the float student, minus `val_top1`")
-    seconds: float = Field(description="to make and to judge it")
+    seconds: float = Field(description="to make and to evaluate it")
     size_bytes: int | None
     failure: str | None = None
     kept: bool = False
 
 
 class LayerNoise(Record):
-    """How far int8 takes the output of a convolution or product from the float student's."""
+    """How far the output of a conv or linear layer in int8 is from the float student's."""
 
     name: str = Field(description="of the module in the student")
     snr_db: float | None = Field(description="signal to noise in dB; null where both are equal")
+
+
+METRICS_FILE, EVIDENCE_FILE = "metrics.json", "evidence.json"
+"""In an artifact's folder; the stage `collect` copies them to where git keeps them."""
 
 
 class CompiledMetrics(DetailRecord):

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.accuracy.metrics import (
-    agreement,
-    lost_and_won,
-    signal_to_noise,
-    top1,
-)
-from pipeline.backends.base.artifact import COMPILED, COMPILED_METRICS, EVIDENCE, Artifact
+from pipeline.accuracy.metrics import agreement, lost_and_won, signal_to_noise, top1
+from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.job import Compiled, Compiler, Job, opened_bytes
 from pipeline.backends.base.records import ArtifactRecord
 from pipeline.backends.base.registry import backend
@@ -25,7 +21,7 @@ from pipeline.compile.evidence import Evidence
 from pipeline.compile.inside import Inside, look_inside
 from pipeline.compile.ladder import Climbed, climb
 from pipeline.compile.params import CompileParams
-from pipeline.compile.records import CompiledMetrics
+from pipeline.compile.records import EVIDENCE_FILE, METRICS_FILE, CompiledMetrics
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, whole_folder
 from pipeline.data.records import PACKED, Manifest, load_calibration, load_split
@@ -36,7 +32,7 @@ from pipeline.networks.records import CARD, STUDENTS, WEIGHTS, Layers, ModelCard
 MIN_FLOAT_AGREEMENT = 0.99
 """Below this share of torch's answers an fp32 artifact is broken, not imprecise."""
 
-_RETRAINED = "its weights were trained under int8's rounding: they are not the float student's"
+_RETRAINED = "its weights are those of quantization-aware training, not the float student's"
 _NAMED = 5  # float layers in an error
 
 
@@ -45,8 +41,8 @@ def compile_student(
 ) -> Iterator[tuple[Artifact, CompiledMetrics]]:
     """Stage `compile@B-S`: all precisions of a student for the backend `name`, one by one.
 
-    They share one process and one compiler: importing torch and a converter takes longer than
-    most artifacts do, and precisions share conversions.
+    They share one process and one compiler, because imports take longer than most artifacts do
+    and precisions share conversions.
 
     Yields:
         Each artifact once it is recorded.
@@ -54,67 +50,62 @@ def compile_student(
     Raises:
         PipelineError: see `compile_artifact`.
     """
-    for outputs in (COMPILED, COMPILED_METRICS, EVIDENCE):
-        (outputs / name / student).mkdir(parents=True, exist_ok=True)
-    its, settings = backend(name), params.backends.settings(name)
-    versions(its.packages)  # before a converter fails on what it misses
-    compiler = its.compiler(settings)
+    spec, settings = backend(name), params.backends.settings(name)
+    versions(spec.packages)  # names a missing package before a converter's import fails
+    compiler = spec.compiler(settings)
     for precision in settings.precisions:
         artifact = Artifact(student, name, precision)
-        yield artifact, compile_artifact(params, its, compiler, artifact)
+        yield artifact, compile_artifact(params, spec, compiler, artifact)
 
 
 def compile_artifact(
-    params: CompileParams, its: Backend, compiler: Compiler, artifact: Artifact
+    params: CompileParams, spec: Backend, compiler: Compiler, artifact: Artifact
 ) -> CompiledMetrics:
-    """Write an artifact and how it does on the test split.
+    """Compile an artifact and evaluate it on the test split.
 
-    int8 climbs the ladder of `params.quantize`, judged on val, before test is looked at. The
-    artifact's folder, metrics and evidence appear only if the compiler succeeds, the runtime
-    really executes the precision, and the logits are sound.
+    An int8 artifact climbs the ladder of `params.quantize`, judged on val, before the test split is
+    read. The artifact's folder, metrics and evidence included, appears only if the compiler
+    succeeds, the runtime executes the precision that was asked for, and the logits are sound.
 
     Args:
         params: the ladder and its limits.
-        its: the artifact's backend.
+        spec: the artifact's backend.
         compiler: of that backend.
         artifact: what to make.
 
     Returns:
-        What was recorded.
+        The metrics, as they were recorded.
 
     Raises:
         PipelineError: for a student that is not exported, a package that is missing, and an
             artifact that is not what was asked for.
     """
-    tools = versions(its.packages)
+    tools = versions(spec.packages)
     job = _job(artifact)
     least = params.quantize.min_int8_share
     climbed, inside = None, Inside()
     with whole_folder(artifact.folder) as folder:
         if artifact.int8:
-            climbed = _climb(its, compiler, job, params, folder)
+            climbed = _climb(spec, compiler, job, params, folder)
             job, compiled = climbed.job, climbed.compiled
-            inside = look_inside(its, compiler, job, folder / compiled.model_file)
+            inside = look_inside(spec, compiler, job, folder / compiled.model_file)
         else:
             compiled = compiler.compile(job, folder)
             _check(job, compiled, least)
         record = _record(job, compiled, inside, tools, folder)
         model = folder / compiled.model_file
-        evaluator = its.evaluator()
-        if evaluator is None:
-            raise PipelineError(f"{its.title} cannot run on this machine", where=_where(job))
-        logits, labels = _answers(its, job, model)
+        logits, labels = _answers(spec, job, model)
         metrics = CompiledMetrics(
             **_beside_float(job, logits, labels),
             images=len(labels),
             size_bytes=opened_bytes(model),
             int8_mac_share=compiled.execution.int8_mac_share,
-            evaluated_with=evaluator,
+            evaluated_with=str(spec.evaluator()),
             ladder=climbed.attempts if climbed else (),
             layers=inside.layers,
         )
-        metrics.write(artifact.metrics)
-        Evidence.of(record, job.manifest, logits, labels).write(artifact.evidence)
+        metrics.write(folder / METRICS_FILE)
+        Evidence.of(record, job.manifest, logits, labels).write(folder / EVIDENCE_FILE)
     return metrics
 
 
@@ -123,7 +114,7 @@ def _where(job: Job) -> str:
 
 
 def _climb(
-    its: Backend, compiler: Compiler, job: Job, params: CompileParams, folder: Path
+    spec: Backend, compiler: Compiler, job: Job, params: CompileParams, folder: Path
 ) -> Climbed:
     """The first int8 artifact that loses little enough on val, or the one that loses least."""
     images, labels = load_split("val")
@@ -131,7 +122,7 @@ def _climb(
 
     def judge(candidate: Job, compiled: Compiled, made: Path) -> float:
         _check(candidate, compiled, params.quantize.min_int8_share)
-        runner = its.load(made / compiled.model_file, os.cpu_count() or 1)
+        runner = spec.load(made / compiled.model_file, os.cpu_count() or 1)
         return top1(logits_of(runner, images, label=_where(job)), labels)
 
     return climb(compiler, job, params.quantize, float_top1, judge, folder)
@@ -156,7 +147,7 @@ def _job(artifact: Artifact) -> Job:
 
 
 def _check(job: Job, compiled: Compiled, least: float) -> None:
-    """Raise `PipelineError` unless the runtime executes what was asked."""
+    """Raise `PipelineError` unless the runtime executes what was asked for."""
     execution = compiled.execution
     if (execution.input_type, execution.output_type) != ("uint8", "float32"):
         raise PipelineError(
@@ -170,7 +161,7 @@ def _check(job: Job, compiled: Compiled, least: float) -> None:
     names = {layer.name for layer in execution.in_float}
     if rounded := [name for name in compiled.kept_float if name not in names]:
         raise PipelineError(
-            f"meant to keep {', '.join(rounded)} in float, but the runtime computes it in int8",
+            f"asked to keep {', '.join(rounded)} in float, but the runtime computes it in int8",
             where=_where(job),
             fix="leave `float_layers` out of quantize.rungs",
         )
@@ -179,7 +170,7 @@ def _check(job: Job, compiled: Compiled, least: float) -> None:
     if share > 1 - least:
         more = f" and {len(stray) - _NAMED} more" if len(stray) > _NAMED else ""
         raise PipelineError(
-            f"asked int8, but the runtime computes {share:.1%} of the multiply-accumulates in "
+            f"asked for int8, but the runtime computes {share:.1%} of the multiply-accumulates in "
             f"float: {', '.join(map(str, stray[:_NAMED]))}{more}",
             where=_where(job),
             fix="leave int8 out of this backend's precisions, choose another network, or lower "
@@ -187,10 +178,10 @@ def _check(job: Job, compiled: Compiled, least: float) -> None:
         )
 
 
-def _answers(its: Backend, job: Job, model: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _answers(spec: Backend, job: Job, model: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The artifact's logits [N, C] for the test split, and its labels [N]."""
     images, labels = load_split("test")
-    logits = logits_of(its.load(model, os.cpu_count() or 1), images, label=_where(job))
+    logits = logits_of(spec.load(model, os.cpu_count() or 1), images, label=_where(job))
     if not np.isfinite(logits).all():
         raise PipelineError("some logits are not finite numbers", where=_where(job))
     return logits, labels
@@ -203,14 +194,14 @@ def _beside_float(
     reference = np.load(ONNX / job.artifact.student / "test_logits.npy")
     if len(reference) != len(logits):
         raise PipelineError(
-            "torch's logits are of another test split",
+            "test_logits.npy belongs to another test split",
             where=str(ONNX / job.artifact.student),
             fix="run `dvc repro`",
         )
     same = agreement(logits, reference)
     if job.artifact.precision == "fp32" and same < MIN_FLOAT_AGREEMENT:
         raise PipelineError(
-            f"gives torch's answer on {same:.1%} of the test images only: the conversion is broken",
+            f"agrees with torch on only {same:.1%} of the test images: the conversion is broken",
             where=_where(job),
             fix="report the network and the versions of the tools",
         )
@@ -235,9 +226,7 @@ def _record(
     artifact, int8 = job.artifact, job.artifact.int8
     retrained = job.weights != STUDENTS / artifact.student
     record = ArtifactRecord(
-        student=artifact.student,
-        backend=artifact.backend,
-        precision=artifact.precision,
+        **asdict(artifact),
         model_file=compiled.model_file,
         quantizer=f"{compiled.quantizer}; {job.recipe}" if int8 else compiled.quantizer,
         weights_digest=sha256(job.weights / WEIGHTS),

@@ -1,4 +1,4 @@
-"""The command line of a stage script: names that the matrix of dvc.yaml passes on."""
+"""The command line of a stage script, with the names that the matrix of dvc.yaml passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one error a user is meant to read, and how a command ends."""
+"""The error that a user is meant to read, and how a command ends."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from collections.abc import Callable
 from types import FrameType
 
 DEFECT = 70
-"""Exit code of what should not happen: EX_SOFTWARE of BSD's sysexits."""
+"""Exit code of a defect of this program: EX_SOFTWARE of BSD's sysexits."""
 
 
 class PipelineError(Exception):
-    """Something the user can mend: what is wrong, where, and what to do about it."""
+    """Something that the user can fix.
+
+    Args:
+        what: what is wrong.
+        where: the file, key or option.
+        fix: what to do about it.
+    """
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         super().__init__(what)
@@ -30,16 +36,17 @@ class PipelineError(Exception):
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a command and exit: 0 done, 1 an error the user can mend, 130 interrupted.
+    """Run a command and exit the process.
 
-    Anything else is a defect of this program: it keeps its traceback and exits with 70, which
-    no gate's verdict is.
+    The exit code is what `main` returns (None: 0), 1 for a `PipelineError` or a full disk, 130 for
+    an interrupt. Any other exception is a defect: its traceback is printed and the exit code is
+    70, which differs from every verdict of the gate.
     """
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    # The same clean end for Ctrl-C, also where a shell made its children deaf to it, and kill.
+    # Ctrl-C and kill end in the same way; shells may let background children ignore SIGINT.
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     try:
@@ -49,25 +56,25 @@ def run(main: Callable[[], int | None]) -> None:
         code = 1
     except KeyboardInterrupt:
         print(
-            "interrupted: nothing half-written was left; run the same command again to go on",
+            "interrupted: no incomplete file was left; run the same command again to continue",
             file=sys.stderr,
         )
         code = 130
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _tell_full_disk(error)
+            _report_full_disk(error)
             code = 1
         else:
             traceback.print_exc()
             code = DEFECT
-    gc.freeze()  # or the interpreter looks for garbage in all of torch and timm: 2 s at each end
+    gc.freeze()  # else collecting garbage in torch and timm at the interpreter's end takes 2 s
     sys.exit(code)
 
 
-def _tell_full_disk(error: OSError) -> None:
+def _report_full_disk(error: OSError) -> None:
     where = f"{error.filename}: " if error.filename else ""
     print(
-        f"error: {where}the disk is full; nothing half-written was left\n"
+        f"error: {where}the disk is full; no incomplete file was left\n"
         "  what to do: free some space (`dvc gc --workspace` drops old results) "
         "and run the same command again",
         file=sys.stderr,

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their digests."""
+"""Files and folders that appear complete or not at all, and digests."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _FULL = 1 << 16
-"""A disk with fewer bytes left is full."""
+"""A disk with fewer free bytes counts as full."""
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a scratch folder beside `path` that replaces it when the block ends well.
+    """Yield a scratch folder beside `path` that replaces it when the block succeeds.
 
-    After an error or an interrupt the scratch folder is gone and `path` is as it was.
+    After an error or an interrupt the scratch folder is removed and `path` is unchanged.
+
+    Raises:
+        OSError: with ENOSPC, if the block failed because the disk is full.
     """
     scratch = path.with_name(f".{path.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -33,9 +36,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         scratch.replace(path)
         _sync(path.parent)
     except Exception as error:
-        # Libraries report a full disk each in its own way; here it can still be told.
-        told = os.strerror(errno.ENOSPC) in str(error)
-        if told or shutil.disk_usage(path.parent).free < _FULL:
+        # Libraries report a full disk by various exceptions.
+        reported = os.strerror(errno.ENOSPC) in str(error)
+        if reported or shutil.disk_usage(path.parent).free < _FULL:
             raise OSError(errno.ENOSPC, "no space left", str(path)) from error
         raise
     finally:

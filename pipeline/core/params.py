@@ -163,15 +163,15 @@ def _merge(base: dict[str, Any], over: dict[str, Any] | None) -> dict[str, Any]:
 def _explain(error: dict[str, Any], kind: type[BaseModel], prefix: str) -> str:
     """One pydantic error as `group.key: what is wrong`, with the nearest known name."""
     keys = [*([prefix] if prefix else []), *(str(part) for part in error["loc"])]
-    where = ".".join(keys)
+    where = f"{'.'.join(keys)}: " if keys else ""  # a check of several groups has no key
     if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key{nearest(keys[-1], _known_keys(kind, error['loc'][:-1]))}"
+        return f"{where}unknown key{nearest(keys[-1], _known_keys(kind, error['loc'][:-1]))}"
     if error["type"] == "missing":
-        return f"{where}: missing"
+        return f"{where}missing"
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
     shown = f" (found {given!r})" if not isinstance(given, dict | BaseModel) else ""
-    return f"{where}: {message[0].lower()}{message[1:]}{shown}"
+    return f"{where}{message[0].lower()}{message[1:]}{shown}"
 
 
 def _known_keys(kind: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

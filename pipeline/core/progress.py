@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and time left, or nothing without a terminal."""
+"""A progress bar with rate and remaining time; shows nothing without a terminal."""
 
 from __future__ import annotations
 
@@ -37,9 +37,16 @@ def track(
     done: int = 0,
     quiet: bool = False,
 ) -> Iterator[T]:
-    """Yield `items` under a progress bar on stderr; each item counts as `step` units.
+    """Yield `items` and show a progress bar on stderr.
 
-    `done` of the `total` units are behind us already; `quiet` shows nothing.
+    Args:
+        items: what to iterate over.
+        label: text in front of the bar.
+        total: units of the whole work.
+        unit: their name.
+        step: units per item.
+        done: units that were finished before the first item.
+        quiet: show nothing.
     """
     console = Console(stderr=True)
     columns = (

@@ -1,9 +1,8 @@
-"""What views are made of: batched, on whatever device the batch is, decided by given draws.
+"""Augmentations of batches, on the batch's device. The caller draws all random numbers.
 
-Pixels are uint8 [B, H, W, C], a box is (top, left, bottom, right) in whole pixels, the last
-two exclusive, and may be empty. No function changes its input or draws anything. Pixels are
-computed in whole numbers, so a sample's view depends neither on the rest of its batch nor on
-the device.
+Pixels are uint8 [B, H, W, C]. A box is (top, left, bottom, right) in whole pixels, the last two
+exclusive, and may be empty. No function changes its input. Pixels are computed in integers, so
+that a sample's view depends neither on the rest of its batch nor on the device.
 """
 
 from __future__ import annotations
@@ -18,16 +17,19 @@ Boxes = NDArray[np.int64]
 """[B, 4]: top, left, bottom, right."""
 
 Uniform = NDArray[np.floating]
-"""Draws from [0, 1), [B] or [B, what one sample needs], and what is made of them."""
+"""Draws from [0, 1), [B] or [B, draws per sample], and values computed from them."""
 
 WHOLE = 65536
-"""A MixUp weight of 1: weights are whole numbers of 1/65536."""
+"""The MixUp weight 1: weights are integers, in units of 1/65536."""
 
 
 def flip_and_shift(pixels: torch.Tensor, flip: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Mirror left-right where `flip` (bool [B]), then move by `shift` pixels, border repeated.
+    """Mirror horizontally, then shift; pixels beyond the border repeat it.
 
-    `shift` is int [B, 2]: rows up, columns to the left.
+    Args:
+        pixels: uint8 [B, H, W, C].
+        flip: bool [B], which samples are mirrored.
+        shift: int [B, 2], pixels up and to the left.
     """
     _, height, width, _ = pixels.shape
     rows = torch.arange(height, device=pixels.device) + shift[:, :1]
@@ -48,11 +50,17 @@ def pick(pixels: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> tor
 
 
 def crop_boxes(draws: Uniform, smallest: float, height: int, width: int) -> Boxes:
-    """Boxes of a random resized crop (Inception's: arXiv 1409.4842), from draws [B, 4].
+    """Boxes of a random resized crop (Inception's: arXiv 1409.4842).
 
     The share of the image's area is uniform in [`smallest`, 1]; the aspect ratio, relative to
-    the image's, log-uniform in [3/4, 4/3] as far as a box of that area fits the image; the
-    place uniform among those that fit. Sides are rounded to whole pixels.
+    the image's, is log-uniform in [3/4, 4/3] as far as a box of that area fits the image; the
+    position is uniform. Sides are rounded to whole pixels.
+
+    Args:
+        draws: uniform [B, 4].
+        smallest: share of the area, in (0, 1].
+        height: of the image.
+        width: of the image.
     """
     draws = draws.astype(np.float64)
     area = smallest + (1 - smallest) * draws[:, 0]
@@ -61,10 +69,10 @@ def crop_boxes(draws: Uniform, smallest: float, height: int, width: int) -> Boxe
 
 
 def resized_crop(pixels: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """Enlarge each sample's box (int64 [B, 4], not empty) to the whole image, bilinearly.
+    """Resize each sample's box (int64 [B, 4], not empty) to the image's size, bilinearly.
 
-    Pixel centres as in every current library (`align_corners=False`), the box's border
-    repeated, weights in whole numbers of 1/256.
+    Pixel centres are those of `align_corners=False`, as in every current library; the box's
+    border is repeated; weights are integers, in units of 1/256.
     """
     n, height, width, _ = pixels.shape
     top, left, bottom, right = boxes.T
@@ -83,14 +91,14 @@ def resized_crop(pixels: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
 
 
 def _between(one: torch.Tensor, other: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """256 times the value at `weight` 256ths of the way, in whole numbers."""
+    """256 times the linear interpolation at `weight` / 256, in integers."""
     return (other - one).mul_(weight).add_(one, alpha=256)
 
 
 def _neighbours(
     start: torch.Tensor, end: torch.Tensor, size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """For each of `size` places [B, size]: pixel before, pixel after, 1/256ths of the latter."""
+    """For each output pixel [B, size]: the pixels before and after, and 256ths of the latter."""
     length = (end - start)[:, None]
     centres = 2 * torch.arange(size, device=start.device) + 1
     place = (256 * (centres * length - size) + size).div(2 * size, rounding_mode="floor")
@@ -101,10 +109,16 @@ def _neighbours(
 
 
 def erase_boxes(draws: Uniform, probability: float, height: int, width: int) -> Boxes:
-    """Boxes of random erasing (arXiv 1708.04896) from draws [B, 5], empty where none is.
+    """Boxes of random erasing (arXiv 1708.04896); empty for samples that are not erased.
 
-    With `probability`, 2 to 25% of the image's area (the paper's bound is 40%; small objects
-    stay visible), aspect log-uniform in [0.3, 1/0.3], placed uniformly where it fits.
+    A box takes 2 to 25% of the image's area (the paper's bound is 40%; small objects stay visible);
+    its aspect ratio is log-uniform in [0.3, 1/0.3], its position uniform.
+
+    Args:
+        draws: uniform [B, 5].
+        probability: of erasing a sample.
+        height: of the image.
+        width: of the image.
     """
     draws = draws.astype(np.float64)
     area = 0.02 + 0.23 * draws[:, 1]
@@ -114,7 +128,7 @@ def erase_boxes(draws: Uniform, probability: float, height: int, width: int) -> 
 
 
 def _placed(area: Uniform, aspect: Uniform, place: Uniform, height: int, width: int) -> Boxes:
-    """Boxes of a share of the area and a relative aspect (width by height) inside the image."""
+    """Boxes of a share of the area and an aspect ratio, both relative to the image's."""
     sizes = np.array([height, width])
     sides = np.sqrt(np.stack([area / aspect, area * aspect], axis=1)) * sizes
     sides = np.clip(np.rint(sides), 1, sizes)
@@ -130,7 +144,10 @@ def erase(pixels: torch.Tensor, boxes: torch.Tensor, colours: torch.Tensor) -> t
 def mixup(pixels: torch.Tensor, partners: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """MixUp (arXiv 1710.09412): weight·own + (1 - weight)·partner, rounded.
 
-    `weights` are whole numbers of 1/65536, int [B] in [0, 65536].
+    Args:
+        pixels: uint8 [B, H, W, C].
+        partners: of the same shape.
+        weights: int [B] in [0, 65536], in units of 1/65536.
     """
     weights = weights.int()[:, None, None, None]
     mixed = pixels.int() * weights + partners.int() * (WHOLE - weights)
@@ -140,8 +157,12 @@ def mixup(pixels: torch.Tensor, partners: torch.Tensor, weights: torch.Tensor) -
 def cutmix_boxes(share: NDArray[np.float32], centre: Uniform, height: int, width: int) -> Boxes:
     """Boxes of CutMix (arXiv 1905.04899): sides √(1 - share) of the image's, clipped to it.
 
-    `share` [B] is what the own image is meant to keep, `centre` [B, 2] is relative. Clipping
-    and whole pixels change the share: see `kept`.
+    Args:
+        share: [B], of its own image that a sample keeps; clipping and rounding change it, and
+            `kept` gives the exact share.
+        centre: uniform [B, 2], relative to the image.
+        height: of the image.
+        width: of the image.
     """
     sizes = np.array([height, width])
     half = np.sqrt(1 - share.astype(np.float64))[:, None] * sizes / 2
@@ -152,19 +173,19 @@ def cutmix_boxes(share: NDArray[np.float32], centre: Uniform, height: int, width
 
 
 def kept(boxes: Boxes, height: int, width: int) -> NDArray[np.float64]:
-    """Exact share of an image's pixels that are outside its box, [B]."""
+    """Exact share of the pixels that lie outside each box, [B]."""
     top, left, bottom, right = boxes.T
     area = (bottom - top) * (right - left)
     return np.asarray(1 - area / (height * width))
 
 
 def cutmix(pixels: torch.Tensor, partners: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """The partner's pixels inside each sample's box (int64 [B, 4]), its own outside."""
+    """Replace the pixels inside each sample's box (int64 [B, 4]) by its partner's."""
     return torch.where(_inside(pixels, boxes), partners, pixels)
 
 
 def _inside(pixels: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """Bool [B, H, W, 1]."""
+    """Which pixels lie inside the boxes, bool [B, H, W, 1]."""
     _, height, width, _ = pixels.shape
     top, left, bottom, right = boxes.T[..., None]
     rows = torch.arange(height, device=pixels.device)

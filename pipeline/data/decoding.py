@@ -30,16 +30,16 @@ from pipeline.data.sources import Read, Samples, find_source
 
 CHUNK = 64
 CHUNK_BYTES = 4 << 20
-"""Images per task, at most, and their pixels: enough to hide the cost of a task, small enough
-for memory at any image size and number of cores."""
+"""A task decodes at most so many images and so many bytes of pixels: enough to hide the cost of a
+task, few enough for memory at any image size and number of cores."""
 
 PROBED = 2000
-"""Of a torchvision set, which has no headers to read, `auto` looks at so many images."""
+"""Images that `auto` looks at in a source without files, where each one has to be decoded."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Some samples in order: images uint8 [n, H, W, C], their indices and pixel digests."""
+    """Consecutive samples: images uint8 [n, H, W, C], their indices and digests of their pixels."""
 
     images: NDArray[np.uint8]
     indices: NDArray[np.int64]
@@ -48,7 +48,7 @@ class Decoded:
 
 
 class Decoder:
-    """Worker processes, one per core, that read the source; a context manager."""
+    """A pool of processes, one per core, that read and decode images; a context manager."""
 
     def __init__(self, samples: Samples, data: Data, raw: Path) -> None:
         self._samples = samples
@@ -64,7 +64,7 @@ class Decoder:
         self._pool.shutdown(cancel_futures=True)
 
     def probe(self) -> tuple[set[tuple[int, int]], bool]:
-        """All (width, height) that occur, upright, and whether every image is grey."""
+        """Every (width, height) of upright images that occurs, and whether all images are grey."""
         count = len(self._samples.labels)
         step = 1 if self._samples.files is not None else max(1, count // PROBED)
         sizes: set[tuple[int, int]] = set()
@@ -78,7 +78,7 @@ class Decoder:
     def decode(
         self, indices: NDArray[np.int64], shape: tuple[int, int, int], label: str
     ) -> Iterator[Decoded]:
-        """The samples of `indices` in their order, as [H, W, C] = `shape`, in parts."""
+        """Decode the samples `indices`, in their order, to `shape` = (H, W, C), part by part."""
         chunk = max(1, min(CHUNK, CHUNK_BYTES // math.prod(shape)))
         yield from self._map(_decode, indices, (shape[0], shape[2]), label, chunk)
 
@@ -90,9 +90,9 @@ class Decoder:
         label: str,
         chunk: int,
     ) -> Iterator[Any]:
-        """`task(part, *arguments)` for parts of `indices` of size `chunk`, results in order.
+        """`task(part, *arguments)` for each part of `chunk` indices, in order.
 
-        Only a few chunks per core are ahead of the consumer, which bounds memory.
+        Only a few parts per core are computed ahead of the consumer, which bounds memory.
         """
         chunks = deque(np.split(indices, range(chunk, len(indices), chunk)))
         ahead: deque[Future[Any]] = deque()
@@ -107,14 +107,14 @@ class Decoder:
             yield from track(results(), label, total=len(indices), step=chunk)
         except BrokenProcessPool:
             raise PipelineError(
-                "a decoding process died, as it does when memory runs out", where=label
+                "a decoding process died; the memory may be too small", where=label
             ) from None
 
     def _submit(self, *task: Any) -> Future[Any]:
-        """Start a worker, if one is due, that a Ctrl-C in the terminal does not reach.
+        """Submit a task. A worker that is started for it does not receive Ctrl-C.
 
-        It inherits the blocked signal, so there is no moment in which it could be told: the
-        parent alone decides how an interrupt ends.
+        It inherits the blocked signal, so no moment is left in which SIGINT could reach it: the
+        parent alone handles an interrupt.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -127,11 +127,11 @@ _read: Read
 
 
 def _open_worker(data: Data, raw: Path) -> None:
-    """In each worker: open the source once, and end when the parent is killed."""
+    """In each worker: open the source, and watch the parent, which may be killed."""
     global _read
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _read = find_source(data).reader(data, raw)
-    gc.freeze()  # what torchvision brings need not be searched for garbage at the end: 2 s
+    gc.freeze()  # a search for garbage in torchvision at exit takes 2 s
 
 
 def _end_with_parent() -> None:
@@ -164,9 +164,7 @@ def _decode(indices: NDArray[np.int64], size: int, channels: int) -> Decoded:
             name = str(source) if isinstance(source, Path) else name
             images.append(load_image(source, size, channels))
             kept.append(index)
-        except PipelineError as error:
-            rejected.append(Rejected(file=name, reason=error.what))
-        except BROKEN as error:
+        except BROKEN as error:  # `ImageError` among them
             rejected.append(Rejected(file=name, reason=str(error)))
     stack = np.stack(images) if images else np.empty((0, size, size, channels), np.uint8)
     digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]

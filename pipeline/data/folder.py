@@ -26,10 +26,12 @@ SPLIT_NAMES: dict[str, Split] = {
 INDEX = "index.json"
 
 _PART = 64
-"""Files per task of a thread."""
+"""Files that a thread takes at once."""
 
 
 class IndexedFile(Record):
+    """An image of the folder."""
+
     path: str
     """Relative to the folder, with forward slashes."""
     split: Split
@@ -38,7 +40,7 @@ class IndexedFile(Record):
 
 
 class FolderIndex(Record):
-    """data/raw/index.json. Nothing is copied; the digests notice a changed file."""
+    """data/raw/index.json. No image is copied; the digests show whether a file has changed."""
 
     folder: str
     classes: tuple[str, ...]
@@ -49,11 +51,13 @@ class FolderIndex(Record):
 def index_folder(folder: Path) -> FolderIndex:
     """List every image of an ImageFolder with its class and split.
 
-    `train`, `val` (or `valid`, `validation`) and `test` at the top, in any case, are splits;
-    otherwise every folder at the top is a class and all files are `train`.
-    Raises `PipelineError` for a missing folder, splits beside other folders or without
-    `train`, a single class, a class without images, splits of different classes and a file
-    that cannot be read or named.
+    Top-level folders called `train`, `val` (or `valid`, `validation`) and `test`, in any case, are
+    splits; otherwise every top-level folder is a class and all files are `train`.
+
+    Raises:
+        PipelineError: for a missing folder, splits beside other folders or without `train`, a
+            single class, a class without images, splits of different classes, and a file that
+            cannot be read or whose name is not UTF-8.
     """
     if not folder.is_dir():
         raise PipelineError(
@@ -70,7 +74,7 @@ def index_folder(folder: Path) -> FolderIndex:
     for root, split in roots.items():
         for label, name in enumerate(classes):
             files = [file for file in sorted((root / name).rglob("*")) if _visible(file, root)]
-            # A link that leads nowhere is visible and no file.
+            # A broken symbolic link is visible but is no file.
             images = [file for file in files if file.suffix.lower() in suffixes and file.is_file()]
             used = set(images)
             ignored += [_relative(file, folder) for file in files if file not in used]
@@ -90,7 +94,7 @@ def index_folder(folder: Path) -> FolderIndex:
 
 
 def _roots(folder: Path) -> dict[Path, Split]:
-    """The folders that hold class folders, each with its split."""
+    """The folders that contain class folders, each with its split."""
     tops = _folders(folder)
     splits = {path: SPLIT_NAMES.get(name.lower()) for name, path in tops.items()}
     known: dict[Path, Split] = {path: split for path, split in splits.items() if split}
@@ -100,7 +104,7 @@ def _roots(folder: Path) -> dict[Path, Split]:
         raise PipelineError(
             f"found {', '.join(tops)}: splits or classes?",
             where=str(folder),
-            fix="leave `train`, `val` and `test` alone there (`train` is needed), or class folders",
+            fix="keep only `train`, `val` and `test` there (`train` is needed), or only classes",
         )
     return {folder: "train"}
 
@@ -136,7 +140,7 @@ def _visible(file: Path, root: Path) -> bool:
 
 
 def _digests(files: list[Path]) -> list[str]:
-    """SHA-256 of each file, read on all cores; an interrupt does not wait for the rest."""
+    """SHA-256 of each file, computed on all cores; an interrupt drops the remaining files."""
     parts = [files[start : start + _PART] for start in range(0, len(files), _PART)]
     pool = ThreadPoolExecutor()
     try:
@@ -151,7 +155,7 @@ def _digest(file: Path) -> str:
         return sha256(file)
     except OSError as error:
         raise PipelineError(
-            f"cannot be read: {error.strerror}", where=str(file), fix="mend or remove it"
+            f"cannot be read: {error.strerror}", where=str(file), fix="repair or remove it"
         ) from None
 
 
@@ -167,20 +171,20 @@ def _relative(file: Path, folder: Path) -> str:
 
 
 class Folder:
-    """`source: folder`: one folder per class; the images stay where they are."""
+    """`source: folder`: one folder per class. The images are read where they are."""
 
     def check(self, data: Data) -> None:
         if not data.folder.is_dir():
             raise PipelineError(
                 "there is no such folder",
                 where=f"data.folder: {data.folder}",
-                fix="name the folder that holds one folder per class",
+                fix="set it to the folder that contains one folder per class",
             )
 
     def fetch(self, data: Data, folder: Path) -> None:
         index_folder(data.folder).write(folder / INDEX)
 
-    def samples(self, data: Data, folder: Path) -> Samples:  # noqa: ARG002 - the index knows
+    def samples(self, data: Data, folder: Path) -> Samples:  # noqa: ARG002 - the index has it
         index = FolderIndex.read(folder / INDEX)
         ignored = f"{len(index.ignored)} files are not used: {', '.join(index.ignored[:20])}"
         return Samples(
@@ -193,7 +197,7 @@ class Folder:
             files=tuple(file.path for file in index.files),
         )
 
-    def reader(self, data: Data, folder: Path) -> Read:  # noqa: ARG002 - the index knows
+    def reader(self, data: Data, folder: Path) -> Read:  # noqa: ARG002 - the index has it
         index = FolderIndex.read(folder / INDEX)
         root = Path(index.folder)
         paths = [root / file.path for file in index.files]

@@ -1,18 +1,24 @@
-"""The one way from an image file to pixels: `prepare` and `predict` both use it."""
+"""The one way from an image file to pixels: in the lab and, as pixels.py, in bundles.
+
+Needs Python 3.8, NumPy and Pillow, and nothing of this package.
+"""
 
 from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline.core.errors import PipelineError
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_GREY = ("1", "L", "LA", "La", "F", *_SIXTEEN_BIT)
+_TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
+_BILINEAR = getattr(Image, "Resampling", Image).BILINEAR  # Pillow before 9.1 has no enum
 
 BROKEN = (
     OSError,
@@ -27,28 +33,40 @@ BROKEN = (
 )
 """What Pillow's decoders raise for a broken file; each format has its own way."""
 
-Pixels = NDArray[np.uint8]
+
+class ImageError(ValueError):
+    """An image file that is missing, broken or no image. The text does not name the file."""
 
 
-def load_image(source: Path | Image.Image, size: int, channels: int) -> Pixels:
-    """Pixels uint8 [size, size, channels] of a file or an image in memory.
+def load_image(source: Path | Image.Image, size: int, channels: int) -> NDArray[np.uint8]:
+    """The pixels that models take, of a file or of an image in memory.
 
-    Turned as its EXIF entry says, put on white where it is transparent, 16 bits scaled to 8,
-    converted to RGB (`channels` 3) or grey (1); then the shorter side is resized to `size`
-    (bilinear, antialiased) and the centre cut out. An image of that size keeps its pixels.
-    Raises `PipelineError` naming a file that is missing, broken or no image.
+    The image is rotated by its EXIF orientation, put on white where it is transparent, scaled from
+    16 bits to 8 and converted to RGB or grey. Then the shorter side is resized to `size` (bilinear,
+    antialiased) and the centre is cut out. An image of that size keeps its pixels.
+
+    Args:
+        source: path of a file, or an open image.
+        size: height and width in pixels.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        uint8 [size, size, channels], in [0, 255].
+
+    Raises:
+        ImageError: for a file that is missing, broken or no image.
     """
     if isinstance(source, Image.Image):
         return _to_pixels(source, size, channels)
     try:
-        with Image.open(source) as image:
+        with Image.open(str(source)) as image:
             return _to_pixels(image, size, channels)
     except FileNotFoundError:
-        raise PipelineError("there is no such image", where=str(source)) from None
+        raise ImageError("there is no such image") from None
     except UnidentifiedImageError:
-        raise PipelineError("not an image that Pillow can read", where=str(source)) from None
+        raise ImageError("not an image that Pillow can read") from None
     except BROKEN as error:
-        raise PipelineError(f"broken image: {error}", where=str(source)) from None
+        raise ImageError(f"broken image: {error}") from None
 
 
 def is_grey(image: Image.Image) -> bool:
@@ -57,7 +75,7 @@ def is_grey(image: Image.Image) -> bool:
         palette = image.getpalette("RGB") or []
         reds, greens, blues = palette[0::3], palette[1::3], palette[2::3]
         return reds == greens == blues
-    return image.mode in GREY_MODES
+    return image.mode in _GREY
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -66,11 +84,11 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (image.height, image.width) if turned else (image.width, image.height)
 
 
-def _to_pixels(image: Image.Image, size: int, channels: int) -> Pixels:
-    image = ImageOps.exif_transpose(image)
-    image = _opaque_eight_bit(image).convert("L" if channels == 1 else "RGB")
+def _to_pixels(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]:
+    image = _opaque_eight_bit(ImageOps.exif_transpose(image))
+    image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+        image = ImageOps.fit(image, (size, size), _BILINEAR)
     return np.asarray(image, dtype=np.uint8).reshape(size, size, channels)
 
 
@@ -83,8 +101,8 @@ def _opaque_eight_bit(image: Image.Image) -> Image.Image:
         return Image.fromarray((values / 257).round().astype(np.uint8))
     if image.mode == "F":
         raise ValueError("its pixels are floats: what is white is not known")
-    if image.has_transparency_data:
+    palette = image.palette.mode if image.mode == "P" and image.palette else ""
+    if image.mode in _TRANSPARENT or "transparency" in image.info or palette.endswith("A"):
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image)
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image

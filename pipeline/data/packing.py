@@ -1,4 +1,4 @@
-"""Arrays written row by row, and splits drawn class by class."""
+"""Arrays written row by row, and stratified draws."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 
 class ArrayWriter:
-    """An .npy file that grows: rows of one shape and dtype, any number of them.
+    """Writes an .npy file of a length that is not known in advance; a context manager.
 
-    NumPy leaves room in the header for a longer first axis; it is rewritten at the end.
+    NumPy's header has room for a longer first axis. It is rewritten at the end.
     """
 
     def __init__(self, path: Path, row: tuple[int, ...], dtype: type[np.generic]) -> None:
@@ -28,6 +28,7 @@ class ArrayWriter:
         return self
 
     def append(self, rows: NDArray[Any]) -> None:
+        """Write rows [n, *row]; `ValueError` for another shape or dtype."""
         if rows.shape[1:] != self._row or rows.dtype != self._dtype:
             raise ValueError(f"rows {rows.dtype} {rows.shape} do not fit {self._dtype} {self._row}")
         self._file.write(np.ascontiguousarray(rows).data)
@@ -52,10 +53,16 @@ class ArrayWriter:
 
 
 def draw(labels: NDArray[np.int64], count: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Sorted indices of `count` samples, every class in its proportion (largest remainders).
+    """Draw a stratified subset by the largest-remainder method.
 
-    Every class that has two samples or more gives at least one and keeps at least one, as
-    far as `count` allows.
+    Args:
+        labels: int64 [N].
+        count: size of the subset, at most N.
+        random: decides which samples of a class are drawn.
+
+    Returns:
+        Sorted indices int64 [count]. Of every class with two samples or more, at least one is
+        drawn and at least one is left, as far as `count` allows.
     """
     classes, sizes = np.unique(labels, return_counts=True)
     most = sizes - 1 if count <= (sizes - 1).sum() else sizes

@@ -11,12 +11,14 @@ from pipeline.core.params import Count, Fraction, Group, Positive, Seed, Selecti
 
 
 class Data(Group):
+    """Which images, and how they are packed."""
+
     overridable: ClassVar[bool] = True
     graph_keys: ClassVar[tuple[str, ...]] = ("folder",)
 
     source: str = Field(description="the name of a registered source: torchvision, folder, ...")
-    name: str = Field(description="a classification class of torchvision.datasets")
-    options: dict[str, Any] = Field({}, description="further arguments of that class")
+    name: str = Field(description="which set of the source; of torchvision.datasets, a class")
+    options: dict[str, Any] = Field({}, description="further arguments of the source")
     folder: Path = Field(description="an ImageFolder, or archives that are already at hand")
     image_size: Literal["auto"] | Annotated[int, Field(ge=8, le=1024)] = "auto"
     channels: Literal["auto", 1, 3] = "auto"
@@ -28,7 +30,7 @@ class Data(Group):
 
 
 class Augment(Group):
-    """What a view of an image may differ in. Every part is drawn per sample."""
+    """How a view may differ from its image. Everything is drawn per sample."""
 
     flip: bool = Field(True, description="mirror left-right with probability 1/2")
     shift: Annotated[int, Field(ge=0)] = Field(1, description="largest shift in pixels")
@@ -42,11 +44,11 @@ class Augment(Group):
 
 
 class Views(Group):
-    """The views of the train images that a network sees: so many epochs, so augmented."""
+    """The views of the train images that a network sees."""
 
     overridable: ClassVar[bool] = True
 
-    epochs: Annotated[int, Field(ge=0)] = Field(description="0: the network stays as it came")
+    epochs: Annotated[int, Field(ge=0)] = Field(description="0: the network is not trained")
     augment: Augment = Augment()
 
 

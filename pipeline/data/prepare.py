@@ -1,4 +1,4 @@
-"""Stage `prepare`: packed splits, the manifest and the one calibration set."""
+"""Stage `prepare`: packed splits, the manifest and the calibration set."""
 
 from __future__ import annotations
 
@@ -12,20 +12,17 @@ from numpy.typing import NDArray
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, whole_folder
-from pipeline.data.decoding import (
-    Decoded,
-    Decoder,
-)
+from pipeline.data.decoding import Decoded, Decoder
 from pipeline.data.packing import ArrayWriter, draw
 from pipeline.data.params import Data
 from pipeline.data.records import CALIBRATION, PACKED, RAW, SPLITS, Manifest, Rejected, Split
 from pipeline.data.sources import Samples, find_source
 
 SMALL, LARGE = 64, 128
-"""`image_size: auto` keeps images of one square size up to SMALL, else resizes to LARGE."""
+"""`image_size: auto`: square images of one size up to SMALL keep it, others become LARGE."""
 
 NAMED = 20
-"""So many files are named in a warning; the others are counted."""
+"""Files named in a warning; further ones are only counted."""
 
 
 def prepare(
@@ -38,15 +35,17 @@ def prepare(
     """Decode `raw` into uint8 [N, H, W, C] arrays per split, on all cores, in bounded memory.
 
     Splits that the source lacks are cut stratified and seeded: test from everything, val
-    from train. Raises `PipelineError` if too many files are broken, or a class has no image
-    in a split.
+    from train.
+
+    Raises:
+        PipelineError: for too many broken files, or a class without images in a split.
     """
     samples = find_source(data).samples(data, raw)
     random = np.random.default_rng(seed)
     splits = _split(samples, data, random)
     with (
         Decoder(samples, data, raw) as decoder,
-        # The large folder lands first: an interrupt finds next to no time between the two.
+        # The large folder is renamed first: the time between the two renames is next to nothing.
         whole_folder(calibration) as calibration_scratch,
         whole_folder(packed) as scratch,
     ):
@@ -80,7 +79,7 @@ def prepare(
 def _split(
     samples: Samples, data: Data, random: np.random.Generator
 ) -> dict[Split, NDArray[np.int64]]:
-    """Indices into `samples` per split: the source's own, the missing ones cut from train."""
+    """Indices into `samples` per split: the source's own splits, missing ones cut from train."""
     splits = {split: np.flatnonzero(samples.splits == split).astype(np.int64) for split in SPLITS}
     cuts: tuple[tuple[Split, float], ...] = (
         ("test", data.test_fraction),
@@ -100,7 +99,7 @@ def _split(
 
 
 def _shape(decoder: Decoder, data: Data) -> tuple[int, int]:
-    """Image size and channels, `auto` decided by the headers of the images."""
+    """Image size and channels; `auto` is decided by the images' headers."""
     if data.image_size != "auto" and data.channels != "auto":
         return data.image_size, data.channels
     sizes, grey = decoder.probe()
@@ -112,7 +111,7 @@ def _shape(decoder: Decoder, data: Data) -> tuple[int, int]:
 
 @dataclass
 class _Tally:
-    """What is noticed while the images stream by."""
+    """Statistics and findings that are collected while the images are packed."""
 
     limit: float
     rejected: list[Rejected] = field(default_factory=list)
@@ -127,7 +126,7 @@ class _Tally:
             raise PipelineError(
                 f"{len(self.rejected)} broken files are more than `data.max_rejected` allows:"
                 f"\n    {shown}",
-                fix="mend or remove them, or raise `data.max_rejected`",
+                fix="repair or remove them, or raise `data.max_rejected`",
             )
         for index, digest in zip(part.indices, part.digests, strict=True):
             self.seen[digest].append((split, int(index)))
@@ -138,7 +137,7 @@ class _Tally:
             self.histogram = counts if self.histogram is None else self.histogram + counts
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation per channel of the train pixels, exact counts."""
+        """Mean and standard deviation per channel of the train pixels, from the histogram."""
         assert self.histogram is not None
         values = np.arange(256)
         total = self.histogram.sum(axis=1)
@@ -147,7 +146,7 @@ class _Tally:
         return tuple(mean.tolist()), tuple(std.tolist())
 
     def suspicious(self, samples: Samples) -> list[str]:
-        """The same pixels in train and test (or val), and the same pixels with two labels."""
+        """Warnings: the same pixels in train and test (or val), the same pixels with two labels."""
         leaks: dict[str, list[str]] = defaultdict(list)
         torn: list[str] = []
         for places in self.seen.values():
@@ -158,8 +157,8 @@ class _Tally:
                     leaks[other].append(" = ".join(names))
             if len({int(samples.labels[index]) for _, index in places}) > 1:
                 torn.append(" = ".join(names))
-        said = [_warning(f"images are in train and in {k}", v) for k, v in leaks.items()]
-        return said + ([_warning("images have two labels", torn)] if torn else [])
+        warnings = [_warning(f"images are in train and in {k}", v) for k, v in leaks.items()]
+        return warnings + ([_warning("images have two labels", torn)] if torn else [])
 
 
 def _warning(what: str, groups: list[str]) -> str:
@@ -201,13 +200,13 @@ def _counts(samples: Samples, folder: Path, split: Split) -> dict[str, int]:
 def _calibration_set(
     data: Data, packed: Path, random: np.random.Generator, warnings: list[str]
 ) -> NDArray[np.uint8]:
-    """A stratified, seeded choice from train, uint8 [N, H, W, C]."""
+    """A stratified, seeded draw from train, uint8 [N, H, W, C]."""
     images = np.load(packed / "train_images.npy", mmap_mode="r")
     labels = np.load(packed / "train_labels.npy")
     count = min(data.calibration_images, len(labels))
     if count < data.calibration_images:
         warnings.append(
-            f"train has {count} images, so calibration has no {data.calibration_images}"
+            f"train has {count} images: the calibration set has not {data.calibration_images}"
         )
     chosen: NDArray[np.uint8] = images[draw(labels, count, random)]
     return chosen

@@ -27,6 +27,8 @@ Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 class Rejected(Record):
+    """A file that could not be decoded."""
+
     file: str
     reason: str
 
@@ -45,14 +47,19 @@ class Manifest(Record):
     mean: tuple[float, ...] = Field(description="of the train split per channel, in [0, 255]")
     std: tuple[float, ...] = Field(description="of the train split per channel, in [0, 255]")
     rejected: tuple[Rejected, ...]
-    warnings: tuple[str, ...] = Field((), description="suspicious, but not fatal, findings")
+    warnings: tuple[str, ...] = Field((), description="findings that are suspicious but not fatal")
 
     def size(self, split: Split) -> int:
+        """Images in a split."""
         return sum(self.counts[split].values())
 
 
 def load_split(split: Split, folder: Path = PACKED) -> Arrays:
-    """Images uint8 [N, H, W, C] (memory-mapped, read-only) and labels int64 [N] of a split."""
+    """Images uint8 [N, H, W, C] (memory-mapped, read-only) and labels int64 [N] of a split.
+
+    Raises:
+        PipelineError: where `prepare` has not written them.
+    """
     files = [folder / f"{split}_{part}.npy" for part in ("images", "labels")]
     for file in files:
         if not file.exists():
@@ -61,6 +68,6 @@ def load_split(split: Split, folder: Path = PACKED) -> Arrays:
 
 
 def load_calibration(folder: Path = CALIBRATION) -> NDArray[np.uint8]:
-    """The one calibration set, uint8 [N, H, W, C], from the train split."""
+    """The calibration set, uint8 [N, H, W, C], drawn from the train split."""
     images: NDArray[np.uint8] = np.load(folder / "images.npy")
     return images

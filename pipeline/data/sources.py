@@ -1,4 +1,4 @@
-"""Where images come from: a source is registered by an entry point `edgestill.sources`."""
+"""Data sources. Each is an object registered by an entry point of `edgestill.sources`."""
 
 from __future__ import annotations
 
@@ -19,61 +19,61 @@ from pipeline.data.records import RAW
 KIND = "sources"
 
 Read = Callable[[int], Image.Image | Path]
-"""By its place in `Samples`: an image, or the file that holds it."""
+"""From an index into `Samples` to an image, or to the file that holds it."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """All images of a source, nothing decoded yet."""
+    """The list of all images of a source; none of them is decoded."""
 
     source: str
-    """What it is, for people."""
+    """Its name in reports."""
     licence: str
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
-    """[N], places in `classes`."""
+    """[N], indices into `classes`."""
     splits: NDArray[np.str_]
-    """[N]: train, val or test. Splits that do not occur are cut from train."""
+    """[N]: train, val or test. `prepare` cuts missing splits from train."""
     warnings: tuple[str, ...] = ()
     files: tuple[str, ...] | None = None
-    """Names of the images' files; None where a source has none."""
+    """Names of the images' files; None for a source without files."""
 
     def name(self, index: int) -> str:
-        """A file, or a number that counts through the source's own splits: train, val, test."""
+        """The file's name, or `image INDEX` for a source without files."""
         return self.files[index] if self.files is not None else f"image {index}"
 
 
 class Source(Protocol):
-    """What a source has to offer."""
+    """What a data source implements. docs/extending.md has an example."""
 
     def check(self, data: Data) -> None:
-        """Raise `PipelineError` for settings that can be known to be wrong before fetching."""
+        """Raise `PipelineError` for settings that are known to be wrong without fetching."""
 
     def fetch(self, data: Data, folder: Path) -> None:
         """Write what `samples` and `reader` need into the empty `folder`.
 
         Raises:
-            PipelineError: for images that cannot be had or used.
+            PipelineError: where the images are not available or not usable.
         """
 
     def samples(self, data: Data, folder: Path) -> Samples:
-        """List the images that `fetch` has brought into `folder`."""
+        """List the images that `fetch` wrote into `folder`."""
 
     def reader(self, data: Data, folder: Path) -> Read:
-        """What reads single images of `samples`; called once in each decoding process."""
+        """A function that reads single images; called once in each decoding process."""
 
 
 def find_source(data: Data) -> Source:
-    """The source that params.yaml names; `PipelineError` for an unknown one."""
-    source: Source = plugins.find(KIND, data.source)
+    """The source that `data.source` names; `PipelineError` for an unknown one."""
+    source: Source = plugins.find(KIND, data.source, "data.source")
     return source
 
 
 def fetch(data: Data, out: Path = RAW) -> None:
-    """Stage `fetch`: data/raw/, as the source gives its images.
+    """Stage `fetch`: write data/raw/.
 
     Raises:
-        PipelineError: for images that cannot be had or used.
+        PipelineError: where the images are not available or not usable.
     """
     source = find_source(data)
     with whole_folder(out) as scratch:

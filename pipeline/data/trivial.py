@@ -1,12 +1,12 @@
 """TrivialAugment's operations (arXiv 2103.10158), batched: one per sample, at its own level.
 
-The space is the paper's "wide" one, its 31 levels as torchvision's `TrivialAugmentWide` has
-them: they are fixed, so on images below 32 pixels the strongest translations leave nothing.
-On one channel `color` changes nothing, as in torchvision: a grey image has no saturation, and
-the draws stay the same for any channels.
+The search space is the paper's "wide" one, with the 31 levels of torchvision's
+`TrivialAugmentWide`. They do not depend on the image's size: the strongest translations move an
+image of up to 32 pixels out of sight. `color` leaves grey images as they are, as in torchvision;
+it is drawn for them as well, so that draws do not depend on the number of channels.
 
-All is computed in whole numbers, which float32 holds exactly below 2^24, so that no device
-rounds in its own way.
+Everything is computed in integers, which float32 represents exactly below 2^24, so that all
+devices give the same pixels.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ LEVELS = 31
 def trivial(
     pixels: torch.Tensor, operations: NDArray[np.integer], levels: NDArray[np.integer]
 ) -> torch.Tensor:
-    """Change each sample of uint8 [B, H, W, C] (C is 1 or 3) by one operation.
+    """Change each sample by one operation. Each operation runs once, on all of its samples.
 
-    `operations` [B] are indices into `OPERATIONS`, `levels` [B] in [-30, 30]; an operation
-    that has no direction ignores the sign. Each operation runs once, on all of its samples.
+    Args:
+        pixels: uint8 [B, H, W, C], C is 1 or 3.
+        operations: [B], indices into `OPERATIONS`.
+        levels: [B] in [-30, 30]; operations without a direction ignore the sign.
     """
     result, device = pixels.clone(), pixels.device
     levels = levels.astype(np.int64)
@@ -49,10 +51,10 @@ def trivial(
 def _inverses(
     operations: NDArray[np.integer], levels: NDArray[np.integer], height: int, width: int
 ) -> torch.Tensor:
-    """[B, 2, 3]: where to read (x, y) for the place (x, y, 1), from the corner, in 1/65536 pixel.
+    """[B, 2, 3]: maps output (x, y, 1) to input (x, y), from the corner, in 1/65536 pixel.
 
-    Shears of up to 0.99 keep the upper or left border, translations move by up to 32 whole
-    pixels, rotations turn by up to 135 degrees about the centre.
+    Shears of up to 0.99 keep the upper or left border, translations are up to 32 whole pixels,
+    rotations up to 135 degrees about the centre.
     """
     strength = levels / (LEVELS - 1)
 
@@ -70,9 +72,9 @@ def _inverses(
 
 
 def _affine(pixels: torch.Tensor, inverses: torch.Tensor) -> torch.Tensor:
-    """The nearest pixel of the place each is read from, 0 outside the image.
+    """Transform with nearest neighbours and 0 outside the image.
 
-    Pixels' centres are at halves of a pixel: everything is counted twice.
+    Pixel centres lie at half pixels, so coordinates are doubled.
     """
     _, height, width, _ = pixels.shape
     inverses = inverses[..., None, None]
@@ -88,14 +90,14 @@ def _affine(pixels: torch.Tensor, inverses: torch.Tensor) -> torch.Tensor:
 
 
 def _blend(pixels: torch.Tensor, other: torch.Tensor | int, levels: torch.Tensor) -> torch.Tensor:
-    """`other` + factor·(pixels - `other`), clipped: factor 1 ± 0.033 a level, in thousandths."""
+    """`other` + factor·(pixels - `other`), clipped; factor 1 + 0.033 per level, in thousandths."""
     factor = (1000 + 33 * levels).float()
     mixed = pixels * factor + other * (1000 - factor)
     return _floor(mixed.clamp(0, 255_000), 1000).to(torch.uint8)
 
 
 def _floor(whole: torch.Tensor, divisor: torch.Tensor | int) -> torch.Tensor:
-    """Floor of a quotient of whole numbers: half a step away from where rounding matters."""
+    """Floor of a quotient of integers; + 0.5 keeps it away from values that rounding changes."""
     return ((whole + 0.5) / divisor).floor()
 
 
@@ -123,7 +125,7 @@ def _grey(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _sharpness(pixels: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """Against a 3x3 blur that weighs the centre 5, the others 1; the border stays."""
+    """Blend with a 3x3 blur of weight 5 at the centre and 1 elsewhere; the border stays."""
     pixels = pixels.float()
     total = pixels[:, :-2] + pixels[:, 1:-1] + pixels[:, 2:]
     total = total[:, :, :-2] + total[:, :, 1:-1] + total[:, :, 2:]
@@ -145,7 +147,7 @@ def _solarize(pixels: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
 
 
 def _autocontrast(pixels: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    """Stretch each channel to the whole range; one without contrast stays as it is."""
+    """Stretch each channel to the whole range; a constant one stays."""
     darkest, brightest = pixels.amin((1, 2), keepdim=True), pixels.amax((1, 2), keepdim=True)
     span = (brightest - darkest).float()
     stretched = _floor((pixels - darkest).float() * 255, span.clamp(min=1)).to(torch.uint8)
@@ -153,10 +155,10 @@ def _autocontrast(pixels: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
 
 
 def _equalize(pixels: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    """Histogram equalisation of each channel, in Pillow's whole numbers.
+    """Histogram equalisation of each channel, in integers as Pillow computes it.
 
-    A value becomes the number of pixels below it, in steps of a 255th of all pixels but the
-    brightest; a channel with less than one pixel a step stays as it is.
+    A value becomes the number of pixels below it, divided by a step of 1/255 of all pixels but
+    the brightest; a channel with a step below one pixel stays.
     """
     n, channels = len(pixels), pixels.shape[3]
     tables = torch.arange(n * channels, device=pixels.device).view(n, 1, 1, channels)

@@ -1,7 +1,7 @@
-"""Replayable views: what a network sees of sample i in epoch e is decided by (seed, e, i) alone.
+"""Replayable views: the view of sample i in epoch e is a function of (seed, e, i).
 
-So a teacher's signal that was recorded for a view belongs to exactly that view whenever it is
-made again, in whatever batch, order or process.
+Logits that a teacher gave for a view therefore belong to exactly that view whenever it is computed
+again, in any batch, order or process.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ STREAMS = (
     "cutmix",
     "cutmix_centre",
 )
-"""Each has random numbers of its own, keyed by its place here: add new ones at the end."""
+"""Each has its own random numbers, keyed by its position here: append new ones."""
 
 Draws = dict[str, NDArray[Any]]
-"""By stream: what it draws for every sample, [N] or [N, per sample]."""
+"""By stream: its draws for all samples, [N] or [N, draws per sample]."""
 
 
 def seed_of(purpose: str, seed: int) -> int:
-    """A seed of its own for a purpose: what a teacher trains on is not what it is asked about."""
+    """A seed per purpose: a teacher is trained on other views than those it gives logits for."""
     return int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:6], "big")
 
 
 def draw(options: Augment, samples: int, channels: int, *, seed: int, epoch: int) -> Draws:
-    """All draws that `options` need for the `samples` of a split in one epoch.
+    """All draws that `options` need for a split of `samples` images in one epoch.
 
-    From Philox (Salmon et al. 2011), a counter-based generator, keyed by seed, epoch and
-    stream: switching an option on leaves the draws of the others. All but the partners are
-    the same for a longer split. At most 72 bytes a sample.
+    They come from the counter-based generator Philox (Salmon et al. 2011), keyed by seed, epoch
+    and stream: enabling an option does not change the draws of the others. All but the partners
+    are the same for a longer split. At most 72 bytes per sample.
     """
 
     def stream(name: str) -> np.random.Generator:
@@ -105,13 +105,12 @@ def _mixup_share(options: Augment) -> float:
 
 
 class Views:
-    """All views of a split: sample i in epoch e is decided by (seed, e, i) alone.
+    """The views of a split; that of sample i in epoch e is a function of (seed, e, i).
 
-    A view is cropped, flipped and shifted, changed by one of TrivialAugment's operations, and
-    erased, as far as `augment` asks. Where MixUp or CutMix is on, every sample is mixed with
-    a partner: each image of the split is the partner of one, by a permutation drawn anew per
-    epoch. What is mixed is two views, the partner's the one that it has in this epoch. With
-    both on, each sample takes either by a probability of 1/2.
+    In this order a view is cropped, flipped and shifted, changed by one of TrivialAugment's
+    operations, and erased, as `augment` says. With MixUp or CutMix, the views of two samples in
+    the epoch are mixed: a permutation of the split, drawn for each epoch, gives every sample its
+    partner. With both, each sample takes one of them with probability 1/2.
     """
 
     def __init__(
@@ -123,9 +122,17 @@ class Views:
         classes: int,
         seed: int,
     ) -> None:
-        """`images` [N, H, W, C], C 1 or 3, may be memory-mapped; `labels` [N] in [0, classes).
+        """The views of `images` under `augment`.
 
-        Raises `ValueError` where the two do not fit each other.
+        Args:
+            images: uint8 [N, H, W, C], C is 1 or 3; may be memory-mapped.
+            labels: int64 [N] in [0, classes).
+            augment: the augmentation.
+            classes: how many there are.
+            seed: of all draws.
+
+        Raises:
+            ValueError: where there are not as many labels as images.
         """
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images, but {len(labels)} labels")
@@ -140,10 +147,16 @@ class Views:
     def batch(
         self, epoch: int, samples: NDArray[np.int64], device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The views of `samples` (indices [B], in any order), and their labels, on `device`.
+        """Compute views and their labels on `device`.
 
-        Pixels are uint8 [B, H, W, C]. Labels are int64 [B], or, where MixUp or CutMix mixes,
-        class probabilities float32 [B, classes]: the exact shares of the two images.
+        Args:
+            epoch: from 0.
+            samples: indices int64 [B], in any order.
+            device: of the result.
+
+        Returns:
+            Pixels uint8 [B, H, W, C], and labels int64 [B]; with MixUp or CutMix, class
+            probabilities float32 [B, classes], the exact shares of the two images.
         """
         draws = self._draws(epoch)
         if "partner" not in draws:
@@ -155,10 +168,10 @@ class Views:
         return self._mixed(own, other, samples, partners, {k: v[samples] for k, v in draws.items()})
 
     def _draws(self, epoch: int) -> Draws:
-        """The draws of an epoch, kept until another is asked for."""
+        """The draws of an epoch; those of the last epoch are cached."""
         drawn = self._drawn
         if drawn is None or drawn[0] != epoch:
-            self._drawn = None  # the last epoch's go before the next one's come
+            self._drawn = None  # frees the old draws before the new ones are made
             channels = self.images.shape[3]
             draws = draw(self._augment, len(self), channels, seed=self._seed, epoch=epoch)
             self._drawn = drawn = epoch, draws
@@ -167,7 +180,7 @@ class Views:
     def _unmixed(
         self, draws: Draws, samples: NDArray[np.integer], device: torch.device
     ) -> torch.Tensor:
-        """The samples' views before any mixing, each read and made once, in file order."""
+        """The samples' views before mixing; each is read and computed once, in file order."""
         if (samples[1:] > samples[:-1]).all():
             return self._made(draws, samples, device)
         distinct, place = np.unique(samples, return_inverse=True)
@@ -205,7 +218,7 @@ class Views:
         partners: NDArray[np.int32],
         draws: Draws,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both mixes in turn; the one that a sample does not take keeps all of its own image."""
+        """MixUp, then CutMix; a sample that takes only one of them keeps its image in the other."""
         _, height, width, _ = own.shape
         device, share = own.device, np.ones(len(samples))
         if "mixup" in draws:

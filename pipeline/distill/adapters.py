@@ -1,4 +1,4 @@
-"""What makes two networks' features comparable; it trains with the student and never ships."""
+"""Adapters from student to teacher features; trained with the student and not part of it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,12 @@ class Adapter(nn.Module):
 class ReviewAdapter(nn.Module):
     """Attention-based fusion of the student's levels. Chen et al. 2021, arXiv 2104.09044.
 
-    Shapes are [1, F, H, W] of the features of both networks, shallow to deep, one each per
-    level. `forward` takes the student's features [N, F, H, W] in this order and gives as
-    many, each fused with all deeper ones, of the teacher's F, H and W.
+    `forward` takes the student's features [N, F, H, W], shallow to deep. It returns as many, each
+    fused with all deeper ones, with the teacher's F, H and W.
+
+    Args:
+        student_shapes: [1, F, H, W] by level, shallow to deep.
+        teacher_shapes: the same for the teacher.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class ReviewAdapter(nn.Module):
 
 
 class _Fusion(nn.Module):
-    """One level: its features and the deeper residual, weighed position by position."""
+    """One level: a sum of its features and the deeper residual, weighted at each position."""
 
     def __init__(
         self, student_channels: int, middle: int, teacher: torch.Size, *, deepest: bool
@@ -81,7 +84,7 @@ class _Fusion(nn.Module):
     def forward(
         self, features: torch.Tensor, deeper: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The features for the teacher's, and the residual for the next shallower level."""
+        """Features with the teacher's shape, and the residual for the next shallower level."""
         own = self.enter(features)
         if self.attention is not None and deeper is not None:
             deeper = _resize(deeper, (own.shape[2], own.shape[3]))
@@ -92,8 +95,7 @@ class _Fusion(nn.Module):
 
 
 def _resize(features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Nearest neighbour, whose backward is deterministic on CUDA, too: each input position
-    sums its outputs. (The linear modes add atomically, and are refused.)"""
+    """Nearest neighbour: unlike the linear modes, its backward is deterministic on CUDA, too."""
     if features.shape[2:] == size:
         return features
     return F.interpolate(features, size, mode="nearest")

@@ -1,4 +1,4 @@
-"""What a student minimises: a weighted sum of losses against labels and teachers."""
+"""The loss of a student: a weighted sum of terms that compare it with labels and teachers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,21 @@ from pipeline.training.params import Teachers
 class Distillation(Objective):
     """The weighted sum of `terms` between a student and frozen teachers on the same pixels.
 
-    `teachers` are those at hand, by name; each network normalises the pixels its own way. The
-    combined logits of all of `settings.enabled` are taught from a recording where `forward`
-    is given one, else from the teachers themselves; features always are. Adapters are found
-    by a dry run on `pixels` [N, H, W, C], train with the student, and are not part of it.
-    Raises `PipelineError` before any training for a wrong loss, option, tap or teacher.
+    Every network normalises the pixels by itself. The combined logits of all enabled teachers come
+    from a recording where `forward` gets one, else from the teachers; features always come from
+    the teachers. Adapters are trained with the student and are not part of it.
+
+    Args:
+        student: the model that is trained.
+        teachers: those that run in every step, by name.
+        terms: the losses.
+        student_taps: module path by tap name.
+        settings: of all teachers.
+        pixels: uint8 [N, H, W, C]; a forward pass on the first image gives the adapters' shapes.
+        label_smoothing: of `cross_entropy`, in [0, 1).
+
+    Raises:
+        PipelineError: for a wrong loss, option, tap or teacher.
     """
 
     def __init__(
@@ -47,13 +57,13 @@ class Distillation(Objective):
         self.settings = settings
         self.terms = [(key, term, find_loss(term)) for key, term in _keys(terms).items()]
         self._needs_logits = needs_logits(terms)
-        # In a mapping, so that they are no submodules: neither trained, counted nor saved.
+        # A mapping, as submodules would be trained, counted and saved.
         self._teachers = {
             name: teacher.eval().requires_grad_(False) for name, teacher in teachers.items()
         }
         if all(loss.taps for _, _, loss in self.terms):
             raise PipelineError(
-                "no term reaches the classifier: all of them compare features",
+                "no term trains the classifier: all of them compare features",
                 where="distill.losses",
                 fix="add `cross_entropy` or a loss on logits",
             )
@@ -86,8 +96,8 @@ class Distillation(Objective):
     def _teach(
         self, pixels: torch.Tensor, labels: torch.Tensor, recorded: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """Combined logits [N, C], and, by the way, the tapped features of teachers."""
-        # In float32, as for a recording, whatever the student trains in.
+        """Combined logits [N, C] of the teachers; running them also fills their taps."""
+        # In float32, as for a recording, whatever precision the student is trained in.
         with torch.autocast(pixels.device.type, enabled=False):
             logits = {
                 name: teacher(pixels)
@@ -148,7 +158,7 @@ class Distillation(Objective):
                 found[key] = Adapter(ours[0][1], theirs[0][1])
             elif loss.target == "maps" and min(math.prod(s[2:]) for s in (*ours, *theirs)) == 1:
                 raise PipelineError(
-                    f"`{term.name}` compares where features are, but the tap `{term.taps[0]}` has "
+                    f"`{term.name}` compares positions, but the tap `{term.taps[0]}` has "
                     f"one position: {_size(ours[0])} in the student, {_size(theirs[0])} in the "
                     "teacher",
                     where="distill.losses",
@@ -169,7 +179,7 @@ def needs_logits(terms: tuple[LossTerm, ...]) -> bool:
 
 
 def needed_for_features(terms: tuple[LossTerm, ...], settings: Teachers) -> tuple[str, ...]:
-    """The teachers whose features are compared: they run in every step, recorded or not."""
+    """The teachers whose features a term compares: they run in every step, recorded or not."""
     return tuple(dict.fromkeys(_whose(term, settings) for term in terms if find_loss(term).taps))
 
 
@@ -178,7 +188,7 @@ def _whose(term: LossTerm, settings: Teachers) -> str:
 
 
 def _keys(terms: tuple[LossTerm, ...]) -> dict[str, LossTerm]:
-    """Terms by their loss's name; a second one of the same name gets a number."""
+    """Terms by the name of the loss; the second of the same name is `NAME_2`."""
     found: dict[str, LossTerm] = {}
     for term in terms:
         same = sum(other.name == term.name for other in found.values())

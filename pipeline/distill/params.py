@@ -13,10 +13,10 @@ from pipeline.training.params import Teachers, Training
 
 
 class TeacherLogits(Group):
-    """How the teachers' logits reach the students."""
+    """Whether and how the teachers' logits are recorded."""
 
     record: bool = Field(
-        True, description="compute them once, for all students; false: in every training step"
+        True, description="compute them once for all students; false: in every training step"
     )
     top_k: Count | None = Field(None, description="logits kept per image; null: all of them")
 
@@ -27,18 +27,18 @@ class LossTerm(Group):
     name: str
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     schedule: Literal["constant", "warmup", "decay"] = Field(
-        "constant", description="of the weight: rises from 0 first, or falls to 0 last"
+        "constant", description="of the weight: rises from 0 at the start, or falls to 0 at the end"
     )
     span: Annotated[float, Field(gt=0, le=1)] = Field(
         0.2, description="share of all steps in which the weight rises or falls"
     )
-    taps: tuple[Name, ...] = Field((), description="which taps a feature loss compares")
-    teacher: Name | None = Field(None, description="whose taps; the first teacher by default")
-    options: dict[str, bool | float] = {}
+    taps: tuple[Name, ...] = Field((), description="that a feature loss compares")
+    teacher: Name | None = Field(None, description="whose taps are compared; the first by default")
+    options: dict[str, bool | float] = Field({}, description="keyword arguments of the loss")
 
 
 class Distill(Group):
-    """What a student minimises, and the recipe of its training."""
+    """The loss of the students, and the recipe of their training."""
 
     overridable: ClassVar[bool] = True
 

@@ -1,8 +1,8 @@
-"""Teachers' logits for every view that students will see: recorded once, replayed by seed.
+"""Stage `record_teacher`: the teachers' logits for every view that students will see.
 
-A view is decided by (seed, epoch, sample) alone, so the logits at [epoch, sample] of a
-recording belong to exactly the pixels that training sees there, whatever the batch size, the
-order or the number of devices (the idea of TinyViT, arXiv 2207.10666).
+A view depends on (seed, epoch, sample) only. So the logits at [epoch, sample] of a recording belong
+to exactly the pixels that training sees there, whatever the batch size, the order of samples and
+the number of devices are (as in TinyViT, arXiv 2207.10666).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from pipeline.networks.pixels import PixelsToLogits
 from pipeline.training.checkpoints import run_key
 from pipeline.training.devices import launch, one_machine
 
-INDEX = "signals.json"
-WORK = Path(".work/signals")
-"""Where a recording grows; one that was stopped goes on from its last whole epoch."""
+INDEX = "record.json"
+WORK = Path(".work/teacher_logits")
+"""Where a recording is made; one that was stopped is resumed after its last whole epoch."""
 
 _BATCH = 512
 _DONE = "epochs_done"
@@ -49,7 +49,7 @@ def student_views(params: RecordingParams, manifest: Manifest) -> Views:
 
 
 def wanted(params: RecordingParams, manifest: Manifest) -> TeacherLogitsRecord:
-    """What a recording must be to fit these params, this data and the teachers on disk."""
+    """The record that a recording for these params, this data and the teachers on disk has."""
     parts = [params.views.model_dump_json(), str(params.seed)]
     parts += [manifest.digests[f"train_{part}.npy"] for part in ("images", "labels")]
     parts += [sha256(Path(str(module.__file__))) for module in (augment, trivial, views)]
@@ -67,17 +67,17 @@ def wanted(params: RecordingParams, manifest: Manifest) -> TeacherLogitsRecord:
 
 
 class RecordedLogits:
-    """The recorded logits of all teachers, memory-mapped."""
+    """The recorded logits of all teachers, memory-mapped: a `Recording` for `fit`."""
 
     def __init__(self, expected: TeacherLogitsRecord, folder: Path = TEACHER_LOGITS) -> None:
-        """Open a recording; `PipelineError` where it is not the expected one."""
+        """Open the recording in `folder`; `PipelineError` where it is not the expected one."""
         found = TeacherLogitsRecord.read(folder / INDEX)
         stale = [name for name, value in expected if getattr(found, name) != value]
         if stale:
             raise PipelineError(
-                f"the teachers' signals were recorded for other {', '.join(stale)}",
+                f"the teacher logits were recorded for other {', '.join(stale)}",
                 where=str(folder / INDEX),
-                fix="record them anew: `dvc repro` runs that stage, too",
+                fix="record them again: run `dvc repro`",
             )
         self._classes = expected.classes
         self._arrays = {name: _open(folder / name, expected, "r") for name in expected.teachers}
@@ -92,9 +92,11 @@ class RecordedLogits:
 
 
 def compress(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The `top_k` largest of the logits [N, C], their classes, and what is left of the others.
+    """The `top_k` = K largest of the logits [N, C], and a summary of the others.
 
-    float32 [N, K], int32 [N, K], and float32 [N]: log sum exp of the C - K other logits.
+    Returns:
+        The largest logits, float32 [N, K]; their classes, int32 [N, K]; and log sum exp of the
+        other C - K logits, float32 [N].
     """
     values, classes = logits.topk(top_k, dim=1)
     others = logits.scatter(1, classes, -torch.inf).logsumexp(1)
@@ -104,10 +106,10 @@ def compress(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tens
 def expand(
     values: torch.Tensor, kept: torch.Tensor, others: torch.Tensor, *, classes: int
 ) -> torch.Tensor:
-    """Logits [N, C] from `compress`: the others share their probability evenly.
+    """Logits float32 [N, C] from the results of `compress`, C = `classes`.
 
-    At temperature 1 the probabilities of the kept classes are exact; the even rest is that of
-    TinyViT (arXiv 2207.10666).
+    At temperature 1 the probabilities of the kept classes are exact. The other classes share the
+    rest evenly, as in TinyViT (arXiv 2207.10666).
     """
     rest = others - math.log(classes - kept.shape[1])
     logits = rest[:, None].expand(-1, classes).clone()
@@ -115,17 +117,23 @@ def expand(
 
 
 def record_teacher_logits(params: RecordingParams, folder: Path = TEACHER_LOGITS) -> None:
-    """Stage `record_teacher`: models/teacher_logits/, empty but for its index without `record`.
+    """Stage `record_teacher`: models/teacher_logits/, with nothing but a record without `record`.
 
-    Every process records its share of the samples into the same files, which takes one
-    machine: `PipelineError` for several.
+    Every process writes its share of the samples into the same files.
+
+    Args:
+        params: what the stage reads.
+        folder: the recording.
+
+    Raises:
+        PipelineError: for processes on several machines.
     """
     fabric = launch()
     if not one_machine(fabric):
         raise PipelineError(
-            "several machines cannot write into the same files safely",
+            "several machines cannot write into the same files",
             where="record_teacher",
-            fix="run it on one, with as many devices as that has",
+            fix="run this stage on one machine, with all of its devices",
         )
     set_up_torch(params.seed)
     manifest = Manifest.read(PACKED / "manifest.json")
@@ -178,7 +186,7 @@ def _record(
 
 
 def _open(folder: Path, record: TeacherLogitsRecord, mode: str) -> list[np.memmap[Any, Any]]:
-    """The arrays of one teacher: all logits, or `compress`'s three parts."""
+    """The arrays of one teacher, [epochs, samples, ...]: all logits, or what `compress` returns."""
     views_shape = (record.epochs, record.samples)
     layout: dict[str, tuple[type[np.generic], tuple[int, ...]]]
     if record.top_k is None:
@@ -194,7 +202,7 @@ def _open(folder: Path, record: TeacherLogitsRecord, mode: str) -> list[np.memma
         file = folder / f"{name}.npy"
         if mode == "w+":
             array = open_memmap(file, mode, dtype, (*views_shape, *shape))
-            # All of it now: a full disk is then an error here, not a bus error while writing.
+            # Allocate all of it: a full disk is an error here, not a bus error while writing.
             with file.open("r+b") as opened:
                 os.posix_fallocate(opened.fileno(), 0, array.offset + array.nbytes)
         arrays.append(open_memmap(file, "r" if mode == "r" else "r+"))

@@ -1,4 +1,4 @@
-"""What is recorded beside the teachers' logits."""
+"""The record of the teacher logits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEACHER_LOGITS = Path("models/teacher_logits")
 
 
 class TeacherLogitsRecord(Record):
-    """models/teacher_logits/signals.json: whose logits lie beside it, and for which views."""
+    """models/teacher_logits/record.json: of which teachers and views the logits beside it are."""
 
     teachers: dict[str, str] = Field(
         description="by teacher, in order: SHA-256 of its weights and card"

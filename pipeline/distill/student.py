@@ -1,4 +1,4 @@
-"""Stage `distill`: a student that learns from labels and teachers."""
+"""Stage `distill`: a student that learns from labels and from teachers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipeline.training.task import Task, train_and_write
 
 @dataclass(frozen=True)
 class Lessons:
-    """What a student learns from; `settings` are all things that decide it."""
+    """What a student learns from; `settings` is everything that decides it."""
 
     objective: Distillation
     views: Views
@@ -43,9 +43,14 @@ def distill_student(
 ) -> None:
     """Stage `distill@S`: models/students/S/, metrics/students/S.json, metrics/curves/S/.
 
-    With `signals.record` the teachers' logits come from their recording, and a teacher runs
-    only where its features are compared. `signals` is where the recording lies, `run_as` what
-    the results are called where they are to have another name than the student's.
+    With `teacher_logits.record`, the logits come from the recording; a teacher then runs only if a
+    loss compares its features.
+
+    Args:
+        params: what the stage reads.
+        name: the student S.
+        teacher_logits: the folder of the recording.
+        run_as: the name of the results, where it is not the student's.
     """
     distill, network = params.distill, params.students.zoo[name]
     fabric = launch(distill.training)
@@ -83,7 +88,16 @@ def lessons(
     manifest: Manifest,
     teacher_logits: Path,
 ) -> Lessons:
-    """The losses of `distill` around the student `model`, and the views and logits they take."""
+    """The losses of `distill` for a student, and the views and teacher logits that they need.
+
+    Args:
+        params: what the stage reads.
+        network: the student's params.
+        model: the student.
+        fabric: whose device is used.
+        manifest: of the packed data.
+        teacher_logits: the folder of the recording.
+    """
     distill = params.distill
     running = needed_for_features(distill.losses, params.teachers)
     recorded, expected = None, None

@@ -1,4 +1,4 @@
-"""Features of any timm network by module name."""
+"""Taps: features of any timm network by module path."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from pipeline.core.errors import PipelineError
 
 
 class Taps:
-    """Records the output of named modules at every forward pass.
+    """Keeps the output of named modules, `features`, in every forward pass.
 
-    `taps` maps a tap's name to a module path (`{"late": "blocks.4"}`). Raises
-    `PipelineError` with the nearest module names for a path that the network lacks.
+    Args:
+        network: gets a forward hook on each module.
+        taps: module path by tap name, such as `{"late": "blocks.4"}`.
+        whose: the network's name, for errors.
+
+    Raises:
+        PipelineError: for a path that the network does not have, with the nearest ones.
     """
 
     def __init__(self, network: nn.Module, taps: dict[str, str], whose: str) -> None:
@@ -45,10 +50,16 @@ class Taps:
 
 @torch.no_grad()
 def tap_shapes(network: nn.Module, taps: Taps, image: torch.Tensor) -> dict[str, torch.Size]:
-    """Shapes [1, F, H, W] of the tapped features, by one dry run on `image`.
+    """Shapes [1, F, H, W] of the tapped features, by tap name.
 
-    Raises `PipelineError` for what is no feature map, and for one that a later module changes
-    in place: its values would be those after the change.
+    Args:
+        network: takes `image` in one forward pass.
+        taps: of the network.
+        image: [1, H, W, C] raw pixels, or whatever the network takes.
+
+    Raises:
+        PipelineError: for an output that is no feature map, or that a later module changes in
+            place, so that a loss would see the changed values.
     """
     training = network.training
     network.eval()(image)
@@ -57,7 +68,7 @@ def tap_shapes(network: nn.Module, taps: Taps, image: torch.Tensor) -> dict[str,
         if not isinstance(features, torch.Tensor) or features.ndim != 4:
             shape = list(features.shape) if isinstance(features, torch.Tensor) else "no tensor"
             raise PipelineError(
-                f"its output has shape {shape}, a feature map is [N, F, H, W]",
+                f"its output has shape {shape}; a feature map is [N, F, H, W]",
                 where=f"tap `{name}` of {taps.whose}",
                 fix="tap a convolutional block",
             )
@@ -81,9 +92,9 @@ class Module:
 
 @torch.no_grad()
 def list_taps(network: nn.Module, image: torch.Tensor) -> list[Module]:
-    """Every module of `network` that gives one feature map for `image` [1, C, H, W].
+    """Every module of `network` whose output is a feature map, for an `image` [1, C, H, W].
 
-    Those whose output a later module changes in place are left out: they cannot be tapped.
+    Modules whose output a later module changes in place are left out: they cannot be tapped.
     """
     found: list[tuple[Module, torch.Tensor, int]] = []
 

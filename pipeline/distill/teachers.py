@@ -1,4 +1,4 @@
-"""One teacher or several: each with its own normalisation and size, their logits combined."""
+"""Teachers from disk, each with its own normalisation and size, and their combined logits."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pipeline.networks.weights import check_card, load_pixels_to_logits
 
 
 def load_teacher(name: str, manifest: Manifest) -> PixelsToLogits:
-    """A frozen teacher in eval mode; `PipelineError` where it knows other classes."""
+    """A frozen teacher in eval mode; `PipelineError` where it was made from other data."""
     model, card = load_pixels_to_logits(TEACHERS / name)
     check_card(card, manifest, TEACHERS / name)
     return model.requires_grad_(False)
 
 
 def teacher_digest(name: str) -> str:
-    """SHA-256 of all that decides a teacher's logits: weights, architecture, normalisation."""
+    """SHA-256 over a teacher's weights and card, which together decide its logits."""
     folder = TEACHERS / name
     if not (folder / WEIGHTS).exists():
         raise PipelineError(
@@ -37,11 +37,15 @@ def teacher_digest(name: str) -> str:
 def combine(
     logits: torch.Tensor, labels: torch.Tensor, how: str, weights: Sequence[float]
 ) -> torch.Tensor:
-    """One teacher's logits [N, C] out of T teachers' [T, N, C].
+    """Combine the logits of T teachers into one teacher's [N, C].
 
-    mean: the mean weighted by `weights` [T], whose softmax is the weighted geometric mean of
-    the teachers' probabilities. best: for each sample the logits of the teacher with the
-    smallest cross entropy with its label (int64 [N], or probabilities [N, C]).
+    Args:
+        logits: [T, N, C].
+        labels: int64 [N], or class probabilities [N, C].
+        how: `mean`: the weighted mean, whose softmax is the weighted geometric mean of the
+            teachers' probabilities. `best`: for each sample the logits of the teacher with the
+            smallest cross entropy with the label.
+        weights: by teacher, for the mean.
     """
     if len(logits) == 1:
         return logits[0]

@@ -16,9 +16,16 @@ Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 def logits_of(
     runner: Runner, images: NDArray[np.uint8], batch: int = 250, label: str = "evaluating"
 ) -> NDArray[np.float32]:
-    """Logits float32 [N, C] of `images` uint8 [N, H, W, C], read and run `batch` at a time.
+    """Run a whole split, one batch of it in memory at a time.
 
-    Only one batch of a memory-mapped split is in memory; the last one may be smaller.
+    Args:
+        runner: an opened model.
+        images: raw pixels uint8 [N, H, W, C], may be memory-mapped.
+        batch: images per call; the last call may have fewer.
+        label: of the progress bar.
+
+    Returns:
+        Logits float32 [N, classes].
     """
     starts = range(0, len(images), batch)
     parts = [

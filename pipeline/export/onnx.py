@@ -1,4 +1,4 @@
-"""A student as one ONNX file: raw pixels in, logits out, parity measured on real images."""
+"""The stage `export`: a student as an ONNX file, compared with torch on the test split."""
 
 from __future__ import annotations
 
@@ -30,14 +30,22 @@ MIN_AGREEMENT = 0.99
 
 
 def export_student(student: str, opset: int) -> Parity:
-    """Stage `export@S`: models/onnx/S/.
+    """Stage `export@S`: write models/onnx/S/.
 
-    `model.onnx`, `layers.json`, `test_logits.npy`, `parity.json`.
-    `test_logits.npy` holds torch's logits, float32 [N, C], of the whole test split: what
-    every compiled artifact is compared with. Raises `PipelineError` if the checker finds a
-    fault or ONNX Runtime answers otherwise than torch.
+    The folder gets `model.onnx`, `layers.json`, `parity.json` and `test_logits.npy`: torch's logits
+    float32 [N, classes] of the test split, which every compiled artifact is compared with.
+
+    Args:
+        student: its weights are in models/students/S.
+        opset: of the ONNX file.
+
+    Returns:
+        How well ONNX Runtime and torch agree.
+
+    Raises:
+        PipelineError: where the ONNX checker finds a fault, or too few answers are torch's.
     """
-    set_up_torch(0)  # nothing is drawn; it forbids nondeterministic kernels
+    set_up_torch(0)  # nothing is random; it forbids nondeterministic kernels
     model, card = load_pixels_to_logits(STUDENTS / student)
     manifest = Manifest.read(PACKED / "manifest.json")
     check_card(card, manifest, STUDENTS / student)
@@ -59,7 +67,7 @@ def export_student(student: str, opset: int) -> Parity:
         )
         if not parity.same_argmax >= MIN_AGREEMENT:
             raise PipelineError(
-                f"ONNX Runtime and torch agree on {parity.same_argmax:.1%} of the images only",
+                f"ONNX Runtime and torch agree on only {parity.same_argmax:.1%} of the images",
                 where=f"export of {student}",
                 fix="try another `export.opset`, and report the architecture",
             )
@@ -74,7 +82,17 @@ _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 
 def export_onnx(model: PixelsToLogits, card: ModelCard, opset: int, file: Path) -> None:
-    """Write `model` with a dynamic batch axis; the input contract is in the metadata."""
+    """Write `model` as ONNX with a dynamic batch axis.
+
+    Args:
+        model: a student.
+        card: of that student; classes and the input format go into the file's metadata.
+        opset: of the ONNX file.
+        file: to be written.
+
+    Raises:
+        PipelineError: where the ONNX checker finds a fault.
+    """
     example = torch.zeros(2, card.image_size, card.image_size, card.channels, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -90,7 +108,7 @@ def export_onnx(model: PixelsToLogits, card: ModelCard, opset: int, file: Path) 
             external_data=False,
             verbose=False,
         )
-    assert program is not None  # only the exporter's other mode gives nothing
+    assert program is not None  # as with dynamo=False alone
     proto = _without_traces(program.model_proto)
     onnx.helper.set_model_props(
         proto,
@@ -108,7 +126,7 @@ def export_onnx(model: PixelsToLogits, card: ModelCard, opset: int, file: Path) 
 
 
 def _without_traces(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop the exporter's notes on source lines: they carry paths of the machine."""
+    """Remove the exporter's notes on source lines, which hold paths of this machine."""
     for node in proto.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""

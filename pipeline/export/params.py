@@ -11,6 +11,8 @@ from pipeline.networks.params import Students
 
 
 class Export(Group):
+    """How students are exported."""
+
     opset: Annotated[int, Field(ge=18, le=23)] = Field(description="of the ONNX file")
 
 

@@ -10,7 +10,7 @@ ONNX = Path("models/onnx")
 
 
 class Parity(Record):
-    """models/onnx/S/parity.json: ONNX Runtime against torch, the whole test split."""
+    """models/onnx/S/parity.json: ONNX Runtime's logits compared with torch's on the test split."""
 
     images: int
     same_argmax: float

@@ -1,1 +1,1 @@
-"""Did anything get worse than a baseline."""
+"""Whether accuracy, latency, size or execution became worse than in a baseline."""

@@ -1,4 +1,4 @@
-"""Accuracy: the answers to the same test images, and floors that no baseline lowers."""
+"""Accuracy: answers to the same test images, and limits that hold whatever the baseline is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.accuracy.paired import holm, mcnemar, mcnemar_power
-from pipeline.compile.evidence import EVIDENCE, Evidence
+from pipeline.backends.base.artifact import EVIDENCE
+from pipeline.compile.evidence import Evidence
 from pipeline.compile.records import CompiledMetrics
 from pipeline.gate.params import Gate
 from pipeline.gate.snapshot import Recorded, metrics_path
@@ -22,28 +23,31 @@ MEASURE = "top-1"
 
 @dataclass(frozen=True)
 class Flips:
-    """How one artifact's answers to `images` test images changed: top-1 before and after."""
+    """How the answers of one artifact to the test images changed."""
 
     key: str
     images: int
     lost: int
+    """Images that only the baseline classifies correctly."""
     won: int
+    """Images that only the candidate classifies correctly."""
     baseline: float
+    """Its top-1."""
     candidate: float
 
     @property
     def loss(self) -> float:
-        """Of top-1; negative for a gain."""
+        """Loss of top-1, a fraction; negative for a gain."""
         return (self.lost - self.won) / self.images
 
 
 def floors(key: str, metrics: CompiledMetrics, limits: Limits, commands: Commands) -> Finding:
-    """The limits of params.yaml, whatever the baseline was."""
+    """Check the limits of params.yaml, whatever the baseline is."""
     shares = (metrics.top1, metrics.agreement)
     command = commands.judge(key)
     if not (all(0 <= share <= 1 for share in shares) and math.isfinite(metrics.top1_drop)):
         path = metrics_path(key)
-        text = f"{path}: top-1, its drop or the agreement is no share"
+        text = f"{path}: top-1, its drop or the agreement is not a fraction"
         return Finding(key, "limits", Outcome.INVALID, None, None, text, commands.compile(key))
     broken = excess(metrics, limits)
     outcome = Outcome.REGRESSION if broken else Outcome.PASSED
@@ -54,7 +58,7 @@ def floors(key: str, metrics: CompiledMetrics, limits: Limits, commands: Command
 def compare_answers(
     key: str, baseline: Recorded, candidate: Recorded, commands: Commands
 ) -> Finding | Flips:
-    """Which answers flipped, or why that cannot be said."""
+    """Which answers changed, or why that is unknown."""
     assert baseline.metrics and candidate.metrics
     tops = baseline.metrics.top1, candidate.metrics.top1
 
@@ -67,15 +71,15 @@ def compare_answers(
         return finding(Outcome.REGRESSION, text, commands.compile(key))
     if before is None or after is None:
         if baseline.metrics == candidate.metrics:
-            return finding(Outcome.PASSED, "the same record")
-        text = "the baseline was recorded without its answers: no test can pair the images"
+            return finding(Outcome.PASSED, "the records are equal")
+        text = "the baseline has no answers per image, so no paired test is possible"
         return finding(Outcome.INCONCLUSIVE, text)
     for side, evidence, top1 in (("baseline", before, tops[0]), ("candidate", after, tops[1])):
-        if not abs(evidence.answers().mean() - top1) < 1e-9:  # nor where it is no number
-            text = f"the {side}'s top-1 is not that of its answers: records of two runs"
+        if not abs(evidence.answers().mean() - top1) < 1e-9:  # also true for NaN
+            text = f"the {side}'s top-1 and answers contradict each other: records of two runs"
             return finding(Outcome.INVALID, text, commands.compile(key))
     if (before.test_digest, before.images) != (after.test_digest, after.images):
-        text = "the test splits differ: accuracies of different images are not compared"
+        text = "the test splits differ, so the accuracies cannot be compared"
         return finding(Outcome.INVALID, text)
     return _flips(key, before, after, tops)
 
@@ -90,10 +94,20 @@ def _flips(key: str, before: Evidence, after: Evidence, tops: tuple[float, float
 def decide(
     flips: Sequence[Flips], tests: int, gate: Gate, commands: Commands
 ) -> tuple[list[Finding], float | None]:
-    """A finding for each, and the least power that any of them had (None without any).
+    """Test whether answers were lost by more than chance.
 
-    The accuracies' share of `gate.false_alarms` is as large as their share of all `tests`;
-    within it Holm's correction holds. The power is that at Holm's strictest step.
+    McNemar's exact test for each artifact, with Holm's correction. The accuracies get a part of
+    `gate.false_alarms` that is proportional to their part of all tests.
+
+    Args:
+        flips: one per artifact.
+        tests: number of tests of this gate run, those of latencies included.
+        gate: the thresholds.
+        commands: of the findings.
+
+    Returns:
+        A finding for each artifact, and the smallest power of these tests, at Holm's strictest
+        step; None without any test.
     """
     level = gate.false_alarms * len(flips) / tests if tests else 0.0
     adjusted = holm([mcnemar(flip.lost, flip.won) for flip in flips])

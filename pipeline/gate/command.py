@@ -1,14 +1,14 @@
-"""`python -m pipeline gate`: read both sides, judge, say it; every error is a verdict, too."""
+"""`python -m pipeline gate`: read both sides, compare them and print the verdict."""
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from pipeline.core.arguments import require
 from pipeline.core.errors import PipelineError
 from pipeline.core.params import load
 from pipeline.gate.judge import judge
@@ -22,19 +22,25 @@ from pipeline.report.device_rows import on_devices
 
 @dataclass(frozen=True)
 class Request:
-    """What was typed. `baseline`: a git revision, a folder with metrics/, or a saved file."""
+    """The options of the command."""
 
     baseline: str = "HEAD"
+    """A git revision, a folder with metrics/, or a saved file."""
     only: str | None = None
     rerun: bool = False
     baseline_models: Path | None = None
 
+    def commands(self, baseline: str) -> Commands:
+        """Commands that repeat the findings against `baseline`."""
+        return Commands(baseline, str(self.baseline_models) if self.baseline_models else None)
+
 
 def gate(request: Request, *, as_json: bool) -> int:
-    """Judge the records in metrics/ and print the verdict; the exit code.
+    """Compare the records in metrics/ with a baseline and print the verdict.
 
-    0 passed, 1 a regression, 2 invalid (an error that the user can mend among it: 1 would call
-    it a regression), 3 inconclusive, unless params.yaml lets that pass.
+    Returns:
+        The exit code: 0 passed, 1 regression, 2 invalid, 3 inconclusive (0 if params.yaml lets
+        that pass). A `PipelineError` is an invalid verdict, so that 1 always means a regression.
     """
     inconclusive: Literal["pass", "fail"] = "fail"
     try:
@@ -51,19 +57,22 @@ def gate(request: Request, *, as_json: bool) -> int:
 
 
 def save_records(path: Path) -> None:
-    """What is recorded here as one file, which `--baseline` takes where git is not at hand."""
+    """Write the records of metrics/ into one file, a baseline for machines without git."""
     save(folder_files(Path()), path)
 
 
 def verdict_on(request: Request, params: GateParams) -> Verdict:
-    """Raises `PipelineError` where the baseline is none, or nothing is called `only`."""
+    """Compare both sides.
+
+    Raises:
+        PipelineError: for a baseline without records, and an unknown artifact in `request.only`.
+    """
     name, files = baseline_files(request.baseline)
     asked = [artifact.key for artifact in params.backends.artifacts(params.students.enabled)]
     baseline, candidate = take(name, files), take("metrics", folder_files(Path()), asked)
-    models = request.baseline_models
-    commands = Commands(name, str(models) if models else None)
+    commands = request.commands(name)
     if request.only is not None:
-        _require(request.only, [*candidate.rows, *baseline.rows])
+        require(request.only, candidate.rows | baseline.rows, "artifact", "--only")
     reruns: Mapping[str, Finding | Slowdown] = {}
     failure: tuple[Finding, ...] = ()
     if request.rerun:
@@ -72,15 +81,15 @@ def verdict_on(request: Request, params: GateParams) -> Verdict:
         except PipelineError as error:
             failure = (_error(RERUN, error, request, name),)
     verdict = judge(baseline, candidate, params.gate, params.limits, commands, reruns)
-    failed, told = _devices()
+    failed, notes = _devices()
     verdict = replace(
-        verdict, findings=(*failure, *verdict.findings, *failed), notes=(*verdict.notes, *told)
+        verdict, findings=(*failure, *verdict.findings, *failed), notes=(*verdict.notes, *notes)
     )
     return verdict.about(request.only) if request.only else verdict
 
 
 def _devices() -> tuple[list[Finding], list[Note]]:
-    """What devices said of the bundles that are here: a failed verdict is a regression."""
+    """Imported results of devices; a failed verification of a current bundle is a regression."""
     findings, notes = [], []
     for one in on_devices([]):
         key = one.about.bundle.artifact.key
@@ -109,23 +118,18 @@ def _rerun(
 ) -> Mapping[str, Finding | Slowdown]:
     from pipeline.gate.rerun import baseline_models, rerun  # the benchmark and ONNX
 
-    keys = [key for key in candidate.rows if key in baseline.rows]
+    recorded = baseline.rows
+    keys = [key for key in candidate.rows if key in recorded and recorded[key].metrics]
     if request.only is not None:
         keys = [key for key in keys if key == request.only]
+    if not keys:
+        return {}
     with baseline_models(baseline.name, request.baseline_models) as models:
         return rerun(keys, models, params, commands)
 
 
-def _require(key: str, known: list[str]) -> None:
-    if key not in known:
-        close = difflib.get_close_matches(key, known, n=1) or [", ".join(dict.fromkeys(known))]
-        raise PipelineError(
-            f"neither side has an artifact `{key}`", where="--only", fix=f"name {close[0]}"
-        )
-
-
 def _error(measure: str, error: PipelineError, request: Request, baseline: str) -> Finding:
-    commands = Commands(baseline, str(request.baseline_models) if request.baseline_models else None)
+    commands = request.commands(baseline)
     key = request.only or ALL
     command = commands.rerun(key) if request.rerun else commands.judge(key)
     place = f"{error.where}: " if error.where else ""

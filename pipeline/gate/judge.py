@@ -1,11 +1,11 @@
-"""A baseline and a candidate, artifact by artifact: pure, of what was read."""
+"""Compare what a baseline and a candidate have recorded, artifact by artifact."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pipeline.backends.base.artifact import EVIDENCE
 from pipeline.backends.base.records import ExecutionReport, FloatLayer
-from pipeline.compile.evidence import EVIDENCE
 from pipeline.gate import accuracy, latency
 from pipeline.gate.accuracy import Flips
 from pipeline.gate.latency import Slowdown
@@ -15,7 +15,7 @@ from pipeline.gate.verdict import ALL, Commands, Finding, Note, Outcome, Verdict
 from pipeline.latency.records import BENCHMARK
 from pipeline.report.params import Limits
 
-_NAMED = 3  # float products in a finding
+_NAMED = 3  # float layers in a finding
 
 Parts = list[Finding | Flips | Slowdown | Note]
 
@@ -28,11 +28,19 @@ def judge(
     commands: Commands,
     reruns: Mapping[str, Finding | Slowdown] | None = None,
 ) -> Verdict:
-    """The verdict on every artifact of either side; `reruns` are latencies side by side.
+    """The verdict on every artifact of either side.
 
-    A rerun stands for the recorded latencies of its artifact. Only where these were taken
-    with other runtimes are both judged: a rerun has one environment, and would not see that
-    a runtime became slower.
+    A rerun replaces the recorded latencies of its artifact. Only where these were measured with
+    other versions of runtimes are both judged: a rerun has one environment and would not notice
+    that a runtime became slower.
+
+    Args:
+        baseline: the records to compare with.
+        candidate: the records to be judged.
+        gate: the thresholds of comparisons.
+        limits: what every artifact has to keep.
+        commands: of the findings.
+        reruns: latencies that were measured side by side, by `S/B/P`.
     """
     parts: Parts = [*_broken(baseline, candidate, commands)]
     for key in dict.fromkeys([*baseline.rows, *candidate.rows]):
@@ -55,18 +63,26 @@ def judge(
 
 
 def _broken(baseline: Snapshot, candidate: Snapshot, commands: Commands) -> list[Finding]:
-    """A finding for every file that is no record and that somebody asks for."""
-    found = []
+    """A finding for each broken file of an artifact that is judged; one for all older records."""
+    found, older = [], []
     for side, snapshot in (("baseline", baseline), ("candidate", candidate)):
-        keys = {metrics_path(key): key for key in snapshot.rows}
+        keys = {str(BENCHMARK): ALL}
+        keys |= {metrics_path(key): key for key in snapshot.rows}
         keys |= {metrics_path(key, EVIDENCE): key for key in snapshot.rows}
-        for path, reason in snapshot.broken.items():
-            if path in keys or path == str(BENCHMARK):
-                key = keys.get(path, ALL)
-                text = f"{side}: {path}: {reason}"
-                command = commands.judge(key)
-                found.append(Finding(key, "record", Outcome.INVALID, None, None, text, command))
+        for path in (path for path in snapshot.broken if path in keys):
+            text = f"{path}: {snapshot.broken[path]}"
+            if snapshot is baseline and path in snapshot.older:
+                older.append(text)
+            else:
+                found.append(_invalid(keys[path], f"{side}: {text}", commands))
+    if older:
+        text = f"baseline: recorded by an older version ({len(older)} file(s), {min(older)})"
+        found.append(_invalid(ALL, f"{text}; run the baseline again", commands))
     return found
+
+
+def _invalid(key: str, text: str, commands: Commands) -> Finding:
+    return Finding(key, "record", Outcome.INVALID, None, None, text, commands.judge(key))
 
 
 def _artifact(
@@ -81,7 +97,7 @@ def _artifact(
     before, after = _row(key, baseline), _row(key, candidate)
     command = commands.compile(key)
     if after is None and before is not None:
-        text = "recorded in the baseline, not any more"
+        text = "recorded in the baseline, but no longer here"
         return [Finding(key, "row", Outcome.REGRESSION, None, None, text, command)]
     if after is None:
         text = f"benchmarked, but {metrics_path(key)} is missing"
@@ -101,7 +117,7 @@ def _artifact(
 
 
 def _row(key: str, snapshot: Snapshot) -> Recorded | None:
-    """What is recorded about an artifact; None where it has no metrics, not even broken ones."""
+    """What is recorded about an artifact; None without a file of metrics, even a broken one."""
     row = snapshot.rows.get(key)
     if row is None or (row.metrics is None and metrics_path(key) not in snapshot.broken):
         return None
@@ -132,7 +148,7 @@ def _latency(
 def _deterministic(
     key: str, baseline: Recorded, candidate: Recorded, gate: Gate, commands: Commands
 ) -> Parts:
-    """Size, int8 share, float products and partitions; digests only tell."""
+    """Size, int8 share, float layers and partitions. Changed files are only a note."""
     assert baseline.metrics and candidate.metrics
     parts: Parts = []
 
@@ -152,12 +168,12 @@ def _deterministic(
         return parts
     before, after = baseline.evidence.execution, candidate.evidence.execution
     if int8:
-        new = _new_products(before, after)
+        new = _new_float_layers(before, after)
         counts = len(before.in_float), len(after.in_float)
-        names = [str(product) for product in new[:_NAMED]]
+        names = [str(layer) for layer in new[:_NAMED]]
         more = [f"{len(new) - _NAMED} more"] if len(new) > _NAMED else []
         text = f"new in float: {', '.join([*names, *more])}" if new else "none is new"
-        compare("float products", *counts, bool(new), text)
+        compare("float layers", *counts, bool(new), text)
     if before.partitions and after.partitions:
         parted = before.partitions, after.partitions
         delegated = [partition.delegated for partition in parted]
@@ -166,16 +182,16 @@ def _deterministic(
         text = f"left to built-in kernels: {left[0]} operators before, {left[1]} now"
         compare("partitions", delegated[0], delegated[1], worse, text)
     if _files_changed(baseline, candidate):
-        parts.append(Note(key, "the compiled files are not those of the baseline"))
+        parts.append(Note(key, "the compiled files differ from the baseline's"))
     return parts
 
 
 def _files_changed(baseline: Recorded, candidate: Recorded) -> bool:
-    """Whether both sides tell of their compiled files, and of different ones."""
+    """Whether both sides recorded digests of their compiled files, and these differ."""
     before, after = baseline.evidence, candidate.evidence
     return before is not None and after is not None and before.digests != after.digests
 
 
-def _new_products(baseline: ExecutionReport, candidate: ExecutionReport) -> list[FloatLayer]:
-    known = {product.name for product in baseline.in_float}
-    return [product for product in candidate.in_float if product.name not in known]
+def _new_float_layers(baseline: ExecutionReport, candidate: ExecutionReport) -> list[FloatLayer]:
+    known = {layer.name for layer in baseline.in_float}
+    return [layer for layer in candidate.in_float if layer.name not in known]

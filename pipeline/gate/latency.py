@@ -1,11 +1,11 @@
-"""Latency: log ratios between rounds of two recorded runs, or of one that has both artifacts.
+"""Latency: log ratios between rounds of two recorded runs, or of one run that has both artifacts.
 
-One artifact is judged by two one-sided bounds of its log ratio. A regression has its lower
-bound beyond `max_slowdown` and an excess beyond `max_slowdown_ms`; it may be wrong once in
-`false_alarms` for the whole gate run, so its level is shared out among all tests
-(Bonferroni). Passing takes an upper bound below either limit, at the level `misses`: the
-gate passes only where every artifact does, an intersection-union test, which needs no
-correction (Berger, Technometrics 24, 1982). What lies between is inconclusive.
+Each artifact is judged by two one-sided bounds of its log ratio. It is a regression if the lower
+bound exceeds `max_slowdown` and the excess exceeds `max_slowdown_ms`. `false_alarms` holds for the
+whole gate run, so it is divided by the number of tests (Bonferroni). It passes if the upper bound
+at the level `misses` is below either limit. The gate passes only if every artifact does: an
+intersection-union test, which needs no correction (Berger, Technometrics 24, 1982). Anything
+between is inconclusive.
 """
 
 from __future__ import annotations
@@ -21,30 +21,34 @@ from pipeline.latency.statistics import LogRatio, paired_log_ratio, unpaired_log
 
 MEASURE = "latency"
 RERUN = "latency, rerun"
-RATIO = "of the ratio to the reference"
-BETTER = "side by side tells more"
-FEWEST_ROUNDS = 2
-HARDWARE = ("instruction_sets", "accelerators")
-"""Of a fingerprint, beside the CPU. Ratios are a CPU's own: of the same seven models of a student
-they were 0.94 to 2.31 times as large without AVX-512 as with it."""
-NAMED = 3
+_RATIO = "of the ratio to the reference"
+_BETTER = "`--rerun` measures both side by side"
+_FEWEST_ROUNDS = 2
+_HARDWARE = ("instruction_sets", "accelerators")
+"""Fields of a fingerprint that matter beside the CPU. Ratios to the reference depend on the CPU:
+those of seven models of one student were 0.94 to 2.31 times as large without AVX-512 as with it."""
+_NAMED = 3
 
-PACE = 0.1
-"""A reference that became so much faster or slower is on another machine in all but name: what
-changed, a clock, a neighbour, a host, need not change all models alike."""
+_PACE = 0.1
+"""If the latency of the reference changed by more than this, ratios of two runs are not compared: a
+change of the clock, of neighbours or of the host need not change all models by the same factor."""
 
 
 @dataclass(frozen=True)
 class Slowdown:
-    """Of one artifact, with both p50 in ms; `same_machine`: milliseconds can be compared."""
+    """The change of one artifact's latency, to be tested."""
 
     key: str
     measure: str
     ratio: LogRatio
     baseline_ms: float
+    """p50."""
     candidate_ms: float
+    """p50."""
     same_machine: bool
+    """Whether milliseconds can be compared."""
     how: str
+    """How it was measured, for the finding."""
 
 
 def compare_recorded(
@@ -56,9 +60,18 @@ def compare_recorded(
     *,
     changed: bool,
 ) -> Finding | Slowdown | Note | None:
-    """A slow-down to be tested, or what there is to say without a test.
+    """Compare the latencies of one artifact in two recorded runs.
 
-    `changed`: the compiled files are others than in the baseline.
+    Args:
+        key: of the artifact, `S/B/P`.
+        baseline: the run to compare with.
+        candidate: the run to be judged.
+        gate: the thresholds.
+        commands: of the findings.
+        changed: whether the compiled files differ from the baseline's.
+
+    Returns:
+        A slow-down to be tested, or a finding or note that needs no test.
     """
     before, after = baseline.rows.get(key), candidate.rows.get(key)
     if before is None or before.latency_ms is None:
@@ -80,7 +93,7 @@ def compare_recorded(
         if not changed:
             text = "the same measurement"
             return Finding(key, MEASURE, Outcome.PASSED, *figures, text, commands.rerun(key))
-        text = "compiled anew, but the measurement is still the baseline's"
+        text = "compiled again, but not measured again"
         return Finding(key, MEASURE, Outcome.INCONCLUSIVE, *figures, text, "dvc repro benchmark")
     if unfit := _unfit(before, after, baseline, candidate):
         return Finding(key, MEASURE, unfit[0], *figures, unfit[1], commands.rerun(key))
@@ -90,7 +103,10 @@ def compare_recorded(
         gate.between_runs,
     )
     if doubt := _doubt(baseline, candidate):
-        text = f"{math.expm1(ratio.estimate):+.1%} {RATIO}, which proves nothing: {doubt}; {BETTER}"
+        text = (
+            f"{math.expm1(ratio.estimate):+.1%} {_RATIO}, of runs that cannot be compared: {doubt}"
+        )
+        text = f"{text}; {_BETTER}"
         return Finding(key, MEASURE, Outcome.INCONCLUSIVE, *figures, text, commands.rerun(key))
     same_machine = baseline.fingerprint == candidate.fingerprint
     return Slowdown(
@@ -100,13 +116,13 @@ def compare_recorded(
         baseline_ms=figures[0],
         candidate_ms=figures[1],
         same_machine=same_machine,
-        how=RATIO
+        how=_RATIO
         + ("" if same_machine else "; measured on two machines, so milliseconds are not compared"),
     )
 
 
 def lost(key: str, baseline: BenchmarkRecord, text: str) -> list[Finding]:
-    """A regression if the baseline has a latency, where now there is none at all."""
+    """A regression if the baseline has a latency and the candidate none."""
     row = baseline.rows.get(key)
     if row is None or row.latency_ms is None:
         return []
@@ -119,33 +135,33 @@ def _unfit(
 ) -> tuple[Outcome, str] | None:
     """Why two measurements cannot be tested."""
     if baseline.reference_digest != candidate.reference_digest:
-        return Outcome.INVALID, "measured beside different reference models"
+        return Outcome.INVALID, "measured with different reference models"
     if before.threads != after.threads:
         return Outcome.INVALID, f"measured on {before.threads} and on {after.threads} threads"
     for side, row, record in (("baseline", before, baseline), ("candidate", after, candidate)):
         if len(row.rounds_ms) != len(record.reference.rounds_ms):
-            return Outcome.INVALID, f"the {side} has not as many rounds as its reference"
-        if len(row.rounds_ms) < FEWEST_ROUNDS:
+            return Outcome.INVALID, f"the {side} and its reference differ in the number of rounds"
+        if len(row.rounds_ms) < _FEWEST_ROUNDS:
             return Outcome.INCONCLUSIVE, f"the {side} was recorded without its rounds"
     return None
 
 
 def _doubt(baseline: BenchmarkRecord, candidate: BenchmarkRecord) -> str | None:
-    """Why ratios of two runs are neither execution nor acquittal, whatever their rounds' spread."""
+    """Why the ratios of two runs are not comparable, whatever the spread of their rounds."""
     for side, record in (("baseline", baseline), ("candidate", candidate)):
         if disturbed := disturbance(record.conditions):
             return f"of the {side}, {disturbed}"
     machines = baseline.fingerprint, candidate.fingerprint
     if machines[0].cpu != machines[1].cpu:
         return f"the CPUs are {machines[0].cpu} and {machines[1].cpu}"
-    for field in HARDWARE:
+    for field in _HARDWARE:
         first, second = (set(getattr(machine, field)) for machine in machines)
         if differing := sorted(first ^ second):
-            more = ", ..." if len(differing) > NAMED else ""
-            return f"only one machine has {', '.join(differing[:NAMED])}{more}"
+            more = ", ..." if len(differing) > _NAMED else ""
+            return f"only one machine has {', '.join(differing[:_NAMED])}{more}"
     assert baseline.reference.latency_ms and candidate.reference.latency_ms
     before, after = baseline.reference.latency_ms.p50, candidate.reference.latency_ms.p50
-    if abs(math.log(after / before)) > math.log1p(PACE):
+    if abs(math.log(after / before)) > math.log1p(_PACE):
         return f"the reference itself took {before:.3f} ms and takes {after:.3f} ms now"
     return None
 
@@ -157,7 +173,7 @@ def _to_reference(row: BenchmarkRow, reference: BenchmarkRow) -> list[float]:
 def compare_side_by_side(
     key: str, baseline: BenchmarkRow, candidate: BenchmarkRow, disturbed: int = 0
 ) -> Slowdown:
-    """Of two artifacts that were measured in the same rounds, `disturbed` of which are spoiled."""
+    """Compare two artifacts that were measured in the same rounds; `disturbed` ones are spoiled."""
     spoiled = f" ({disturbed} of them disturbed)" if disturbed else ""
     assert baseline.latency_ms and candidate.latency_ms
     return Slowdown(
@@ -172,10 +188,10 @@ def compare_side_by_side(
 
 
 def decide(slowdown: Slowdown, tests: int, gate: Gate, commands: Commands) -> Finding:
-    """One of `tests` statistical tests of this gate run."""
+    """Test one slow-down, as one of `tests` statistical tests of this gate run."""
     ratio, limit = slowdown.ratio, math.log1p(gate.max_slowdown)
     surely, at_most = ratio.lower(gate.false_alarms / tests), ratio.upper(gate.misses)
-    # from the ratio, as the machine's pace may have changed between two runs
+    # from the ratio, because the machine may have become faster or slower between two runs
     excess, largest = (slowdown.baseline_ms * math.expm1(log) for log in (ratio.estimate, at_most))
     if surely > limit and not (slowdown.same_machine and excess <= gate.max_slowdown_ms):
         outcome = Outcome.REGRESSION
@@ -191,12 +207,12 @@ def decide(slowdown: Slowdown, tests: int, gate: Gate, commands: Commands) -> Fi
         f"{gate.max_slowdown:.1%} and {gate.max_slowdown_ms:g} ms"
     )
     if outcome is Outcome.INCONCLUSIVE and slowdown.measure == MEASURE:
-        text += f"; {BETTER}"
+        text += f"; {_BETTER}"
     figures = (slowdown.baseline_ms, slowdown.candidate_ms)
     command = commands.rerun(slowdown.key)
     return Finding(slowdown.key, slowdown.measure, outcome, *figures, text, command)
 
 
 def _percent(log: float) -> str:
-    """A log ratio as a change in percent, however little a few rounds may say of it."""
+    """A log ratio as a change in percent; the bounds of very few rounds can be huge."""
     return f"{math.expm1(log):+.1%}" if log < math.log(100) else "anything"

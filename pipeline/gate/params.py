@@ -11,17 +11,18 @@ from pipeline.report.params import ReportParams
 
 
 class Gate(Group):
-    """Where `python -m pipeline gate` draws its lines."""
+    """The thresholds of `python -m pipeline gate`."""
 
     overridable: ClassVar[bool] = True
 
     max_top1_loss: Fraction = Field(0.005, description="of top-1, against the baseline")
     max_slowdown: Positive = Field(0.05, description="of a latency, relative to the baseline")
     max_slowdown_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.01, description="a smaller excess in ms is no regression, however large in relation"
+        0.01, description="a smaller excess in ms is never a regression"
     )
     between_runs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.02, description="sd of a log latency ratio between runs whose rounds are all alike"
+        0.02,
+        description="standard deviation of a log latency ratio between runs, beside that of rounds",
     )
     rerun_rounds: Annotated[int, Field(ge=3)] = Field(
         60, description="interleaved rounds of `gate --rerun`"
@@ -30,7 +31,7 @@ class Gate(Group):
         0.02, description="relative to the baseline"
     )
     false_alarms: Annotated[float, Field(gt=0, le=0.2)] = Field(
-        0.01, description="probability that a whole gate run calls chance a regression"
+        0.01, description="probability that a gate run reports a regression where there is none"
     )
     misses: Annotated[float, Field(gt=0, le=0.2)] = Field(
         0.05, description="probability that a slow-down of just `max_slowdown` passes"

@@ -1,4 +1,4 @@
-"""`gate --rerun`: the baseline's artifact and the candidate's, timed in the same rounds."""
+"""`gate --rerun`: time the artifacts of the baseline and the candidate in the same rounds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ Answer = Finding | Slowdown
 def baseline_models(baseline: str, folder: Path | None) -> Iterator[Path]:
     """The baseline's models/compiled: `folder`, or beside its metrics, or fetched with DVC.
 
-    Raises `PipelineError` with the command to try by hand where DVC has none.
+    Raises:
+        PipelineError: where they are not available, with the command to get them.
     """
     beside = Path(baseline) / COMPILED
     if folder is not None or beside.is_dir():
@@ -35,7 +36,7 @@ def baseline_models(baseline: str, folder: Path | None) -> Iterator[Path]:
         return
     if Path(baseline).exists():
         raise PipelineError(
-            f"the baseline's artifacts are not at hand: there is no {beside}",
+            f"the baseline's artifacts are not available: there is no {beside}",
             fix="name their folder with --baseline-models",
         )
     with tempfile.TemporaryDirectory() as scratch:
@@ -45,7 +46,7 @@ def baseline_models(baseline: str, folder: Path | None) -> Iterator[Path]:
         if done.returncode or not fetched.is_dir():
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             raise PipelineError(
-                "the baseline's artifacts are not at hand: DVC says: "
+                "the baseline's artifacts are not available: DVC says: "
                 + (lines[0] if lines else f"exit code {done.returncode}"),
                 fix=f"`dvc get . {COMPILED} --rev {baseline} --out FOLDER`, "
                 "then --baseline-models FOLDER",
@@ -56,10 +57,18 @@ def baseline_models(baseline: str, folder: Path | None) -> Iterator[Path]:
 def rerun(
     keys: Sequence[str], models: Path, params: GateParams, commands: Commands
 ) -> dict[str, Answer]:
-    """By `S/B/P`: how much slower the artifact became, or why that was not measured.
+    """Time both versions of each artifact that this machine can run.
 
-    Each pair is alone with the reference, so that its rounds lie close together. An artifact
-    that is new has nothing beside it and is left out, as is what this machine cannot run.
+    Each pair is measured alone with the reference, so that its rounds lie close together.
+
+    Args:
+        keys: artifacts `S/B/P` of both sides.
+        models: the baseline's models/compiled.
+        params: the settings of the benchmark and the gate.
+        commands: of the findings.
+
+    Returns:
+        By key, the slow-down to be tested, or a finding that says why it was not measured.
     """
     rounds = params.gate.rerun_rounds
     extra = params.benchmark.extra_rounds * rounds // params.benchmark.rounds

@@ -1,4 +1,4 @@
-"""The verdict for people: what it is first, then what did not pass and how to see it again."""
+"""The verdict for people: the outcome, then what did not pass, with a command to repeat it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ _FORMATS = {
 
 
 def show(verdict: Verdict, inconclusive: Literal["pass", "fail"]) -> None:
+    """Print the verdict."""
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console.width = 120  # a log wraps lines by itself
+        console.width = 120  # logs wrap long lines themselves
     console.print(Text(headline(verdict, inconclusive), style=f"bold {_STYLES[verdict.outcome]}"))
     gravest = sorted(
         (finding for finding in verdict.findings if finding.outcome is not Outcome.PASSED),
@@ -48,7 +49,7 @@ def show(verdict: Verdict, inconclusive: Literal["pass", "fail"]) -> None:
 
 
 def headline(verdict: Verdict, inconclusive: Literal["pass", "fail"]) -> str:
-    """One line: the outcome, how many findings have it, and against what."""
+    """One line: the outcome, the number of findings with it, and the baseline."""
     outcome, total = verdict.outcome, len(verdict.findings)
     count = "" if outcome is Outcome.PASSED else f"{verdict.counts[outcome]} of "
     allowed = outcome is Outcome.INCONCLUSIVE and inconclusive == "pass"
@@ -75,7 +76,7 @@ def _figure(measure: str, value: float | None) -> str:
 
 
 def _grouped(notes: tuple[Note, ...]) -> list[str]:
-    """Equal notes in one line, with the artifacts that they are about."""
+    """Each distinct note in one line with its artifacts."""
     keys: dict[str, list[str]] = {}
     for note in notes:
         keys.setdefault(note.text, []).append(note.key)

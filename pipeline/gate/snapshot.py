@@ -1,4 +1,4 @@
-"""What metrics/ holds at one time: in a folder, in a git revision or in a saved file."""
+"""The records in metrics/ of a folder, a git revision or a saved file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.backends.base.artifact import COMPILED_METRICS, Artifact
-from pipeline.compile.evidence import EVIDENCE, Evidence
+from pipeline.backends.base.artifact import COMPILED_METRICS, EVIDENCE, Artifact
+from pipeline.compile.evidence import Evidence
 from pipeline.compile.records import CompiledMetrics
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import write_whole
@@ -28,7 +28,7 @@ Files = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Recorded:
-    """What is recorded about one artifact; None where nothing is, or the file is broken."""
+    """What is recorded about one artifact; None for a file that is missing or broken."""
 
     metrics: CompiledMetrics | None
     evidence: Evidence | None
@@ -37,25 +37,29 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """`rows` by `S/B/P`; `broken`: why a file is no record, by its path."""
+    """What one side of a comparison has recorded."""
 
     name: str
     rows: dict[str, Recorded]
+    """By `S/B/P`."""
     benchmark: BenchmarkRecord | None
     broken: dict[str, str]
+    """Why a file is no record of this version, by its path."""
+    older: frozenset[str]
+    """Those of the broken files that are JSON all the same: other versions wrote other fields."""
 
 
 def metrics_path(key: str, folder: Path = COMPILED_METRICS) -> str:
-    """The file about the artifact `S/B/P` in a folder of metrics/."""
+    """The file of the artifact `S/B/P` in a folder of metrics/."""
     return str(Artifact.parse(key).within(folder))
 
 
 def take(name: str, files: Files, asked: Collection[str] = ()) -> Snapshot:
     """Read every record among `files`.
 
-    Its artifacts are those that the benchmark names (as params.yaml asked for them when it
-    was recorded) and those `asked` for that have metrics; without a benchmark, all that have
-    metrics. Files of artifacts that nobody asks for any more may lie around.
+    The artifacts are those of the benchmark (which params.yaml asked for when it was recorded) and
+    those in `asked` that have metrics; without a benchmark, all that have metrics. Other files may
+    be left over from artifacts that params.yaml no longer asks for.
     """
     broken: dict[str, str] = {}
     metrics = _records(CompiledMetrics, COMPILED_METRICS, files, broken)
@@ -74,15 +78,20 @@ def take(name: str, files: Files, asked: Collection[str] = ()) -> Snapshot:
         },
         benchmark=benchmark,
         broken=broken,
+        older=frozenset(path for path in broken if _is_json(files[path])),
     )
 
 
 def baseline_files(baseline: str) -> tuple[str, Files]:
-    """How commands name `baseline` (a folder, a saved file or a git revision), and its files.
+    """The name of `baseline` in commands, and its files.
 
-    Raises `PipelineError` where it is none of them or has no metrics.
+    Args:
+        baseline: a folder, a saved file or a git revision.
+
+    Raises:
+        PipelineError: where it is none of them or has no metrics.
     """
-    if not baseline:  # an unset variable, which is not the current folder
+    if not baseline:  # an unset variable of a script, not the current folder
         raise PipelineError("is empty", where="--baseline", fix="name a revision, folder or file")
     path = Path(baseline)
     if path.is_dir():
@@ -101,13 +110,13 @@ def baseline_files(baseline: str) -> tuple[str, Files]:
 
 
 def folder_files(root: Path) -> Files:
-    """Of metrics/ in the folder `root`."""
+    """The files of metrics/ in the folder `root`."""
     found = sorted(path for path in (root / METRICS).rglob("*") if path.is_file())
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
 
 
 def save(files: Files, path: Path) -> None:
-    """Write the records that a gate reads as one JSON file, itself a baseline."""
+    """Write the records that a gate reads as one JSON file, which is a baseline."""
     kept = {
         name: content.decode(errors="replace")
         for name, content in files.items()
@@ -121,25 +130,25 @@ def _saved_files(path: Path) -> Files:
         contents = TypeAdapter(dict[str, str]).validate_json(path.read_bytes())
     except ValidationError:
         raise PipelineError(
-            "is no file that `python -m pipeline gate --save` wrote", where=str(path)
+            "not written by `python -m pipeline gate --save`", where=str(path)
         ) from None
     return {name: content.encode() for name, content in contents.items()}
 
 
 def _revision_files(revision: str) -> tuple[str, Files]:
-    """Short commit of a git revision, and metrics/ as it was there."""
+    """The short commit of a git revision, and its metrics/."""
     found = _git(
         "rev-parse", "--short=10", "--verify", "--end-of-options", f"{revision}^{{commit}}"
     )
     if found.returncode:
         raise PipelineError(
-            "is no folder, no file and no git revision",
+            "not a folder, a file or a git revision",
             where=f"--baseline {revision}",
             fix="name what to compare with; where history is shallow, `git fetch --unshallow`",
         )
     commit = found.stdout.decode().strip()
     archive = _git("archive", "--format=tar", commit, str(METRICS))
-    if archive.returncode:  # git says that nothing there is called so
+    if archive.returncode:  # the revision has no such folder
         return commit, {}
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
         members = [member for member in tar if member.isfile()]
@@ -181,3 +190,11 @@ def _parse(kind: type[R], path: str, content: bytes, broken: dict[str, str]) -> 
     except PipelineError as error:
         broken[path] = error.what
         return None
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        json.loads(content)
+    except ValueError:
+        return False
+    return True

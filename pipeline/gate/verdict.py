@@ -1,4 +1,4 @@
-"""What the gate says: a finding per artifact and measure, and the verdict over all of them."""
+"""The gate's result: a finding per artifact and measure, and the verdict over all of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pipeline.backends.base.artifact import Artifact
 
 
 class Outcome(StrEnum):
+    """The gravest first."""
+
     REGRESSION = "regression"
     INVALID = "invalid"
     INCONCLUSIVE = "inconclusive"
@@ -25,27 +27,28 @@ EXIT_CODES = {
     Outcome.INCONCLUSIVE: 3,
 }
 
-
 ALL = "*"
-"""The key of what is about every artifact."""
+"""The key of a finding or note about all artifacts."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison: of the artifact `key`, `S/B/P` or all, in one `measure`."""
+    """One comparison of an artifact."""
 
     key: str
+    """`S/B/P`, or `ALL`."""
     measure: str
     outcome: Outcome
     baseline: float | None
     candidate: float | None
     detail: str
     command: str
+    """Repeats the comparison or computes what is missing."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something to know of an artifact that is no finding."""
+    """A remark about an artifact that does not affect the verdict."""
 
     key: str
     text: str
@@ -53,31 +56,32 @@ class Note:
 
 @dataclass(frozen=True)
 class Verdict:
+    """All findings of a gate run."""
+
     baseline: str
     findings: tuple[Finding, ...]
     notes: tuple[Note, ...] = ()
 
     @property
     def outcome(self) -> Outcome:
-        """The gravest of the findings' outcomes, in the order of `Outcome`.
-
-        A regression that was found is one, whatever else could not be judged.
-        """
+        """The gravest outcome of the findings; `INVALID` if there are none."""
         found = {finding.outcome for finding in self.findings}
         return next((outcome for outcome in Outcome if outcome in found), Outcome.INVALID)
 
     @property
     def counts(self) -> dict[Outcome, int]:
+        """How many findings have each outcome."""
         counter = Counter(finding.outcome for finding in self.findings)
         return {outcome: counter[outcome] for outcome in Outcome}
 
     def exit_code(self, inconclusive: Literal["pass", "fail"]) -> int:
+        """The exit code of the command; `inconclusive` is the setting of params.yaml."""
         if self.outcome is Outcome.INCONCLUSIVE and inconclusive == "pass":
             return 0
         return EXIT_CODES[self.outcome]
 
     def about(self, key: str) -> Verdict:
-        """The part that is about one artifact, judged among all of them."""
+        """The part about one artifact, judged together with all others."""
         return Verdict(
             self.baseline,
             tuple(finding for finding in self.findings if finding.key in (key, ALL)),
@@ -85,6 +89,7 @@ class Verdict:
         )
 
     def as_json(self, inconclusive: Literal["pass", "fail"]) -> dict[str, Any]:
+        """Everything, for `json.dumps`."""
         return {
             "outcome": self.outcome,
             "exit_code": self.exit_code(inconclusive),
@@ -97,19 +102,22 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Commands:
-    """What shows a finding once more, for the baseline as commands name it."""
+    """Commands that repeat a finding, with `baseline` as the user named it."""
 
     baseline: str
     models: str | None = None
 
     def judge(self, key: str) -> str:
+        """Compare the records of one artifact again."""
         words = ["python", "-m", "pipeline", "gate", "--baseline", self.baseline]
         return shlex.join([*words, *([] if key == ALL else ["--only", key])])
 
     def rerun(self, key: str) -> str:
+        """Time one artifact side by side with the baseline's."""
         models = ["--baseline-models", self.models] if self.models else []
         return shlex.join([*shlex.split(self.judge(key)), "--rerun", *models])
 
     def compile(self, key: str) -> str:
+        """Compile one artifact again."""
         artifact = Artifact.parse(key)
         return f"dvc repro compile@{artifact.backend}-{artifact.student}"

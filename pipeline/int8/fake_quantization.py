@@ -1,8 +1,8 @@
-"""int8's rounding in a float network: what it will be once a backend has quantized it.
+"""Simulated int8: a float network with the rounding that a backend's quantizer will add.
 
-Weights are symmetric per output channel, inputs of products asymmetric per tensor, as static
-int8 is (arXiv 1712.05877, 1806.08342). Gradients go straight through the rounding, and stop
-where an input leaves its range (arXiv 1308.3432).
+Weights are rounded symmetrically per output channel and inputs of conv and linear layers
+asymmetrically per tensor (arXiv 1712.05877, 1806.08342). The gradient of the rounding is 1, and 0
+where an input is outside its range (straight-through estimator, arXiv 1308.3432).
 """
 
 from __future__ import annotations
@@ -32,28 +32,32 @@ _SMALLEST_SCALE = 1e-12
 
 @dataclass(frozen=True)
 class Grid:
-    """The values that an input can take: (q - zero_point) * scale for q in [0, 255]."""
+    """The values of a quantized input: (q - zero_point) * scale for q in [0, 255]."""
 
     scale: float
     zero_point: int
 
     @classmethod
     def spanning(cls, low: float, high: float) -> Grid:
-        """The finest grid over [low, high] and 0, which it holds exactly."""
+        """The finest grid over [low, high] and 0; it contains 0 exactly."""
         low, high = min(low, 0.0), max(high, 0.0)
         scale = (high - low) / _INPUT_LEVELS
         return cls(scale, round(-low / scale)) if scale > _SMALLEST_SCALE else cls(1.0, 0)
 
 
 PIXELS = Grid(grid.SCALE, grid.CENTRE)
-"""A student's input (x - 128) / 64, which raw pixels hit exactly: every backend takes it so."""
+"""The grid of a student's input (x - 128) / 64, on which all pixels lie: see `networks.grid`."""
 
 
 def calibrate(model: PixelsToLogits, images: NDArray[np.uint8]) -> dict[str, Grid]:
-    """The grid of every convolution's and linear layer's input, by its path in the network.
+    """The grid of the input of every conv and linear layer, by module path.
 
-    It spans the smallest and the largest value over `images` [N, H, W, C], raw pixels, in
-    eval mode; what the network itself is given is on `PIXELS`. `model` is a student.
+    It spans the smallest and the largest value in eval mode. A layer that takes the network's own
+    input has the grid `PIXELS`.
+
+    Args:
+        model: a student.
+        images: raw pixels [N, H, W, C] of the calibration set.
     """
     grids: dict[str, Grid] = {}
     ranges: dict[str, tuple[float, float]] = {}
@@ -80,16 +84,18 @@ def calibrate(model: PixelsToLogits, images: NDArray[np.uint8]) -> dict[str, Gri
 
 @contextmanager
 def fake_quantization(network: nn.Module, grids: Mapping[str, Grid]) -> Iterator[None]:
-    """Within this, the layers that `grids` names compute what their int8 forms will.
+    """Within this, the layers in `grids` compute with rounded weights and inputs.
 
-    Weights are rounded anew in every forward pass, each output channel on a grid of its own
-    that its largest value spans; inputs are rounded to their grid. Parameters stay float and
-    can be trained. Outputs are not rounded: sums and activations are where the next layer
-    takes them in. Batch norm keeps its running statistics, whatever mode the network is in:
-    backends fold it, and as a factor per output channel it leaves the rounding as it is, so
-    it need not be folded here. Its scale and shift can be trained.
+    Weights are rounded in every forward pass. Parameters stay float and can be trained. Outputs are
+    not rounded; the next layer rounds its input. Batch norm uses its running statistics in
+    training mode, too, while its scale and shift can be trained. It is not folded: a factor per
+    output channel does not change the rounding of a weight that has a scale per output channel.
 
-    Afterwards the network is the plain one again, with the parameters as they have become.
+    Afterwards the network computes in float again, with the parameters that training has changed.
+
+    Args:
+        network: of a student.
+        grids: of the inputs of the layers to be rounded, by module path: see `calibrate`.
     """
     layers = conv_and_linear(network)
     with ExitStack() as undo:
@@ -107,9 +113,9 @@ def fake_quantization(network: nn.Module, grids: Mapping[str, Grid]) -> Iterator
 
 
 def round_weight(weight: torch.Tensor) -> torch.Tensor:
-    """float [O, ...] rounded to 255 levels per output channel, symmetric around 0."""
+    """A weight float [O, ...] rounded to 255 levels per output channel, symmetric around 0."""
     scale = weight.detach().abs().flatten(1).amax(1) / _WEIGHT_LEVELS
-    scale = scale.clamp(min=_SMALLEST_SCALE)  # a channel of zeros stays one
+    scale = scale.clamp(min=_SMALLEST_SCALE)  # a channel of zeros stays 0
     zeros = torch.zeros_like(scale, dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(
         weight, scale, zeros, 0, -_WEIGHT_LEVELS, _WEIGHT_LEVELS
@@ -117,13 +123,13 @@ def round_weight(weight: torch.Tensor) -> torch.Tensor:
 
 
 def round_input(x: torch.Tensor, its: Grid) -> torch.Tensor:
-    """float32 of any shape, rounded to `grid`; what is beyond its ends becomes its ends."""
+    """A tensor of any shape as float32, rounded to a grid and clamped to its ends."""
     rounded: torch.Tensor = _Round.apply(x.float(), its)  # type: ignore[no-untyped-call]
     return rounded
 
 
 class _Round(torch.autograd.Function):
-    """torch.fake_quantize_per_tensor_affine, which takes a CPU eight times as long."""
+    """`torch.fake_quantize_per_tensor_affine`, eight times as fast on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, its: Grid) -> torch.Tensor:

@@ -13,18 +13,18 @@ QUANTIZE_AWARE = "quantize_aware"
 
 
 class Quantize(Group):
-    """The ladder that an int8 artifact climbs while it loses too much."""
+    """The ladder of recipes that are tried while an int8 artifact loses too much accuracy."""
 
     overridable: ClassVar[bool] = True
 
     max_drop: Fraction = Field(description="top-1 on val that int8 may lose to the float student")
     rungs: tuple[Name, ...] = Field(min_length=1, description="registered rungs, in this order")
-    float_layers: Count = Field(description="so many layers at most stay in float")
+    float_layers: Count = Field(description="largest number of layers that stay in float")
     float_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        description="of all multiply-accumulates, and of all weights, that these may hold"
+        description="their largest share of all multiply-accumulates, and of all weights"
     )
     min_int8_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.98, description="of all multiply-accumulates that an int8 artifact computes in int8"
+        0.98, description="of all multiply-accumulates of an int8 artifact"
     )
 
     @model_validator(mode="after")
@@ -41,5 +41,5 @@ class QuantizeAware(Group):
 
     overridable: ClassVar[bool] = True
 
-    epochs: Count = Field(description="of the student's views, the first ones; at most `views`")
+    epochs: Count = Field(description="the first ones of the student's views")
     lr: Positive

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Self
 
 from pydantic import model_validator
@@ -48,32 +47,33 @@ class QuantizeAwareParams(DistillParams):
         if asked and self.quantize_aware.epochs > self.views.epochs:
             raise ValueError(
                 f"quantize_aware.epochs: {self.quantize_aware.epochs} are more than the "
-                f"{self.views.epochs} of `views`, which it goes through again"
+                f"{self.views.epochs} of `views`, the first of which it uses again"
             )
         return self
 
 
-def train_quantize_aware(
-    params: QuantizeAwareParams, name: str, *, teacher_logits: Path = TEACHER_LOGITS
-) -> QuantizeAwareMetrics:
+def train_quantize_aware(params: QuantizeAwareParams, name: str) -> QuantizeAwareMetrics:
     """Stage `quantize_aware@S`: models/quantize_aware/S/ and metrics/quantize_aware/S.json.
 
-    The folder gets what models/students/S would become under int8's rounding: float weights, their
-    card, and `model.onnx`, to be quantized as the student is. Where the rung is not asked for,
-    nothing is trained and the folder says so.
+    The folder gets the float weights of models/students/S after training under int8's rounding,
+    their card, and `model.onnx`, which is quantized like the student's. Where `quantize.rungs` does
+    not name the rung, nothing is trained, and status.json says so.
 
-    The student learns from the same losses, views and recorded teacher logits as before, of the
-    first `quantize_aware.epochs` epochs, at that group's learning rate; adapters of feature losses
-    start again. The calibration set fixes the ranges of all inputs before the first step. The
-    epoch is chosen on val, under the rounding; `val_top1` is that. The test split is not read.
+    The losses, views and recorded teacher logits are the student's, of the first
+    `quantize_aware.epochs` epochs; adapters of feature losses are initialised again. The
+    calibration set fixes the ranges of all inputs before the first step. The epoch is chosen on val
+    under the rounding, which is also where `val_top1` comes from. The test split is not read.
 
     Args:
         params: what the stage reads.
-        name: the student.
-        teacher_logits: the folder of the recording.
+        name: the student S.
 
     Returns:
-        What was recorded.
+        The recorded metrics.
+
+    Raises:
+        PipelineError: for a student or a teacher that was made from other data, and for a
+            recording of other teacher logits.
     """
     folder = QUANTIZE_AWARE / name
     if RUNG not in params.quantize.rungs:
@@ -88,7 +88,7 @@ def train_quantize_aware(
     check_card(card, manifest, STUDENTS / name)
     network = params.students.zoo[name]
     grids = calibrate(model.to(fabric.device), load_calibration())
-    taught = lessons(params, network, model, fabric, manifest, teacher_logits)
+    taught = lessons(params, network, model, fabric, manifest, TEACHER_LOGITS)
     task = Task(
         name=f"{name} in int8",
         kind="quantize_aware",
@@ -117,7 +117,7 @@ def train_quantize_aware(
 
 
 def rounded_training(params: QuantizeAwareParams) -> Training:
-    """The student's recipe at a learning rate of its own, which falls from the first step on."""
+    """The student's recipe with another learning rate, which falls from the first step on."""
     update = {
         "lr": params.quantize_aware.lr,
         "schedule": "cosine",

@@ -17,14 +17,14 @@ STATUS = "status.json"
 
 
 class QuantizeAwareStatus(Record):
-    """models/quantize_aware/S/status.json: whether there are weights."""
+    """models/quantize_aware/S/status.json: whether the folder has weights."""
 
     trained: bool
-    reason: str | None = Field(None, description="why there are none")
+    reason: str | None = Field(None, description="why there are no weights")
 
 
 class QuantizeAwareMetrics(Record):
-    """metrics/quantize_aware/S.json: the weights under int8's simulated rounding, on val."""
+    """metrics/quantize_aware/S.json: accuracy of the weights under simulated int8 rounding."""
 
     val_top1: float | None = Field(description="null where nothing was trained")
 

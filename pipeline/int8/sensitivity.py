@@ -1,4 +1,4 @@
-"""Which layers int8 hurts most, measured in torch on the calibration set."""
+"""The layers that int8 affects most, measured in torch on the calibration set."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipeline.networks.inference import predict
 from pipeline.networks.weights import load_pixels_to_logits
 
 IMAGES = 128
-"""Of the calibration set. Its order is drawn, so the first ones are a sample."""
+"""Number of calibration images; their order is random, so the first ones are a sample."""
 
 
 def most_sensitive(student: Path, calibration: NDArray[np.uint8]) -> tuple[str, ...]:
-    """The student's conv and linear layers, the one that int8 hurts most first.
+    """The student's conv and linear layers, the most sensitive to int8 first.
 
-    Each is rounded to int8 by itself; what counts is the mean square error of the logits.
+    One layer at a time is rounded to int8; the measure is the mean square error of the logits.
 
     Args:
         student: the folder of its weights and card.

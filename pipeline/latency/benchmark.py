@@ -1,4 +1,4 @@
-"""Latency of every artifact, in interleaved rounds beside the frozen reference."""
+"""The stage `benchmark`: latency of every artifact beside the frozen reference."""
 
 from __future__ import annotations
 
@@ -33,15 +33,25 @@ from pipeline.latency.rounds import Rounds, measure, throughput
 from pipeline.latency.workers import Target
 
 TEST_IMAGES = 64
+"""Fed to an artifact in turn."""
 
 
 def benchmark(params: BenchmarkParams) -> BenchmarkRecord:
-    """Stage `benchmark`: metrics/benchmark.json and the raw latencies.
+    """Stage `benchmark`: write metrics/benchmark.json, metrics/summary and the raw latencies.
 
-    Artifacts that cannot run here get the status `not_measured`, those whose worker fails
-    `failed`, each with its reason; neither has numbers. One that takes no batches keeps its
-    latency and says why it has no throughput. Raises `PipelineError` where an artifact is
-    missing, the fingerprint is another machine's, or the reference fails.
+    An artifact that cannot run here gets the status `not_measured`, one whose worker fails
+    `failed`, each with its reason and without numbers. One that fails only in batches keeps its
+    latency and gets the reason why it has no throughput.
+
+    Args:
+        params: which artifacts, and how long to measure.
+
+    Returns:
+        What was recorded.
+
+    Raises:
+        PipelineError: where an artifact is missing, the fingerprint is another machine's, or the
+            reference fails.
     """
     fingerprint = require_fingerprint()
     settings = params.benchmark
@@ -77,7 +87,7 @@ def _with_rate(row: BenchmarkRow, rate: Throughput | str | None) -> BenchmarkRow
 def _targets(
     params: BenchmarkParams, scratch: Path
 ) -> tuple[list[Target], dict[str, BenchmarkRow]]:
-    """The reference and every artifact that can run here, and rows for those that can't."""
+    """The reference and every artifact that can run here, and rows of those that cannot."""
     images = write_test_images(scratch)
     targets = [reference_target(scratch)]
     rows = {}
@@ -94,7 +104,7 @@ def _targets(
 
 
 def reference_target(scratch: Path) -> Target:
-    """The frozen reference, its files written to `scratch`."""
+    """Write the files of the frozen reference into the folder `scratch`."""
     images, model = scratch / "reference.npy", scratch / "reference.onnx"
     np.save(images, reference_images())
     model.write_bytes(reference_model())
@@ -102,7 +112,7 @@ def reference_target(scratch: Path) -> Target:
 
 
 def write_test_images(scratch: Path) -> Path:
-    """An .npy file in `scratch`: images from all over the test split, uint8 [N, H, W, C]."""
+    """Write evenly spread test images, uint8 [N, H, W, C], to a file in the folder `scratch`."""
     images, _ = load_split("test")
     spread = np.linspace(0, len(images) - 1, min(TEST_IMAGES, len(images))).astype(int)
     file = scratch / "test.npy"
@@ -122,7 +132,7 @@ def _write_latencies(raw: dict[str, Rounds]) -> None:
 
 
 def _write_summaries(artifacts: list[Artifact], record: BenchmarkRecord) -> None:
-    """A file for each artifact, and none of artifacts that are no longer asked for."""
+    """Replace metrics/summary, so that it holds no artifact that is no longer asked for."""
     with whole_folder(SUMMARY) as scratch:
         for artifact in artifacts:
             metrics = CompiledMetrics.read(artifact.metrics)

@@ -1,6 +1,7 @@
-"""What else goes on while a round is measured, and which rounds it spoils.
+"""The load that others put on the machine during a round, and which rounds it spoils.
 
-Read from the files with which Linux tells it; other systems tell nothing, and spoil nothing.
+It is read from /proc and /sys of Linux. Where they are missing nothing is known, and no round
+counts as spoiled.
 """
 
 from __future__ import annotations
@@ -8,56 +9,55 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.latency.records import Conditions
 
 TAKEN = 0.1
-"""Others, or a hypervisor, that take a larger share of the measuring cores' time spoil a round:
-with a tenth of all inferences disturbed, p90 is no longer that of the undisturbed ones."""
+"""A round is spoiled if other processes, or the hypervisor, take a larger share of the measuring
+cores' time: with a tenth of all inferences disturbed, p90 is no longer that of the others."""
 
 TAKEN_ELSEWHERE = 0.25
-"""So do those that keep a larger share of the other usable cores busy: caches, memory and clock
-are shared. Two recorded runs, one of them beside such a neighbour, cannot be compared."""
+"""A round is spoiled if others keep a larger share of the other usable cores busy: caches, memory
+and clock are shared. A run beside such a load cannot be compared with one without it."""
 
 NOISE_SECONDS = 0.03
-"""Of CPU time, on top of that share: clocks of processes and cores advance in ticks of 10 ms,
-and each of a dozen readings is wrong by up to one."""
+"""CPU time by which both limits are exceeded before a round counts as spoiled: clocks of processes
+and cores advance in ticks of 10 ms, and each of a dozen readings is wrong by up to one."""
 
 SLOWEST = 0.8
-"""A clock below this share of the rounds' median spoils a round: the machine was throttled, or
-had not left its idle clock. Boost clocks vary by less."""
-
-
-@dataclass(frozen=True)
-class _Process:
-    parent: int
-    seconds: float
+"""A round is spoiled if its clock is below this share of the rounds' median: the machine was
+throttled or still at its idle clock. Boost clocks vary by less."""
 
 
 @dataclass(frozen=True)
 class _Moment:
-    """CPU seconds since the machine started: `busy`, `stolen` of the measuring cores, `elsewhere`
-    of each other usable one."""
+    """CPU seconds since the machine started."""
 
     nanoseconds: int
     busy: float | None
+    """Of the measuring cores."""
     stolen: float | None
+    """By the hypervisor from the measuring cores."""
     elsewhere: tuple[float, ...]
-    processes: dict[int, _Process]
+    """Of each other usable core."""
+    processes: dict[int, tuple[int, float]]
+    """Parent and CPU seconds by process id."""
 
 
 class Watch:
-    """Tells the conditions of one round after the other.
-
-    `measuring` are the cores that inferences run on, in processes that descend from this one;
-    None stands for all that are usable. There, this process itself is as much a stranger as any
-    other.
-    """
+    """Records the conditions of one round after the other."""
 
     def __init__(self, measuring: Collection[int] | None, root: Path = Path("/")) -> None:
+        """Begin the first round.
+
+        Args:
+            measuring: the cores on which inferences run, in processes that descend from this one;
+                null: all that are usable. CPU time of this process itself counts as others'.
+            root: of /proc and /sys.
+        """
         self._root = root
         affinity = getattr(os, "sched_getaffinity", None)
         usable = frozenset(affinity(0) if affinity else ())
@@ -68,25 +68,25 @@ class Watch:
         self.start()
 
     def start(self) -> None:
-        """A round begins."""
+        """Begin a round."""
         self._begun = self._now()
         self._mhz: dict[int, list[float]] = {cpu: [] for cpu in self._measuring}
 
     def sample(self) -> None:
-        """Look at clocks; a core that worked just now still has its clock."""
+        """Read the clocks of the measuring cores, right after an inference."""
         devices = self._root / "sys/devices/system/cpu"
         for cpu, seen in self._mhz.items():
-            clock = devices / f"cpu{cpu}/cpufreq/scaling_cur_freq"
-            seen += [kilohertz / 1e3 for kilohertz in _numbers([clock])]
+            kilohertz = _text(devices / f"cpu{cpu}/cpufreq/scaling_cur_freq").strip()
+            seen += [int(kilohertz) / 1e3] if kilohertz.isdigit() else []
 
     def stop(self) -> Conditions:
-        """The round ends."""
+        """The conditions since the round began."""
         begun, ended = self._begun, self._now()
         seconds = (ended.nanoseconds - begun.nanoseconds) / 1e9
         workers = _family(ended.processes, os.getpid()) - {os.getpid()}
-        before = {pid: process.seconds for pid, process in begun.processes.items()}
         spent = {
-            pid: process.seconds - before.get(pid, 0.0) for pid, process in ended.processes.items()
+            pid: total - begun.processes.get(pid, (0, 0.0))[1]
+            for pid, (_, total) in ended.processes.items()
         }
         whole = seconds * len(self._measuring)
         others, stolen, elsewhere = None, None, None
@@ -96,10 +96,10 @@ class Watch:
         if begun.stolen is not None and ended.stolen is not None:
             stolen = _share(ended.stolen - begun.stolen, whole)
         if ended.elsewhere:
-            # not what this process does there: it is the same in every run
+            # without what this process does there, which is the same in every run
             taken = sum(ended.elsewhere) - sum(begun.elsewhere) - spent.get(os.getpid(), 0.0)
             elsewhere = _share(taken, seconds * len(ended.elsewhere))
-        # medians, as one reading may meet a core that has just fallen idle
+        # medians, because a core may have fallen idle just before a reading
         clocks = [statistics.median(seen) for seen in self._mhz.values() if seen]
         return Conditions(
             seconds=round(seconds, 3),
@@ -127,26 +127,27 @@ class Watch:
             processes=self._processes(),
         )
 
-    def _processes(self) -> dict[int, _Process]:
+    def _processes(self) -> dict[int, tuple[int, float]]:
         found = {}
         for folder in (self._root / "proc").glob("[0-9]*"):
-            # `pid (name) state parent ...`, and a name may hold anything
+            # `pid (name) state parent ...`, where the name may contain anything
             words = _text(folder / "stat").rpartition(")")[2].split()
-            if words:  # else it has ended
+            if words:  # none where the process has ended
                 seconds = (int(words[11]) + int(words[12])) * self._tick
-                found[int(folder.name)] = _Process(int(words[1]), seconds)
+                found[int(folder.name)] = (int(words[1]), seconds)
         return found
 
 
 def unspoiled(conditions: Sequence[Conditions]) -> int:
-    """How many rounds nothing spoils."""
+    """How many rounds are not spoiled."""
     return sum(not excess for excess in _excesses(conditions))
 
 
 def select(conditions: Sequence[Conditions], rounds: int) -> tuple[Conditions, ...]:
-    """Say of every round why it is spoiled, and keep `rounds` of them.
+    """Mark spoiled rounds, and keep `rounds` of all: the unspoiled, then the least spoiled ones.
 
-    Those that are not spoiled come first; where they are too few, the least spoiled fill up.
+    Returns:
+        Every round with `spoiled` and `kept` filled in, in the same order.
     """
     excesses = _excesses(conditions)
     worst = [max(excess.values(), default=0.0) for excess in excesses]
@@ -158,9 +159,9 @@ def select(conditions: Sequence[Conditions], rounds: int) -> tuple[Conditions, .
 
 
 def disturbance(conditions: Sequence[Conditions]) -> str | None:
-    """Why the rounds that were kept of a run are none to compare with another run's, or nothing.
+    """Why the kept rounds of a run cannot be compared with another run's; null: they can.
 
-    Ticks that leave a short round in doubt tell more of all rounds together.
+    Shares are also judged over all kept rounds together, where ticks matter less than in one round.
     """
     kept = [one for one in conditions if one.kept]
     if spoiled := [one.spoiled for one in kept if one.spoiled]:
@@ -169,15 +170,15 @@ def disturbance(conditions: Sequence[Conditions]) -> str | None:
     if not seconds:
         return None
     shares = {
-        field: sum(share * one.seconds for one, share in told) / seconds
+        field: sum(share * one.seconds for one, share in seen) / seconds
         for field in ("others", "stolen", "elsewhere")
-        if (told := [(one, getattr(one, field)) for one in kept if getattr(one, field) is not None])
+        if (seen := [(one, getattr(one, field)) for one in kept if getattr(one, field) is not None])
     }
     return "; ".join(_excesses([Conditions(seconds=seconds, **shares)])[0]) or None
 
 
 def _excesses(conditions: Sequence[Conditions]) -> list[dict[str, float]]:
-    """Of each round what spoils it, in words, with how many times the limit it is."""
+    """For each round: what spoils it, as a sentence, and by how many times it exceeds the limit."""
     clocks = [one.mhz for one in conditions if one.mhz is not None]
     usual = statistics.median(clocks) if clocks else 0.0
     found = []
@@ -201,27 +202,22 @@ def _excesses(conditions: Sequence[Conditions]) -> list[dict[str, float]]:
     return found
 
 
-def _family(processes: dict[int, _Process], ancestor: int) -> set[int]:
-    """`ancestor` and all that descend from it."""
+def _family(processes: dict[int, tuple[int, float]], ancestor: int) -> set[int]:
+    """`ancestor` and its descendants."""
     family, found = set[int](), {ancestor} & processes.keys()
     while found:
         family |= found
-        found = {pid for pid, one in processes.items() if one.parent in found} - family
+        found = {pid for pid, (parent, _) in processes.items() if parent in found} - family
     return family
 
 
 def _share(seconds: float, of: float) -> float:
-    """Within 0 and 1, although ticks may be counted to the wrong process or round."""
+    """A share in [0, 1], although ticks may be counted for the wrong process or round."""
     return round(min(max(0.0, seconds / of), 1.0), 4) if of else 0.0
 
 
-def _numbers(files: Iterable[Path]) -> list[float]:
-    words = [_text(file).strip() for file in files]
-    return [float(word) for word in words if word.lstrip("-").isdigit()]
-
-
 def _text(file: Path) -> str:
-    """Nothing where this system has no such file, or its sensor gives no answer."""
+    """The file's text, or nothing where this system has no such file."""
     try:
         return file.read_text(errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""The machine as far as latencies depend on it."""
+"""The stage `fingerprint`: the machine, as far as latencies depend on it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.backends.base.registry import backend, backend_names
 from pipeline.core.errors import PipelineError
+from pipeline.latency.harness import cores
 from pipeline.latency.records import FINGERPRINT, Fingerprint
 
 _INSTRUCTION_SETS = re.compile(
@@ -20,17 +21,17 @@ _INSTRUCTION_SETS = re.compile(
 
 
 def read_fingerprint() -> Fingerprint:
-    """Describe this machine; two calls on an unchanged machine give equal records.
+    """Describe this machine; equal machines give equal records.
 
-    Instruction sets carry the kernel's names. `cores` are those this process may use.
-    Loads, clock frequencies and times are left out: they vary by themselves.
+    Instruction sets have the kernel's names. `cores` are those that this process may use. Loads,
+    clock frequencies and times are left out because they vary by themselves.
     """
     cpuinfo = _cpuinfo()
     return Fingerprint(
         cpu=_cpu(cpuinfo),
         architecture=platform.machine(),
         instruction_sets=_instruction_sets(cpuinfo),
-        cores=len(os.sched_getaffinity(0)),
+        cores=cores(),
         memory_gib=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
         kernel=platform.release(),
         governor=_governor(),
@@ -39,33 +40,36 @@ def read_fingerprint() -> Fingerprint:
     )
 
 
-def update_fingerprint(path: Path = FINGERPRINT) -> Fingerprint:
-    """Stage `fingerprint`: describe this machine in `path`; equal machines give equal bytes."""
+def update_fingerprint() -> Fingerprint:
+    """Stage `fingerprint`: write metrics/fingerprint.json, the same bytes on equal machines."""
     machine = read_fingerprint()
-    machine.write(path)
+    machine.write(FINGERPRINT)
     return machine
 
 
-def require_fingerprint(path: Path = FINGERPRINT) -> Fingerprint:
-    """This machine's fingerprint; `PipelineError` if `path` tells of another machine."""
-    fix = "run `dvc repro`, whose stage `fingerprint` describes this machine"
-    if not path.exists():
-        raise PipelineError("there is no Fingerprint record", where=str(path), fix=fix)
-    told, machine = Fingerprint.read(path), read_fingerprint()
+def require_fingerprint() -> Fingerprint:
+    """This machine's fingerprint, as it is recorded.
+
+    Raises:
+        PipelineError: where the record is missing or describes another machine.
+    """
+    recorded, machine = Fingerprint.read(FINGERPRINT), read_fingerprint()
     differing = [
-        f"{field}: {getattr(told, field)} there, {getattr(machine, field)} here"
+        f"{field}: {getattr(recorded, field)} there, {getattr(machine, field)} here"
         for field in Fingerprint.model_fields
-        if getattr(told, field) != getattr(machine, field)
+        if getattr(recorded, field) != getattr(machine, field)
     ]
     if differing:
         raise PipelineError(
-            f"tells of another machine ({'; '.join(differing)})", where=str(path), fix=fix
+            f"describes another machine ({'; '.join(differing)})",
+            where=str(FINGERPRINT),
+            fix="run `dvc repro`, whose stage `fingerprint` describes this one",
         )
     return machine
 
 
 def _cpuinfo() -> dict[str, set[str]]:
-    """/proc/cpuinfo as every value that a key has on some core."""
+    """All values of each key of /proc/cpuinfo, over all cores."""
     found: dict[str, set[str]] = {}
     for line in _text(Path("/proc/cpuinfo")).splitlines():
         key, _, value = line.partition(":")
@@ -76,7 +80,7 @@ def _cpuinfo() -> dict[str, set[str]]:
 def _cpu(cpuinfo: dict[str, set[str]]) -> str:
     if names := cpuinfo.get("model name"):
         return ", ".join(sorted(names))
-    # Arm kernels name no model: the board's name and its kinds of cores say as much
+    # Arm kernels name no model; the board's name and its kinds of cores identify it
     parts = {
         f"core {maker}/{part}"
         for maker in cpuinfo.get("CPU implementer", ())
@@ -87,7 +91,7 @@ def _cpu(cpuinfo: dict[str, set[str]]) -> str:
 
 
 def _instruction_sets(cpuinfo: dict[str, set[str]]) -> tuple[str, ...]:
-    """What every usable core offers; on unequal cores a set counts where all have it."""
+    """The instruction sets for computing that all cores have."""
     lines = cpuinfo.get("flags") or cpuinfo.get("Features") or {""}
     common = set.intersection(*(set(line.split()) for line in lines))
     return tuple(sorted(flag for flag in common if _INSTRUCTION_SETS.fullmatch(flag)))
@@ -102,7 +106,7 @@ def _governor() -> str | None:
 
 
 def _accelerators() -> tuple[str, ...]:
-    """NVIDIA GPUs with driver and power limit, and a Jetson with its power mode."""
+    """NVIDIA GPUs with driver and power limit, and a Jetson board with its power mode."""
     found = _output(
         "nvidia-smi", "--query-gpu=name,driver_version,power.limit", "--format=csv,noheader"
     )
@@ -137,7 +141,7 @@ def _board() -> str:
 
 
 def _text(file: Path) -> str:
-    """A system file's text, or nothing where this kernel does not have it."""
+    """The text of a system file, or nothing where this kernel has none."""
     try:
         return file.read_text().strip()
     except (FileNotFoundError, PermissionError):
@@ -152,6 +156,6 @@ def _output(*command: str) -> list[str]:
         return []
     except subprocess.TimeoutExpired:
         raise PipelineError(
-            "gives no answer within 30 s", where=command[0], fix="look after its driver"
+            "did not answer within 30 s", where=command[0], fix="check its driver"
         ) from None
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""The harness: how long one inference takes, and nothing but NumPy is needed to know it.
+"""The harness: times single inferences, with NumPy alone.
 
 Bundles carry a copy of this file: it has to run on Python 3.8 with the NumPy of that time.
 """
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WAKE_RUNS = 5
-"""Untimed inferences before a round: others have used the caches meanwhile. One batch will do."""
+"""Untimed inferences before a round, because others have used the caches; one of a batch."""
 
 WINDOWS = 4
 WINDOW_RUNS = 5
 WINDOW_SECONDS = 0.05
-"""A warm-up goes in windows of at least so many inferences, or one batch, and seconds; the last
-four count."""
+"""A warm-up goes in windows of at least so many inferences (or one batch) and so many seconds; the
+medians of the last four windows are compared."""
 
 STEADY = 0.05
-"""Medians of windows that differ by no more are equal: half as much as p90 lies above p50."""
+"""Relative difference up to which these medians count as equal."""
 
 WARM_UP_SECONDS = 3.0
-"""A machine that is not steady by then will not be."""
+"""The longest warm-up."""
 
 CPU_DEVICES = Path("/sys/devices/system/cpu")
 
@@ -46,10 +46,10 @@ THROUGHPUT_RUNS = 3
 """Batches in a round, at least."""
 
 P90_LEVEL = 0.95
-"""Of the limits between which p90 lies."""
+"""Confidence level of the limits of p90."""
 
 FEWEST_ROUNDS = 5
-"""For limits of p90: of three rounds the limits would always be the fastest and the slowest."""
+"""Rounds that limits of p90 need: those of three would always be the fastest and the slowest."""
 
 RESAMPLES = 4000
 _SEED = 17
@@ -66,17 +66,20 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """How many inferences it took, and whether their times had become steady by then."""
+    """The result of `warm_up`."""
 
     inferences: int
     steady: bool
+    """Whether the medians of the last windows agree."""
 
 
 class Harness:
-    """Times `run` from raw pixels to logits on `images` in turn, `batch` of them in a call.
+    """Times a model from raw pixels to logits, in nanoseconds of a monotonic clock.
 
-    `run` takes uint8 [batch, H, W, C] and gives logits; `images` is uint8 [N, H, W, C]. Times
-    are integers, nanoseconds of a monotonic clock around one call of `run`.
+    Args:
+        run: takes raw pixels uint8 [batch, H, W, C] and returns logits.
+        images: raw pixels uint8 [N, H, W, C], used in turn.
+        batch: images per call.
     """
 
     def __init__(
@@ -87,7 +90,7 @@ class Harness:
     ) -> None:
         self._run = run
         self._wake, self._window = (WAKE_RUNS, WINDOW_RUNS) if batch == 1 else (1, 1)
-        # cut and copied once, so that no time goes into slicing or page faults of a map
+        # copied once, so that no time goes into slicing, or page faults of a mapped file
         self._inputs: Sequence[NDArray[np.uint8]] = [
             np.take(images, range(i, i + batch), axis=0, mode="wrap")
             for i in range(0, max(len(images) - batch, 0) + 1, batch)
@@ -95,7 +98,7 @@ class Harness:
         self._next = 0
 
     def once(self) -> int:
-        """Nanoseconds of one call on the next image, or the next batch of them."""
+        """Nanoseconds of one call on the next image or batch."""
         image = self._inputs[self._next]
         self._next = (self._next + 1) % len(self._inputs)
         start = time.perf_counter_ns()
@@ -103,11 +106,11 @@ class Harness:
         return time.perf_counter_ns() - start
 
     def warm_up(self) -> WarmUp:
-        """Call until times are steady; batches take long, so that a window may hold just one."""
+        """Call until times are steady; see the function `warm_up`."""
         return warm_up(self.once, self._window)
 
     def round(self, min_runs: int, min_seconds: float) -> NDArray[np.int64]:
-        """Times int64 [n] of at least `min_runs` inferences and `min_seconds` together."""
+        """Nanoseconds int64 [n] of at least `min_runs` calls that take `min_seconds` together."""
         with no_collection():
             for _ in range(self._wake):
                 self.once()
@@ -121,7 +124,7 @@ class Harness:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Python's garbage collector rests: it would strike at random inferences."""
+    """Within this, Python's garbage collector is off: it would disturb random inferences."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -132,10 +135,13 @@ def no_collection() -> Iterator[None]:
 
 
 def warm_up(once: Callable[[], int], window_runs: int = WINDOW_RUNS) -> WarmUp:
-    """Call `once`, which gives its nanoseconds, until the medians of the last windows agree.
+    """Run inferences until the medians of the last windows agree, or a time limit is reached.
 
-    Caches, clocks and lazy allocations settle within the first windows. Medians, as single
-    inferences are disturbed for ever; a limit, as some machines never come to rest.
+    Caches, clocks and lazy allocations settle within the first windows.
+
+    Args:
+        once: runs one inference and returns its nanoseconds.
+        window_runs: inferences in a window, at least.
     """
     medians: list[float] = []
     inferences, total = 0, 0
@@ -155,7 +161,12 @@ def warm_up(once: Callable[[], int], window_runs: int = WINDOW_RUNS) -> WarmUp:
 
 
 def images_per_second(nanoseconds: Sequence[NDArray[np.int64]], batch: int) -> float:
-    """Median over rounds of the images in a round by its time; of calls with `batch` images."""
+    """Median throughput of several rounds.
+
+    Args:
+        nanoseconds: of each call, by round.
+        batch: images per call.
+    """
     rates = [batch * len(times) / float(np.sum(times)) * 1e9 for times in nanoseconds]
     return round(float(np.median(rates)), 3)
 
@@ -167,16 +178,21 @@ def percentiles(nanoseconds: NDArray[np.int64]) -> Percentiles:
 
 
 def p90_limits(rounds: Sequence[NDArray[np.int64]]) -> tuple[float, float] | None:
-    """Limits of p90 at `P90_LEVEL` in milliseconds, to six digits; of nanoseconds by round.
+    """Confidence limits of p90 at `P90_LEVEL`, by a seeded bootstrap of whole rounds.
 
-    Rounds are drawn with replacement, whole: inferences of one round share the machine's state,
-    so that thousands of them tell little more than one round does. p90 is that of all times
-    that were drawn; the limits are percentiles of the seeded bootstrap (Davison and Hinkley,
-    Bootstrap Methods and their Application, 1997, ch. 3.8 and 5.3), expanded as few rounds
-    would make them too narrow (Hesterberg, arXiv 1411.5279): R rounds count as
-    Student's R - 1 degrees of freedom, and their variance R / (R - 1) times. Where rounds
-    differ half as much as inferences, limits of ten rounds then hold 92 times in 100, of twenty
-    93 times (simulated). None below `FEWEST_ROUNDS`.
+    Whole rounds are drawn with replacement because the inferences of one round share the machine's
+    state: thousands of them tell little more than one round does. The limits are percentiles of
+    the p90s of what was drawn (Davison and Hinkley, Bootstrap Methods and their Application, 1997,
+    ch. 3.8 and 5.3), expanded because few rounds would make them too narrow (Hesterberg, arXiv
+    1411.5279): by Student's t with R - 1 degrees of freedom, and a variance R / (R - 1) times as
+    large. In simulations where rounds differ half as much as inferences, limits of ten rounds hold
+    92 times in 100, and those of twenty 93 times.
+
+    Args:
+        rounds: nanoseconds int64 of each of R rounds.
+
+    Returns:
+        Milliseconds, to six digits; None for fewer than `FEWEST_ROUNDS` rounds.
     """
     count = len(rounds)
     if count < FEWEST_ROUNDS:
@@ -197,10 +213,10 @@ def p90_limits(rounds: Sequence[NDArray[np.int64]]) -> tuple[float, float] | Non
 
 
 def _expanded(tail: float, count: int) -> float:
-    """The smaller tail of a bootstrap's percentiles that leaves `tail` out for `count` draws.
+    """The tail of the bootstrap's percentiles that gives limits with `tail` for `count` rounds.
 
-    Student's quantile is the expansion of Abramowitz and Stegun, 26.7.5, within 2% from four
-    degrees of freedom; `statistics.student_quantile`, which is exact, is in no bundle.
+    Student's quantile is the expansion of Abramowitz and Stegun, 26.7.5, because SciPy is in no
+    bundle. It is within 2% from four degrees of freedom.
     """
     z, freedom = NormalDist().inv_cdf(tail), count - 1
     student = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
@@ -210,10 +226,10 @@ def _expanded(tail: float, count: int) -> float:
 def _ranked(
     drawn: NDArray[np.int64], until: NDArray[np.int64], ranks: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """Indices [B] of the sorted times that have `ranks` [B], from 0, by halving.
+    """Indices [B] into the sorted times that have the `ranks` [B] in each resample, by bisection.
 
-    `drawn` [B, R] tells how often each resample has each round, `until` [N, R] how many of each
-    round's times are among the first. Sorting every resample instead takes seconds.
+    `drawn` [B, R] is how often each resample has each round, `until` [N, R] how many of each
+    round's times are among the first N sorted ones. Sorting every resample would take seconds.
     """
     low = np.zeros(len(drawn), np.int64)
     high = np.full(len(drawn), len(until) - 1, np.int64)
@@ -225,16 +241,16 @@ def _ranked(
 
 
 def overhead() -> int:
-    """Nanoseconds that the harness itself adds to a time: the median of a `run` without work."""
+    """Nanoseconds that the harness itself adds: the median for a `run` that does nothing."""
     harness = Harness(lambda _: None, np.zeros((1, 1, 1, 1), np.uint8))
     return int(np.median(harness.round(OVERHEAD_RUNS, min_seconds=0.0)))
 
 
 def balanced_order(names: Sequence[str], rounds: int, seed: int) -> list[list[str]]:
-    """Seeded orders, one per round: a shuffle, then its reverse, then the next shuffle.
+    """Seeded orders of `names`, one per round: a shuffle, then its reverse, then the next shuffle.
 
-    Within each pair of rounds every name stands before every other exactly once, so a
-    machine that slows down or speeds up steadily favours none.
+    In each pair of rounds every name stands before every other exactly once, so a machine that
+    gets steadily slower or faster favours none.
     """
     rng = np.random.default_rng(seed)
     orders: list[list[str]] = []
@@ -252,10 +268,10 @@ def cores() -> int:
 
 @contextmanager
 def pinned(threads: int) -> Iterator[list[int] | None]:
-    """Keep this thread, and those that it starts, to `threads` of the CPUs that it may use.
+    """Within this, pin this thread, and those that it starts, to as many CPUs: see `choose_cpus`.
 
-    Yields their numbers; None, and nothing is pinned, where the system has no call for it
-    (macOS, Windows). See `choose_cpus`.
+    Yields:
+        The numbers of the CPUs; None where the system cannot pin (macOS, Windows).
     """
     usable = _usable()
     if usable is None:
@@ -270,11 +286,18 @@ def pinned(threads: int) -> Iterator[list[int] | None]:
 
 
 def choose_cpus(usable: Sequence[int], threads: int, devices: Path = CPU_DEVICES) -> list[int]:
-    """At most `threads` of the `usable` CPUs, in order, by what `devices` tells of them.
+    """Choose at most `threads` of the `usable` CPUs.
 
-    One CPU of each core first, as those that share a core slow each other down; of the fastest
-    kind of core, where there are several; and of these the last, as interrupts tend to go to
-    the first.
+    One CPU of each core comes first, because those that share a core slow each other down; then
+    the fastest kind of core; then the last CPU, because interrupts tend to go to the first ones.
+
+    Args:
+        usable: numbers of CPUs.
+        threads: so many at most.
+        devices: Linux's folder that describes them.
+
+    Returns:
+        Their numbers in ascending order.
     """
     core = {cpu: _text(devices / f"cpu{cpu}/topology/thread_siblings_list") for cpu in usable}
 
@@ -291,7 +314,7 @@ def _usable() -> list[int] | None:
 
 
 def _capacity(device: Path) -> int:
-    """What a core achieves beside the others of this machine; 0 where the system is silent."""
+    """The relative speed of a core; 0 where the system does not report it."""
     for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
         text = _text(device / name)
         if text.isdigit():
@@ -300,7 +323,7 @@ def _capacity(device: Path) -> int:
 
 
 def _text(file: Path) -> str:
-    """Nothing where this system has no such file."""
+    """The file's text, or nothing where this system has no such file."""
     try:
         return file.read_text().strip()
     except OSError:
@@ -308,9 +331,9 @@ def _text(file: Path) -> str:
 
 
 def peak_memory() -> int | None:
-    """Most memory that this process ever had resident, in bytes; None if the system is silent.
+    """The peak of this process's resident memory in bytes; None where it is not reported.
 
-    Not `ru_maxrss`: Linux hands the parent's peak down through fork and exec.
+    `ru_maxrss` is of no use: Linux passes the parent's peak on through fork and exec.
     """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -19,12 +19,12 @@ class Benchmark(Group):
     threads: Count
     rounds: Annotated[int, Field(ge=2)]
     extra_rounds: Annotated[int, Field(ge=0)] = Field(
-        5, description="measured in place of rounds that were spoiled, at most"
+        5, description="at most, in place of spoiled rounds"
     )
     min_runs: Count = Field(description="inferences per artifact and round, at least")
     min_seconds: Positive = Field(description="duration per artifact and round, at least")
     batch: Annotated[int, Field(ge=0)] = Field(
-        32, description="images a call, for the throughput on all cores; 0: it is not measured"
+        32, description="images per call for the throughput on all cores; 0: not measured"
     )
 
 

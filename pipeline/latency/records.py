@@ -14,14 +14,14 @@ FINGERPRINT = METRICS / "fingerprint.json"
 BENCHMARK = METRICS / "benchmark.json"
 
 REFERENCE = "reference"
-"""What the frozen reference model is called among the artifacts `S/B/P`."""
+"""The name of the frozen reference model among the keys of artifacts, `S/B/P`."""
 
 LATENCIES = Path("models/benchmark/latencies.npz")
-"""Single latencies by `S/B/P` and `reference`: `KEY/ns`, int64 [n], `KEY/round`, int32 [n]."""
+"""Every inference, by `S/B/P` and `reference`: `KEY/ns`, int64 [n], and `KEY/round`, int32 [n]."""
 
 
 class Latency(Record):
-    """Milliseconds per single inference, from raw pixels to logits."""
+    """Percentiles of the milliseconds of one inference, from raw pixels to logits."""
 
     p50: float
     p90: float
@@ -29,7 +29,7 @@ class Latency(Record):
 
 
 class Throughput(Record):
-    """Many images a call, on all cores."""
+    """Images per second in batches, on all cores."""
 
     images_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         description="median over rounds"
@@ -39,36 +39,38 @@ class Throughput(Record):
 
 
 class WarmUp(Record):
-    """What went before the first timed inference, the very first one apart."""
+    """The inferences between the very first one and the first that was timed."""
 
     inferences: Annotated[int, Field(ge=1)]
-    steady: bool = Field(description="the medians of its last windows agreed")
+    steady: bool = Field(description="whether the medians of the last windows agreed")
 
 
 class BenchmarkRow(Record):
+    """How fast an artifact is, or why that is not known."""
+
     status: Literal["measured", "not_measured", "failed"]
-    reason: str | None = None
+    reason: str | None = Field(None, description="why it was not measured, or how it failed")
     latency_ms: Latency | None = None
     p90_interval_ms: tuple[float, float] | None = Field(
-        None, description="95% limits of p90: bootstrap of whole rounds; null of fewer than five"
+        None, description="95% limits of p90: bootstrap of whole rounds; null for fewer than five"
     )
     ratio_to_reference: float | None = Field(None, description="median of p50 ratios by round")
     ratio_interval: tuple[float, float] | None = Field(
         None, description="95% limits of the ratio: bootstrap over rounds"
     )
-    first_ms: float | None = None
-    load_ms: float | None = None
+    first_ms: float | None = Field(None, description="the very first inference")
+    load_ms: float | None = Field(None, description="to open the model")
     warm_up: WarmUp | None = None
     peak_rss_bytes: int | None = None
     throughput: Throughput | None = None
     throughput_reason: str | None = Field(None, description="why there is none beside a latency")
     threads: int
     cpus: tuple[int, ...] | None = Field(
-        None, description="to which its process was kept; null: the system has no call for it"
+        None, description="to which its process was pinned; null: the system cannot pin"
     )
-    n: int = 0
+    n: int = Field(0, description="inferences that were timed")
     rounds_ms: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
-        (), description="p50 of each interleaved round, in order; the reference's are as many"
+        (), description="p50 of each interleaved round, in order; the reference has as many"
     )
 
 
@@ -87,23 +89,23 @@ class Fingerprint(Record):
 
 
 class Conditions(Record):
-    """What else went on during one interleaved round; null where the system does not tell."""
+    """The load of others during one interleaved round; null where the system does not report it."""
 
     seconds: float
     others: float | None = Field(
         None, description="share of the measuring cores' time that other processes took"
     )
     stolen: float | None = Field(
-        None, description="share of the measuring cores' time that the hypervisor gave away"
+        None, description="share of the measuring cores' time that the hypervisor took"
     )
     elsewhere: float | None = Field(
         None, description="share of the other usable cores' time that others took"
     )
     mhz: float | None = Field(
-        None, description="of the slowest measuring core, its median clock over the round"
+        None, description="median clock over the round of the slowest measuring core"
     )
-    spoiled: str | None = Field(None, description="why; null: it is not")
-    kept: bool = Field(True, description="it is among the rounds of the rows")
+    spoiled: str | None = Field(None, description="why, or null")
+    kept: bool = Field(True, description="whether the rows are made of it")
 
 
 class BenchmarkRecord(DetailRecord):
@@ -114,11 +116,11 @@ class BenchmarkRecord(DetailRecord):
     fingerprint: Fingerprint
     reference: BenchmarkRow
     reference_digest: str
-    overhead_ns: int | None = Field(None, description="what the harness itself adds to a latency")
+    overhead_ns: int | None = Field(None, description="that the harness itself adds to a latency")
     conditions: tuple[Conditions, ...] = Field(
-        (), description="one for each round, in order; those that are kept make up `rounds_ms`"
+        (), description="of every round, in order; the kept ones are those of `rounds_ms`"
     )
-    repeated_rounds: int = Field(0, description="measured because others were spoiled")
+    repeated_rounds: int = Field(0, description="extra rounds, because others were spoiled")
     rows: dict[str, BenchmarkRow]
 
 

@@ -1,7 +1,7 @@
-"""The frozen reference: a small network that is the same for ever, to divide latencies by.
+"""The frozen reference: a small network that never changes, by which latencies are divided.
 
-A ratio to it survives what an absolute latency does not: a busy neighbour, a slower clock,
-another machine of the same kind.
+The ratio stays the same where an absolute latency does not: on a loaded machine, at a slower clock,
+on another machine of the same kind.
 """
 
 from __future__ import annotations
@@ -26,30 +26,32 @@ _IR_VERSION, _OPSET = 9, 18
 def reference_model() -> bytes:
     """The reference as ONNX: `image` uint8 [N, 64, 64, 3] to `logits` float32 [N, 10].
 
-    A dense 3x3 convolution, then per stage a depthwise 3x3 and a dense 1x1 and 3x3, with
-    ReLU throughout: what small students are made of. Raises `PipelineError` if the bytes
-    are not the frozen ones.
+    A dense 3x3 convolution, then per stage a depthwise 3x3, a dense 1x1 and a dense 3x3, each with
+    ReLU: the layers of small students.
+
+    Raises:
+        PipelineError: where the bytes are not the frozen ones.
     """
     model = _build()
     digest = hashlib.sha256(model).hexdigest()
     if digest != DIGEST:
         raise PipelineError(
-            f"the frozen reference model came out as {digest[:12]}, not {DIGEST[:12]}",
+            f"the frozen reference model has the digest {digest[:12]}, not {DIGEST[:12]}",
             fix="install the versions that pyproject.toml pins",
         )
     return model
 
 
-def reference_images(count: int = 16) -> NDArray[np.uint8]:
-    """Fixed noise, uint8 [count, 64, 64, 3]: its time does not depend on what it sees."""
+def reference_images() -> NDArray[np.uint8]:
+    """Fixed noise, uint8 [16, 64, 64, 3]; the reference's latency does not depend on the pixels."""
     rng = np.random.RandomState(1)
-    shape = (count, _SIZE, _SIZE, _CHANNELS)
+    shape = (16, _SIZE, _SIZE, _CHANNELS)
     return rng.randint(0, 256, size=shape, dtype=np.uint8)
 
 
 def _build() -> bytes:
-    # RandomState's integer stream is frozen by NumPy, and multiples of powers of two are
-    # exact in float32: the same bytes on every machine
+    # NumPy never changes RandomState's integers, and multiples of powers of two are exact in
+    # float32, so every machine makes the same bytes
     rng = np.random.RandomState(0)
     nodes: list[NodeProto] = []
     weights: list[TensorProto] = []

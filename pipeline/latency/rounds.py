@@ -1,7 +1,7 @@
-"""Interleaved rounds: every target in turn, in an order of its own for each round.
+"""Interleaved rounds: in each, every target is measured once, in an order drawn for the round.
 
-Each target lives in a process of its own, so that memory and thread pools don't mix; only
-one computes at a time.
+Each target has its own process, so that memory and thread pools do not mix. Only one computes at a
+time.
 """
 
 from __future__ import annotations
@@ -46,18 +46,28 @@ Answers = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Measured:
-    """Rows and raw times of the rounds that were kept, by name, and what went on in all rounds."""
+    """The result of `measure`."""
 
     rows: dict[str, BenchmarkRow]
+    """By name of the target."""
     raw: dict[str, Rounds]
+    """Nanoseconds int64 [n] of each kept round, by name of those that did not fail."""
     conditions: tuple[Conditions, ...]
+    """Of all rounds, kept or not."""
 
 
 def measure(targets: Sequence[Target], settings: Benchmark, seed: int) -> Measured:
     """Latencies of all targets, one of which is the reference.
 
-    Rounds that something spoils are measured again, whole and in the same order, as far as
-    `extra_rounds` go. Raises `PipelineError` where the reference fails.
+    Spoiled rounds are measured again, whole and in the same order, at most `extra_rounds` times.
+
+    Args:
+        targets: with distinct names.
+        settings: rounds, threads and how long to measure.
+        seed: of the orders.
+
+    Raises:
+        PipelineError: where the reference fails.
     """
     orders = balanced_order([target.name for target in targets], settings.rounds, seed)
     size = {"min_runs": settings.min_runs, "min_seconds": settings.min_seconds}
@@ -95,10 +105,15 @@ def measure(targets: Sequence[Target], settings: Benchmark, seed: int) -> Measur
 
 
 def turns(seen: Sequence[Conditions], rounds: int, extra: int) -> Iterator[int]:
-    """Which of the orders, from 0, each round takes, until `rounds` of them are not spoiled.
+    """The number of the order that each round takes, until `rounds` rounds are not spoiled.
 
-    The caller adds each round's conditions to `seen`. After all orders have had a turn, at most
-    `extra` more go to those without an unspoiled round, so that what is kept stays balanced.
+    After every order was used once, those without an unspoiled round are used again, so that what
+    is kept stays balanced.
+
+    Args:
+        seen: the caller adds each round's conditions before it asks for the next number.
+        rounds: so many orders.
+        extra: so many more rounds at most.
     """
     taken: list[int] = []
     while len(taken) < rounds + extra and unspoiled(seen) < rounds:
@@ -115,7 +130,13 @@ def turns(seen: Sequence[Conditions], rounds: int, extra: int) -> Iterator[int]:
 def throughput(
     targets: Sequence[Target], settings: Benchmark, seed: int
 ) -> dict[str, Throughput | str]:
-    """Of every target in batches, on all cores that this process may use, or why it has none."""
+    """Throughput in batches on all cores that this process may use, or why there is none.
+
+    Args:
+        targets: with distinct names.
+        settings: the batch, and how long to measure.
+        seed: of the orders.
+    """
     threads = cores()
     orders = balanced_order([target.name for target in targets], THROUGHPUT_ROUNDS, seed)
     size = {"min_runs": THROUGHPUT_RUNS, "min_seconds": settings.min_seconds}
@@ -133,7 +154,12 @@ def throughput(
 
 
 def ratio(rounds: Rounds, reference: Rounds) -> tuple[float, tuple[float, float]]:
-    """Median over the rounds of p50 / p50 of the reference in the same round, and its limits."""
+    """Median over the rounds of p50 / p50 of the reference, and its 95% limits.
+
+    Args:
+        rounds: nanoseconds of each round.
+        reference: of the reference in the same rounds.
+    """
     own, others = ([float(np.median(times)) for times in side] for side in (rounds, reference))
     found, tail = paired_log_ratio(own, others), (1 - RATIO_LEVEL) / 2
     logs = (found.estimate, found.lower(tail), found.upper(tail))
@@ -164,7 +190,7 @@ def _row(
 
 
 class _Fleet:
-    """A worker for each target; those that fail drop out, each with its reason."""
+    """A worker for each target; those that fail are not asked again."""
 
     def __init__(
         self, stack: ExitStack, targets: Sequence[Target], threads: int, **opening: int
@@ -173,7 +199,7 @@ class _Fleet:
         self.failures: dict[str, str] = {}
         self._workers: dict[str, Worker] = {}
         for target in track(targets, "opening", len(targets), "models"):
-            # one after the other: nobody loads libraries while another's load is timed
+            # one after the other, because loading is timed
             self._workers[target.name] = stack.enter_context(Worker(target, threads))
             self.opened |= self.visit([target.name], opening)
 
@@ -183,14 +209,14 @@ class _Fleet:
 
     @property
     def cpus(self) -> set[int] | None:
-        """On which inferences run; None where they are not kept to any."""
+        """The CPUs on which inferences run; None where they are not pinned."""
         pinned = [answer["cpus"] for answer in self.opened.values()]
         return None if not pinned or None in pinned else set().union(*pinned)
 
     def visit(
         self, order: Sequence[str], request: dict[str, Any], after: Callable[[], None] | None = None
     ) -> Answers:
-        """What each says to one request, those that have failed before left out."""
+        """The answers to one request of all that have not failed, in this order."""
         answers = {}
         for name in order:
             if name in self.failures:

@@ -1,7 +1,6 @@
-"""Is a difference more than chance? Pure functions of numbers, without a place to hide.
+"""Is a difference of latencies more than chance? Pure functions of numbers.
 
-Exact where a closed form is at hand; the bootstrap is seeded, so that equal records are
-judged equally.
+The bootstrap is seeded, so that equal records are judged equally.
 """
 
 from __future__ import annotations
@@ -11,71 +10,81 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
+from scipy.stats import bootstrap, norm
 from scipy.stats import t as student
 
 RESAMPLES = 4000
 _SEED = 17
-_RESTLESS = 0.25
-"""Where rounds differ, so do runs, by reasons that no round shows. Without it a slow-down of
-5% passed now and then on a busy host, with this share never in 60 times (`benchmarks.gate`)."""
+_BETWEEN_RUNS = 0.25
+"""Where rounds differ, so do whole runs, by this share of it. Without it a slow-down of 5% passed
+now and then on a busy host, with it never in 60 times (`benchmarks.gate`)."""
 _ONE_SIGMA = [100 * norm.cdf(sigma) for sigma in (-1, 1)]
 
 Floats = NDArray[np.float64]
 
 
-def _quantile(probability: float, freedom: float) -> float:
-    """Student's t; with infinitely many degrees of freedom the normal distribution's."""
-    quantile = norm.ppf(probability) if math.isinf(freedom) else student.ppf(probability, freedom)
-    return float(quantile)
-
-
 @dataclass(frozen=True)
 class LogRatio:
-    """An estimated log ratio of two latencies, its standard error and degrees of freedom.
+    """An estimated log ratio of two latencies.
 
     `exp(estimate) - 1` is the relative slow-down of the candidate.
     """
 
     estimate: float
     error: float
+    """Its standard error."""
     freedom: float
+    """Degrees of freedom of the error; infinite where it is known."""
 
     def lower(self, level: float) -> float:
-        """One-sided bound: the true log ratio lies below it with probability `level`."""
-        return self.estimate - _quantile(1 - level, self.freedom) * self.error
+        """One-sided bound by Student's t: the truth lies below it with probability `level`."""
+        return self.estimate - float(student.ppf(1 - level, self.freedom)) * self.error
 
     def upper(self, level: float) -> float:
-        """One-sided bound: the true log ratio lies above it with probability `level`."""
-        return self.estimate + _quantile(1 - level, self.freedom) * self.error
+        """One-sided bound by Student's t: the truth lies above it with probability `level`."""
+        return self.estimate + float(student.ppf(1 - level, self.freedom)) * self.error
 
 
 def paired_log_ratio(candidate: ArrayLike, baseline: ArrayLike) -> LogRatio:
-    """Of latencies [R] from the same R >= 2 rounds: the median over rounds of log(c / b).
+    """The median over rounds of log(candidate / baseline), both measured in the same rounds.
 
-    Rounds are drawn with replacement, each with both of its latencies: what slows a round
-    down slows both. Bounds are Student's with R - 1 degrees of freedom around the median,
-    with the bootstrap's standard error (Efron and Tibshirani, An Introduction to the
-    Bootstrap, 1993, ch. 6 and 12). Percentiles of the bootstrap would never leave the range
-    of the R values and are too narrow for ten of them (Hesterberg, arXiv 1411.5279). The
-    median, as a loaded machine ruins single rounds.
+    Rounds are drawn with replacement, each with both of its latencies, because what slows a round
+    down slows both. Bounds are Student's with R - 1 degrees of freedom around the median, with the
+    bootstrap's standard error (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 6
+    and 12). Percentiles of the bootstrap would never leave the range of the R values and are too
+    narrow for ten of them (Hesterberg, arXiv 1411.5279). The median is used because a loaded
+    machine ruins single rounds.
+
+    Args:
+        candidate: a latency per round, [R], R >= 2, in any unit.
+        baseline: of the same rounds, [R], in the same unit.
+
+    Raises:
+        ValueError: for a single round.
     """
     ratios = np.log(np.asarray(candidate, float)) - np.log(np.asarray(baseline, float))
     return LogRatio(float(np.median(ratios)), _median_error(ratios), len(ratios) - 1)
 
 
 def unpaired_log_ratio(candidate: ArrayLike, baseline: ArrayLike, between: float) -> LogRatio:
-    """Of ratios to one reference from two runs, [R] and [S]: the difference of log medians.
+    """The difference of log medians of two runs that were measured apart.
 
     Rounds of one run share what never changes within it: where memory lies, the clock, the
-    neighbours. No number of rounds averages that away, so `between`, the standard deviation
-    of such a difference between two runs whose rounds agree, is added in quadrature; so is the
-    share `_RESTLESS` of what the rounds of each run differ by. Degrees of freedom are Welch's
-    and Satterthwaite's (Biometrika 34, 1947), `between` being known: infinitely many.
+    neighbours. No number of rounds averages that away, so `between` is added in quadrature, and so
+    is a quarter of the standard deviation of each run's rounds. Degrees of freedom are Welch's and
+    Satterthwaite's (Biometrika 34, 1947), with infinitely many for `between`.
+
+    Args:
+        candidate: ratios to the reference, one per round of its run, [R], R >= 2.
+        baseline: of the other run, [S], S >= 2.
+        between: standard deviation of a log ratio between two runs whose rounds agree.
+
+    Raises:
+        ValueError: for a single round.
     """
     logs = [np.log(np.asarray(values, float)) for values in (candidate, baseline)]
     variances = [
-        _median_error(values) ** 2 + (_RESTLESS * _deviation(values)) ** 2 for values in logs
+        _median_error(values) ** 2 + (_BETWEEN_RUNS * _deviation(values)) ** 2 for values in logs
     ]
     total = sum(variances) + between**2
     spread = sum(
@@ -89,15 +98,13 @@ def unpaired_log_ratio(candidate: ArrayLike, baseline: ArrayLike, between: float
 
 
 def _deviation(values: Floats) -> float:
-    """Standard deviation of a normal distribution with the 16th and 84th percentile of `values`.
-
-    A few ruined rounds do not move it.
-    """
+    """Half the distance of the 16th and 84th percentile, which a few ruined rounds do not move."""
     low, high = np.percentile(values, _ONE_SIGMA)
     return float(high - low) / 2
 
 
 def _median_error(values: Floats) -> float:
     """Bootstrap standard error of the median of `values` [R]."""
-    draws = np.random.default_rng(_SEED).integers(len(values), size=(RESAMPLES, len(values)))
-    return float(np.median(values[draws], axis=1).std())
+    rng = np.random.default_rng(_SEED)
+    found = bootstrap((values,), np.median, n_resamples=RESAMPLES, method="percentile", rng=rng)
+    return float(found.bootstrap_distribution.std())

@@ -1,10 +1,10 @@
-"""One artifact in a process of its own, measured on request.
+"""A process that measures one artifact on request.
 
-    python -m pipeline.measure.worker BACKEND MODEL IMAGES.npy THREADS
+    python -m pipeline.latency.worker BACKEND MODEL IMAGES.npy THREADS
 
-Requests and answers are JSON, one object a line, on stdin and stdout; the process ends
-when stdin does. `{}` or `{"batch"}` opens the model and warms it up, `{"min_runs",
-"min_seconds"}` times one round. The process keeps to as many CPUs as it has threads.
+Requests on stdin and answers on stdout are JSON, one object per line; the process ends when stdin
+does. `{}` or `{"batch"}` opens the model and warms it up, `{"min_runs", "min_seconds"}` times one
+round. The process is pinned to as many CPUs as it has threads.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from pipeline.latency.harness import Harness, peak_memory, pinned
 
 
 def main(name: str, model: str, images: str, threads: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides how an interrupt ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it after an interrupt
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a runtime prints must not end up between the answers
+    os.dup2(2, 1)  # what a runtime prints must not mix with the answers
     harness: Harness | None = None
     with pinned(int(threads)) as cpus:  # before a runtime starts its threads
         for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""Processes that measure, one for each compiled file, and how they are spoken to."""
+"""The processes that measure, one for each compiled file, from the parent's side."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from typing import Any, Self
 from pipeline.latency import worker
 
 ANSWER_SECONDS = 300
-"""A worker that is silent for so long has failed."""
+"""A worker that does not answer for so long has failed."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A compiled file and the images, uint8 [N, H, W, C] in an .npy file, to feed it."""
+    """A compiled file to be measured."""
 
     name: str
+    """`reference`, or the key of an artifact."""
     backend: str
     model: Path
     images: Path
+    """An .npy file of raw pixels uint8 [N, H, W, C]."""
 
 
 class WorkerFailedError(Exception):
@@ -34,7 +36,7 @@ class WorkerFailedError(Exception):
 
 
 class Worker:
-    """A `pipeline.measure.worker` process for one target; a context manager."""
+    """A process of `pipeline.latency.worker` for one target; a context manager."""
 
     def __init__(self, target: Target, threads: int) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
@@ -56,12 +58,12 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        self._process.kill()  # it holds nothing that is worth a farewell
+        self._process.kill()  # it has nothing to clean up
         self._process.communicate()
         self._stderr.close()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One request, one answer; `WorkerFailedError` for an error, silence or death."""
+        """The answer to a request; `WorkerFailedError` for an error, a timeout, or a crash."""
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         silent = threading.Event()
@@ -80,7 +82,7 @@ class Worker:
             line = ""
         finally:
             timer.cancel()
-        if not line.endswith("\n"):  # it may have died in the midst of its answer
+        if not line.endswith("\n"):  # it died before or in its answer
             raise WorkerFailedError(self._death(silent.is_set()))
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:

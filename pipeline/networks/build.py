@@ -1,4 +1,4 @@
-"""timm networks with the changes that small images need, to and from disk."""
+"""Networks of timm by name, with the changes that small images and int8 need."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from pipeline.networks.stem import change_hard_swish, change_stem
 def build_network(
     network: Network, *, classes: int, channels: int, image_size: int, pretrained: bool = False
 ) -> nn.Module:
-    """A timm network for float [N, `channels`, H, W] that gives logits [N, `classes`].
+    """A timm network from normalised images float [N, C, H, W] to logits [N, classes].
 
-    With `pretrained`, timm's weights: its head is new, its stem adapted to `channels`.
-    Raises `PipelineError` for an unknown name, arguments that the network does not take, a
-    stem that has no such stride or pooling, a hard-swish to be replaced that is not there, and a
-    network that gives no logits for such images.
+    Args:
+        network: its timm name, arguments and changes.
+        classes: number of logits.
+        channels: of the images.
+        image_size: their height and width in pixels.
+        pretrained: load timm's weights. The classifier is new, the stem is adapted to `channels`.
+
+    Raises:
+        PipelineError: for an unknown name, arguments that the network does not take, a change that
+            it does not allow, and a network that gives no logits for such images.
     """
     timm = import_timm()
     if not timm.is_model(network.arch):
@@ -58,13 +64,13 @@ def _unfit(network: Network, problem: object) -> PipelineError:
     return PipelineError(
         f"{problem}",
         where=f"{network.arch} with args {network.args}",
-        fix="mend `arch` or `args` (a vision transformer needs `img_size`)",
+        fix="correct `arch` or `args` (a vision transformer needs `img_size`)",
     )
 
 
 @torch.no_grad()
 def _try(model: nn.Module, network: Network, classes: int, image: torch.Tensor) -> None:
-    """One forward pass: what a network does not take is told here, not an hour later."""
+    """One forward pass, so that an unfit network is an error before the training starts."""
     try:
         logits = model.eval()(image)
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
@@ -76,8 +82,10 @@ def _try(model: nn.Module, network: Network, classes: int, image: torch.Tensor) 
 
 
 def parameter_count(model: nn.Module) -> int:
+    """Number of single parameters; buffers do not count."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def tool_versions() -> dict[str, str]:
+    """Versions of torch and timm, which decide the weights that a run ends with."""
     return {name: importlib.metadata.version(name) for name in ("torch", "timm")}

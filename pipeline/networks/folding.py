@@ -1,4 +1,4 @@
-"""Batch norms as part of the convolutions before them: what every compiler does in the end."""
+"""Batch norms folded into the convolutions before them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from torch.utils._pytree import tree_leaves
 
 @torch.no_grad()
 def fold_batch_norm(model: nn.Module, example: torch.Tensor) -> nn.Module:
-    """A copy of `model` in eval mode with the same answers, up to rounding, and fewer operators.
+    """A copy of `model` in eval mode with fewer operators and, up to rounding, the same outputs.
 
-    A convolution takes in the batch norm behind it if nothing else reads what it gives and each
-    of them is used once; `example`, one input, shows what reads what. litert-torch, which traces
-    every operator in Python several times, then takes two thirds of the time. Not for torch's ONNX
-    exporter: it folds by itself and, where no batch norm comes between, writes the flattening of
-    a pooled channels-last tensor as a Gather with a computed index.
+    A batch norm is folded into a convolution if it alone reads the convolution's output and both
+    are used once per forward pass. litert-torch traces every operator in Python several times;
+    without the batch norms it takes two thirds of the time. torch's ONNX exporter folds by itself.
+    Without a batch norm in front of it, it exports the flattening of a pooled channels-last tensor
+    as a Gather with a computed index, so do not fold for it.
+
+    Args:
+        model: is not changed.
+        example: one input; a forward pass with it finds out which operator reads which output.
     """
     folded = deepcopy(model).eval()
     with _Watching() as watched:
@@ -39,16 +43,16 @@ def fold_batch_norm(model: nn.Module, example: torch.Tensor) -> nn.Module:
 
 
 class _Watching(TorchFunctionMode):
-    """Notes, within it, which convolution's output is read by which functions."""
+    """Records which functions read the output of each convolution."""
 
     def __init__(self) -> None:
         super().__init__()
         self._calls: Counter[int] = Counter()
-        """By weight, how often a convolution or a batch norm with it was computed."""
+        """Number of calls of each convolution and batch norm, by the id of its weight."""
         self._given: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        """Outputs of convolutions, with the weight, by their ids: those of living tensors."""
+        """By id of a convolution's output: the output, which must stay alive, and the weight."""
         self._readers: dict[int, list[torch.Tensor | None]] = {}
-        """By a convolution's weight, the weights of the batch norms that read it, or None."""
+        """By id of a convolution's weight: the weights of its readers, None for no batch norm."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -90,7 +94,7 @@ class _Watching(TorchFunctionMode):
 
 
 def _replace(model: nn.Module, norm: _BatchNorm) -> None:
-    """Leave of a batch norm what follows it: timm's BatchNormAct2d has its activation inside."""
+    """Remove a batch norm, but keep the activation inside timm's BatchNormAct2d."""
     after = nn.Sequential(*(getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)))
     for parent in model.modules():
         for name, child in parent.named_children():

@@ -1,4 +1,4 @@
-"""The input grid: pixels are normalised by (x - 128) / 64, so x - 128 is the int8 input.
+"""The input grid: students normalise pixels by (x - 128) / 64, so x - 128 is the int8 input.
 
 At scale 1/64 and zero point 0 the int8 value x - 128 stands for exactly the normalised pixel; as
 uint8 with zero point 128 it is the pixel x itself. Quantizing the input therefore loses nothing.

@@ -1,4 +1,4 @@
-"""A network's answers on a whole split, and what makes them the same every time."""
+"""Logits and accuracy of a network on a whole split, and deterministic torch."""
 
 from __future__ import annotations
 
@@ -12,44 +12,48 @@ from numpy.typing import NDArray
 from pipeline.core.patches import keep_freed_memory
 from pipeline.networks.pixels import PixelsToLogits
 
+_BATCH = 500
+
 
 def set_up_torch(seed: int) -> None:
-    """Make torch give the same bits from the same seed on one machine, or an error.
+    """Seed torch and allow deterministic kernels only.
 
-    Also has the process keep freed memory, which training and evaluation soon need again.
+    The same seed then gives the same bits on the same machine; an operator without a deterministic
+    kernel is an error. Also lets the process keep freed memory: see `keep_freed_memory`.
     """
     keep_freed_memory()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not, without it
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # makes cuBLAS deterministic
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
-    # A debugging aid that comes with it, and costs 7% of a small network's step.
+    # On by default with deterministic algorithms; costs 7% of a small network's training step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def training_device() -> torch.device:
+    """The first GPU, or the CPU where there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @torch.no_grad()
 def evaluate(
-    model: PixelsToLogits, images: NDArray[np.uint8], labels: NDArray[np.int64], batch: int = 500
+    model: PixelsToLogits, images: NDArray[np.uint8], labels: NDArray[np.int64]
 ) -> tuple[float, float]:
-    """Mean cross entropy and top-1 (a fraction) over a split."""
-    logits = predict(model, images, batch)
+    """Mean cross entropy and top-1 (a fraction) over images [N, H, W, C] and labels [N]."""
+    logits = predict(model, images)
     target = torch.from_numpy(labels)
     top1 = (logits.argmax(1) == target).double().mean()
     return F.cross_entropy(logits, target).item(), top1.item()
 
 
 @torch.no_grad()
-def predict(model: PixelsToLogits, images: NDArray[np.uint8], batch: int = 500) -> torch.Tensor:
-    """Logits float32 [N, C] on the CPU for uint8 [N, H, W, C], in eval mode."""
+def predict(model: PixelsToLogits, images: NDArray[np.uint8]) -> torch.Tensor:
+    """Logits float32 [N, classes] on the CPU for raw pixels [N, H, W, C], in eval mode."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     parts = [
-        model(torch.tensor(images[i : i + batch], device=device)).cpu()
-        for i in range(0, len(images), batch)
+        model(torch.tensor(images[i : i + _BATCH], device=device)).cpu()
+        for i in range(0, len(images), _BATCH)
     ]
     model.train(was_training)
     return torch.cat(parts)

@@ -1,4 +1,4 @@
-"""A network's convolutions and linear layers: nearly all its work, and what runs in int8."""
+"""The convolutions and linear layers of a network: nearly all its work, and what int8 means."""
 
 from __future__ import annotations
 
@@ -14,13 +14,21 @@ from pipeline.networks.records import Layer
 
 
 def conv_and_linear(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Convolutions of every kind and linear layers, by path."""
+    """Convolutions of every kind and linear layers, by module path."""
     kinds = (nn.Conv2d, nn.Linear)
     return {path: m for path, m in network.named_modules() if isinstance(m, kinds)}
 
 
 def list_layers(model: PixelsToLogits, image_size: int, channels: int) -> tuple[Layer, ...]:
-    """The products of `model.network`, in the order in which an image meets them."""
+    """The conv and linear layers of `model.network`, in order of execution.
+
+    The multiply-accumulates of a layer that is executed twice are counted twice, its weights once.
+
+    Args:
+        model: a student.
+        image_size: height and width in pixels.
+        channels: of the images.
+    """
     layers = conv_and_linear(model.network)
     macs: dict[str, int] = {}
 

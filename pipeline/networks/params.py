@@ -12,6 +12,8 @@ HardSwish = Literal["keep", "relu6"]
 
 
 class Network(Group):
+    """A timm network and how it is changed."""
+
     arch: str = Field(description="a timm name")
     args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
     stem_stride: Literal["auto", 1, 2] = "auto"
@@ -23,6 +25,8 @@ class Network(Group):
 
 
 class Students(Group):
+    """The networks that are distilled: `enabled` are those of `zoo` that the graph makes."""
+
     enabled: tuple[Name, ...] = Field(min_length=1)
     zoo: dict[Name, Network]
 

@@ -1,4 +1,4 @@
-"""A network with its normalisation inside: raw pixels in, logits out."""
+"""From raw pixels to logits: the normalisation as a part of the model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from pipeline.networks.records import Normalisation
 class PixelsToLogits(nn.Module):
     """A network with its normalisation inside: raw pixels in, logits out.
 
-    Pixels are uint8 [N, H, W, C] in [0, 255], logits float32 [N, classes]. This is the
-    contract of every artifact. A teacher with an `input_size` of its own sees the images
-    resized to it, square; None: as they are.
+    Pixels are uint8 [N, H, W, C] in [0, 255], logits float32 [N, classes], as for every artifact.
+
+    Args:
+        network: takes normalised images float32 [N, C, H, W].
+        normalisation: mean and std per channel, in [0, 255].
+        input_size: height and width that images are resized to; None leaves their size.
     """
 
     mean: torch.Tensor
@@ -35,7 +38,7 @@ class PixelsToLogits(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        # The permuted NHWC tensor *is* channels-last memory, which the kernels prefer.
+        # A permuted NHWC tensor is channels-last in memory, the faster layout for convolutions.
         images = ((pixels.float() - self.mean) * self.scale).permute(0, 3, 1, 2)
         if self.input_size is not None:
             size = (self.input_size, self.input_size)
@@ -44,14 +47,14 @@ class PixelsToLogits(nn.Module):
 
 
 def student_normalisation(channels: int) -> Normalisation:
-    """(x - 128) / 64: x - 128 is then the int8 input at scale 1/64, zero point 0, exactly."""
+    """(x - 128) / 64 for every channel: see `networks.grid`."""
     return Normalisation(mean=(float(grid.CENTRE),) * channels, std=(float(grid.STEPS),) * channels)
 
 
 def pretrained_normalisation(model: nn.Module, channels: int) -> Normalisation:
-    """The statistics that timm's weights were trained with, in [0, 255]."""
+    """Mean and std that timm's weights of `model` were trained with, in [0, 255]."""
     config = cast(dict[str, Any], model.pretrained_cfg)
     mean, std = (tuple(255 * value for value in config[key]) for key in ("mean", "std"))
-    if channels == 1:  # timm sums the stem's kernels over RGB: grey has the mean statistics
+    if channels == 1:  # timm sums the stem's weights over RGB: use the mean of the statistics
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     return Normalisation(mean=mean, std=std)

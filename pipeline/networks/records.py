@@ -9,14 +9,13 @@ from pydantic import Field
 
 from pipeline.core.records import Record
 
-CARD = "card.json"
-"""Beside the weights of every teacher and student: a `ModelCard`."""
-
 TEACHERS = Path("models/teachers")
-
 STUDENTS = Path("models/students")
 WEIGHTS = "model.safetensors"
-"""The weights of every teacher and student, beside the card."""
+"""In the folder of every teacher and student."""
+
+CARD = "card.json"
+"""Beside the weights: a `ModelCard`."""
 
 
 class Normalisation(Record):
@@ -27,15 +26,15 @@ class Normalisation(Record):
 
 
 class ModelCard(Record):
-    """models/teachers/T/card.json and models/students/S/card.json."""
+    """models/teachers/T/card.json and models/students/S/card.json: how a network was made."""
 
     arch: str
     args: dict[str, Any]
     stem_stride: Literal["auto", 1, 2]
     stem_pool: Literal["auto"] | bool
     hard_swish: Literal["keep", "relu6"] = "keep"
-    image_size: int = Field(description="of the data, in pixels")
-    input_size: int = Field(description="that the network sees; other images are resized to it")
+    image_size: int = Field(description="height and width of the data, in pixels")
+    input_size: int = Field(description="height and width that images are resized to")
     channels: int
     classes: tuple[str, ...]
     normalisation: Normalisation

@@ -15,6 +15,16 @@ SMALL_IMAGE = 64
 
 
 def change_stem(model: nn.Module, network: Network, image_size: int) -> None:
+    """Set the stride of the first convolution and the pooling behind it.
+
+    Args:
+        model: is changed in place.
+        network: `stem_stride` and `stem_pool` say what is wanted.
+        image_size: `auto` depends on it: see `SMALL_IMAGE`.
+
+    Raises:
+        PipelineError: for a network that has no such stem.
+    """
     small = image_size <= SMALL_IMAGE
     stem = _stem(model)
     if network.stem_stride != "auto":
@@ -35,7 +45,7 @@ def change_stem(model: nn.Module, network: Network, image_size: int) -> None:
 
 
 def change_hard_swish(model: nn.Module, network: Network) -> None:
-    """Put ReLU6 in the place of every hard-swish, if `network.hard_swish` asks for it."""
+    """Replace every hard-swish by ReLU6, if `network.hard_swish` asks for it."""
     if network.hard_swish == "relu6" and not replace_hard_swish(model, nn.ReLU6):
         raise PipelineError(
             "it has no hard-swish that could be replaced",
@@ -45,7 +55,7 @@ def change_hard_swish(model: nn.Module, network: Network) -> None:
 
 
 def replace_hard_swish(model: nn.Module, kind: Callable[[], nn.Module]) -> int:
-    """Put a `kind` in the place of every hard-swish; how many there were."""
+    """Replace every hard-swish by a new `kind()`; returns their number."""
     places = [
         (parent, name)
         for parent in model.modules()
@@ -58,7 +68,7 @@ def replace_hard_swish(model: nn.Module, kind: Callable[[], nn.Module]) -> int:
 
 
 def _stem(model: nn.Module) -> nn.Conv2d | None:
-    """The first convolution, unless it cuts the image into patches: then its stride is fixed."""
+    """The first convolution; None where it cuts the image into patches, as its stride is fixed."""
     name = cast(dict[str, Any], model.pretrained_cfg).get("first_conv")
     stem = model.get_submodule(name) if isinstance(name, str) else None
     if not isinstance(stem, nn.Conv2d) or stem.stride == stem.kernel_size:

@@ -1,4 +1,4 @@
-"""Networks to and from disk."""
+"""Networks on disk: weights as safetensors, and a card beside them."""
 
 from __future__ import annotations
 
@@ -43,14 +43,19 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
 
 
 def load_pixels_to_logits(folder: Path) -> tuple[PixelsToLogits, ModelCard]:
-    """What ships: the network of `folder` with its normalisation inside, in eval mode."""
+    """The network of a `save_model` folder with its normalisation inside, in eval mode."""
     network, card = load_model(folder)
     size = None if card.input_size == card.image_size else card.input_size
     return PixelsToLogits(network, card.normalisation, size).eval(), card
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
-    """Fill `model` from a safetensors file; every tensor must be there and fit."""
+    """Fill `model` from a safetensors file.
+
+    Raises:
+        PipelineError: for another format, a tensor of another shape, and for tensors that are
+            missing or that the network does not have.
+    """
     if not file.is_file():
         raise PipelineError("there is no such checkpoint", where=str(file))
     try:

@@ -1,4 +1,4 @@
-"""What the artifacts answered on the test split: confusions, calibration, the worst images."""
+"""Answers on the test split: confusions, calibration and the mistakes of highest probability."""
 
 from __future__ import annotations
 
@@ -12,28 +12,22 @@ from PIL import Image
 
 from pipeline.accuracy.metrics import calibration_error
 from pipeline.accuracy.records import Mistake, ReliabilityBin
-from pipeline.compile.evidence import (
-    Evidence,
-    split_digest,
-)
+from pipeline.compile.evidence import Evidence, split_digest
 from pipeline.core.errors import PipelineError
 from pipeline.data.records import PACKED, Manifest, load_split
 from pipeline.report.int8_sections import Section
 from pipeline.report.results import UNKNOWN, Row
 
 MATRIX_CLASSES = 30
-"""Of more classes than these the most frequent confusions are listed, in place of a matrix."""
-LISTED = 30
+"""With more classes the most frequent confusions are listed instead of a matrix."""
+_LISTED = 30
 _TOP = 3
 _THUMBNAIL = 64  # pixels of the longer side, at most
 
 
 @dataclass(frozen=True)
 class Answers:
-    """An artifact's answers to the test split.
-
-    `matrix` [label, answer] counts images, and is None of more than `MATRIX_CLASSES` classes.
-    """
+    """An artifact's answers to the test split."""
 
     key: str
     name: str
@@ -45,6 +39,7 @@ class Answers:
     reliability: tuple[ReliabilityBin, ...]
     confusions: tuple[tuple[int, int, int], ...]
     matrix: NDArray[np.int64] | None
+    """Images by [label, answer]; None for more than `MATRIX_CLASSES` classes."""
     mistakes: tuple[Mistake, ...]
 
     def frequent(self, count: int) -> list[str]:
@@ -55,14 +50,16 @@ class Answers:
         ]
 
     def worst(self, mistake: Mistake) -> str:
+        """A mistake in words."""
         label, answer = self.classes[mistake.label], self.classes[mistake.answer]
         return f"image {mistake.image}: {label} taken for {answer} at {mistake.probability:.1%}"
 
 
 def gather_answers(rows: list[Row], manifest: Manifest) -> list[Answers]:
-    """Of the rows whose answers are recorded with their confusions and probabilities.
+    """The recorded answers of every artifact that has some.
 
-    Raises `PipelineError` where a record tells of another test split than the packed one.
+    Raises:
+        PipelineError: for answers to another test split than the packed one.
     """
     _, labels = load_split("test")
     digest = split_digest(manifest)
@@ -78,8 +75,7 @@ def gather_answers(rows: list[Row], manifest: Manifest) -> list[Answers]:
                 where=str(file),
                 fix="run `dvc repro`",
             )
-        if evidence.reliability:
-            found.append(_answers(row, evidence, manifest.classes, labels))
+        found.append(_answers(row, evidence, manifest.classes, labels))
     return found
 
 
@@ -109,7 +105,7 @@ def _answers(
 
 
 def answers_section(found: list[Answers], rows: list[Row]) -> Section:
-    """One row per artifact; a dash where the record is older than these figures."""
+    """One row per artifact; dashes for one without recorded answers."""
     by_key = {one.key: one for one in found}
     shown = []
     for row in rows:
@@ -124,22 +120,22 @@ def answers_section(found: list[Answers], rows: list[Row]) -> Section:
         "Wrong",
         "Mean probability",
         "ECE",
-        "Confused most",
-        "Surest mistake",
+        "Frequent confusions",
+        "Worst mistake",
     )
     numeric = (False, True, True, True, False, False)
     return Section("Answers", columns, numeric, tuple(shown))
 
 
 def matrix_section(one: Answers) -> Section:
-    """Rows are labels, columns answers; of many classes the most frequent confusions."""
+    """One row per label, one column per answer; for many classes the most frequent confusions."""
     if one.matrix is None:
         confused = [
             (one.classes[label], one.classes[answer], f"{images:,}")
-            for label, answer, images in one.confusions[:LISTED]
+            for label, answer, images in one.confusions[:_LISTED]
         ]
-        numeric = (False, False, True)
-        return Section("Confused most", ("Label", "Answer", "Images"), numeric, tuple(confused))
+        headings = ("Label", "Answer", "Images")
+        return Section("Frequent confusions", headings, (False, False, True), tuple(confused))
     rows = tuple(
         (name, *(f"{count:,}" for count in counts))
         for name, counts in zip(one.classes, one.matrix, strict=True)
@@ -149,17 +145,17 @@ def matrix_section(one: Answers) -> Section:
 
 
 def reliability_section(one: Answers) -> Section:
-    """What the diagram shows."""
+    """The reliability diagram as a table."""
     rows = tuple(
         (f"{part.images:,}", f"{part.confidence:.4f}", f"{part.accuracy:.4f}")
         for part in one.reliability
     )
-    columns = ("Images", "Mean probability", "Right")
+    columns = ("Images", "Mean probability", "Correct")
     return Section("Reliability", columns, (True, True, True), rows)
 
 
 def thumbnails(found: list[Answers]) -> dict[int, str]:
-    """Each image among the mistakes once, as a data URI of a PNG, by its place in the split."""
+    """Every image among the mistakes as a data URI of a PNG, by its index in the test split."""
     places = sorted({mistake.image for one in found for mistake in one.mistakes})
     images, _ = load_split("test")
     return {place: _data_uri(images[place]) for place in places}

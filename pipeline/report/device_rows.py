@@ -1,4 +1,4 @@
-"""What was imported from devices, one row per artifact, device, unit and number of threads."""
+"""Imported results of devices, one row per artifact, device, unit and number of threads."""
 
 from __future__ import annotations
 
@@ -15,47 +15,49 @@ RIGHT_ALIGNED = ("Threads", "p50 ms", "p90 ms", "p50 here", "Images/s")
 
 @dataclass(frozen=True)
 class OnDevice:
-    """A latency, a verdict or both of one artifact on one device.
-
-    `about` is the latency, or else the verdict; `current` tells whether its bundle is still the
-    one in models/bundles. `device` is unique. `here` is the local p50 in ms, None if unmeasured.
-    """
+    """A latency, a verdict or both of one artifact on one device."""
 
     about: Result
+    """The latency, or the verdict if there is none."""
     verdict: Verdict | None
     current: bool
+    """Whether its bundle is still the one in models/bundles."""
     device: str
+    """Unique name."""
     here: float | None
+    """Local p50 in ms; None if not measured."""
 
     @property
     def bench(self) -> Bench | PhoneBench | None:
+        """The latency, if there is one."""
         return None if isinstance(self.about, Verdict) else self.about
 
     @property
     def runtime(self) -> dict[str, str]:
-        """Version by package; empty where verify.py ran none."""
+        """Version by package; empty if verify.py ran none."""
         timed = self.about if isinstance(self.about, Comparison) else self.bench
         return timed.runtime if timed else {}
 
     @property
     def failed(self) -> bool:
+        """Whether verify.py refused the bundle."""
         return self.verdict is not None and self.verdict.verdict == "FAILED"
 
     @property
     def verified(self) -> str:
-        """The verdict in words, with what sets it apart from the latency beside it."""
+        """The verdict in words, with how its bundle or runtime differs from the latency's."""
         if self.verdict is None:
             why = self.bench.reason if isinstance(self.bench, PhoneBench) else None
             return f"not verified; {why}" if why else "not verified"
-        said, _, why = str(self.verdict).partition(": ")
+        text, _, why = str(self.verdict).partition(": ")
         if isinstance(self.verdict, Comparison) and self.verdict.runtime != self.runtime:
-            said += f", by {_versions(self.verdict.runtime)}"
+            text += f", by {_versions(self.verdict.runtime)}"
         if self.verdict.bundle.digest != self.about.bundle.digest:
-            said += ", of another build"
-        return f"{said}: {why}" if why else said
+            text += ", of another build"
+        return f"{text}: {why}" if why else text
 
     def cells(self) -> dict[str, str]:
-        """Every figure as text by its heading; a dash where nothing is known."""
+        """Every figure as text by its heading; a dash for an unknown one."""
         bundle, unit = self.about.bundle, self.about.unit
         runtime = title(bundle.backend)
         p50, p90 = self._latency()
@@ -74,7 +76,7 @@ class OnDevice:
         }
 
     def _latency(self) -> tuple[str, str]:
-        """p50 and p90 as text; a phone's tool may know the mean alone, and never the p90."""
+        """p50 and p90 as text; a phone's tool may report only the mean, and never p90."""
         bench = self.bench
         if bench is None:
             return UNKNOWN, UNKNOWN
@@ -87,9 +89,10 @@ class OnDevice:
 
 
 def on_devices(rows: list[Row]) -> list[OnDevice]:
-    """Every imported result, in the order of the local `rows`; of artifacts gone since, last.
+    """Every imported result, in the order of the local `rows`; artifacts without a row come last.
 
-    Raises `PipelineError` for a file in metrics/devices that is no result.
+    Raises:
+        PipelineError: for a file in metrics/devices that is not a result.
     """
     results = stored_results()
     digests = bundle_digests()
@@ -104,7 +107,7 @@ def on_devices(rows: list[Row]) -> list[OnDevice]:
         OnDevice(
             about,
             verdicts.get(_key(about)),
-            digests.get(about.bundle.folder.name) == about.bundle.digest,
+            digests.get(about.bundle.artifact.slug) == about.bundle.digest,
             names[about.device_slug],
             local.get(about.bundle.artifact),
         )
@@ -121,13 +124,13 @@ def on_devices(rows: list[Row]) -> list[OnDevice]:
 
 
 def _key(result: Result) -> tuple[str, str, str, bool]:
-    """What a latency and its verdict have in common; TensorRT's graph is verified, never timed."""
+    """What a latency and its verdict share; TensorRT's portable graph is verified, never timed."""
     graph = isinstance(result, Verdict) and result.by_graph
-    return result.bundle.folder.name, result.device_slug, result.unit, graph
+    return result.bundle.artifact.slug, result.device_slug, result.unit, graph
 
 
 def _device_names(results: list[Result]) -> dict[str, str]:
-    """By slug the device in words, with its digest where two are named alike."""
+    """The name of each device by its slug, with its digest where two have the same name."""
     devices = {result.device_slug: result for result in results}
     namesakes = Counter(result.device for result in devices.values())
     return {
@@ -137,5 +140,5 @@ def _device_names(results: list[Result]) -> dict[str, str]:
 
 
 def _versions(runtime: dict[str, str]) -> str:
-    # phone.py tells a tool without a version by its digest
+    # phone.py gives the digest of a tool that has no version
     return ", ".join(f"{name} {version[:23]}" for name, version in runtime.items())

@@ -1,32 +1,34 @@
-"""The report's tables on int8: parity, the ladder, noise by layer, and the execution."""
+"""The report's tables on int8: parity, attempts, noise by layer, and the execution report."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
 
-from pipeline.backends.base.records import ArtifactRecord, Partitions
+from pipeline.backends.base.records import ArtifactRecord
 from pipeline.compile.records import LayerNoise
 from pipeline.networks.params import Network
 from pipeline.report.results import UNKNOWN, Row
 
 DIVERGED_DB = 20
-"""Below this signal-to-noise ratio a layer's noise is more than a tenth of its signal."""
+"""At a signal-to-noise ratio of 20 dB the noise has a tenth of the signal's amplitude."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and a table; `numeric` tells number columns, `marks` rows that stand out."""
+    """A heading and a table."""
 
     heading: str
     columns: tuple[str, ...]
     numeric: tuple[bool, ...]
+    """Which columns hold numbers."""
     rows: tuple[tuple[str, ...], ...]
     marks: tuple[str, ...] = ()
+    """CSS class of each row; empty: none has one."""
 
 
 def parity_section(rows: list[Row]) -> Section:
-    """How far every artifact's answers to the test split lie from the float student's."""
+    """Differences between each artifact and the float student on the test split."""
     columns = ("Artifact", "Same argmax", "Lost", "Won", "Max error", "Mean error", "SNR dB")
     shown = []
     for row in rows:
@@ -39,12 +41,12 @@ def parity_section(rows: list[Row]) -> Section:
 
 
 def ladder_section(rows: list[Row]) -> Section:
-    """What was tried for every int8 artifact, what each try bought on val, and its price."""
+    """Every attempt at an int8 artifact with its accuracy on val, its size and its time."""
     columns = ("Artifact", "Rung", "Recipe", "Val top-1", "Drop", "Bytes", "Seconds", "Kept")
     numeric = (False, False, False, True, True, True, True, False)
     tried = [(row, attempt) for row in rows if row.metrics for attempt in row.metrics.ladder]
     return Section(
-        heading="What was tried for int8",
+        heading="Attempts at int8",
         columns=columns,
         numeric=numeric,
         rows=tuple(
@@ -65,7 +67,7 @@ def ladder_section(rows: list[Row]) -> Section:
 
 
 def noise_section(rows: list[Row]) -> Section:
-    """Where int8 first leaves the float student, and where it is furthest from it."""
+    """The first layer with much noise, the one with the most, and the last one."""
     columns = ("Artifact", f"First below {DIVERGED_DB} dB", "dB", "Worst", "dB", "Last", "dB")
     shown = []
     for row in rows:
@@ -78,7 +80,7 @@ def noise_section(rows: list[Row]) -> Section:
         diverged = ("none", "") if first is None else _named(layers[first])
         shown.append((row.name, *diverged, *_named(layers[worst]), *_named(layers[-1])))
     numeric = (False, False, True, False, True, False, True)
-    return Section("Noise of int8, layer by layer", columns, numeric, tuple(shown))
+    return Section("Noise of int8 by layer", columns, numeric, tuple(shown))
 
 
 def _named(layer: LayerNoise) -> tuple[str, str]:
@@ -86,7 +88,7 @@ def _named(layer: LayerNoise) -> tuple[str, str]:
 
 
 def replaced_section(students: dict[str, Network], rows: list[Row]) -> Section:
-    """What a replaced hard-swish costs and gains, beside the same student that keeps it."""
+    """Students with another activation than hard-swish, beside the same students with it."""
     by_artifact = {row.artifact: row for row in rows}
     shown = []
     for name, network in students.items():
@@ -103,34 +105,28 @@ def replaced_section(students: dict[str, Network], rows: list[Row]) -> Section:
                     if row.p50 and before.p50:
                         times = (f"{row.p50:.3f}", f"{row.p50 / before.p50:.2f}")
                     shown.append((row.name, original, *cells, *times))
-    columns = ("Artifact", "Against", "Top-1", "Gain", "p50 ms", "of its p50")
+    columns = ("Artifact", "Compared with", "Top-1", "Gain", "p50 ms", "Ratio of p50")
     return Section("Hard-swish replaced", columns, (False, False, *(True,) * 4), tuple(shown))
 
 
 def execution_section(artifacts: dict[str, ArtifactRecord]) -> Section:
-    """What each runtime really executes; the float products of an int8 artifact by name."""
+    """What each runtime executes; the float layers of an int8 artifact by name."""
     shown = []
     for name, artifact in artifacts.items():
         execution = artifact.execution
-        products = "; ".join(map(str, execution.in_float)) or "none"
+        layers = "; ".join(map(str, execution.in_float)) or "none"
         if artifact.precision != "int8":
-            products = f"all {len(execution.in_float)}"
+            layers = f"all {len(execution.in_float)}"
         scales = {None: UNKNOWN, True: "yes", False: "no"}[execution.per_channel]
-        cells = (f"{execution.macs:,}", f"{execution.int8_mac_share:.1%}", products, scales)
+        cells = (f"{execution.macs:,}", f"{execution.int8_mac_share:.1%}", layers, scales)
         types = f"{execution.input_type} to {execution.output_type}"
         images = artifact.exact_input_images
         exact = f"on {images} images" if images else UNKNOWN
-        shown.append((name, *cells, _partitions(execution.partitions), types, exact))
+        partitions = str(execution.partitions or UNKNOWN)
+        shown.append((name, *cells, partitions, types, exact))
     columns = (
-        "Artifact", "MACs", "int8 MACs", "In float", "Scales per channel", "Partitions", "Types",
-        "Input exact",
+        "Artifact", "MACs", "int8 MACs", "Layers in float", "Scales per channel", "Partitions",
+        "Types", "Input exact",
     )  # fmt: skip
     numeric = (False, True, True, *(False,) * 5)
-    return Section("What runs in int8", columns, numeric, tuple(shown))
-
-
-def _partitions(partitions: Partitions | None) -> str:
-    if partitions is None:
-        return UNKNOWN
-    rest = ", ".join(f"{count} {kind}" for kind, count in partitions.builtin.items())
-    return f"{partitions.delegated} delegated; built-in kernels: {rest or 'none'}"
+    return Section("Execution report", columns, numeric, tuple(shown))

@@ -1,21 +1,23 @@
-"""How the latencies of single images are distributed."""
+"""The distribution of single-image latencies."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.backends.base.registry import backend
 from pipeline.core.errors import PipelineError
 from pipeline.latency.records import LATENCIES, REFERENCE, BenchmarkRecord, BenchmarkRow
 from pipeline.report.int8_sections import Section
-from pipeline.report.plots import GREY, Strip, colour
+from pipeline.report.plots import GREY, Strip
 from pipeline.report.results import UNKNOWN, Row
 
 
 def strips(rows: list[Row]) -> list[Strip]:
-    """The reference and every measured artifact, in the order of the rows.
+    """The latencies of the reference and of every measured artifact, in the order of the rows.
 
-    Raises `PipelineError` where their latencies are not recorded.
+    Raises:
+        PipelineError: where their latencies are not recorded.
     """
     if not LATENCIES.exists():
         raise PipelineError(
@@ -27,7 +29,7 @@ def strips(rows: list[Row]) -> list[Strip]:
             Strip(
                 row.artifact.slug,
                 row.name,
-                colour(row.artifact.backend),
+                backend(row.artifact.backend).colour,
                 _times(recorded, row.artifact.key),
             )
             for row in rows
@@ -48,7 +50,7 @@ def _times(recorded: np.lib.npyio.NpzFile, key: str) -> NDArray[np.float64]:
 
 
 def latency_section(rows: list[Row], record: BenchmarkRecord) -> Section:
-    """What was measured beside the medians, the reference first."""
+    """Every figure of the benchmark, the reference first."""
     measured = [("reference", record.reference)]
     measured += [(row.name, row.latency) for row in rows if row.latency and row.p50 is not None]
     columns = (

@@ -1,4 +1,4 @@
-"""The report: everything that was recorded on one page, as Markdown and as HTML."""
+"""The report: all records of a run on one page, as Markdown and as HTML."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from pipeline.backends.base.records import ArtifactRecord
-from pipeline.backends.base.registry import title
+from pipeline.backends.base.registry import backend, title
 from pipeline.core.files import write_whole
 from pipeline.core.records import METRICS
 from pipeline.data.records import PACKED, Manifest
@@ -30,16 +30,13 @@ from pipeline.training.records import ModelMetrics, read_curve
 
 MARKDOWN, HTML = REPORTS / "report.md", REPORTS / "report.html"
 PLOTS = {name: REPORTS / f"{name}.svg" for name in ("pareto", "training", "noise", "latencies")}
-UNANSWERED = (
-    "Confusions, probabilities and mistakes are not recorded: these artifacts were compiled before "
-    "that was done. `dvc repro` compiles them anew."
-)
+UNANSWERED = "No answers to the test split are recorded yet; run `dvc repro`."
 _LATENCIES_CAPTION = (
-    "How long single images took, in all rounds together: the long bar is p50, the short one p90, "
-    "grey the frozen reference. The slowest 0.1% may lie outside."
+    "Distribution of single-image latencies over all rounds: the long bar is p50, the short one "
+    "p90, grey the frozen reference model. The slowest 0.1% of the images may lie outside the axis."
 )
 _LATENCY_TEXT = (
-    "The limits of p90 and of the ratio to the reference are at 95%, of a bootstrap over the "
+    "The intervals of p90 and of the ratio to the reference are 95% bootstrap intervals over the "
     "interleaved rounds."
 )
 
@@ -47,8 +44,10 @@ _LATENCY_TEXT = (
 def report(params: ReportParams) -> None:
     """Stage `report`: reports/report.md, report.html and their plots.
 
-    Raises `PipelineError` for a record that is missing or foreign; an artifact without
-    measurements is no error but a row that says so.
+    An artifact without measurements is a row that gives the reason.
+
+    Raises:
+        PipelineError: for a record that is missing, invalid or of another test split.
     """
     rows = gather(params)
     manifest = Manifest.read(PACKED / "manifest.json")
@@ -78,7 +77,7 @@ def report(params: ReportParams) -> None:
 
 
 def _render(template: str, context: dict[str, Any]) -> str:
-    """Fill a template of this package; unknown names are errors, HTML is escaped."""
+    """Fill in a template of this package; unknown names are errors, HTML is escaped."""
     environment = jinja2.Environment(
         autoescape=template.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined,
@@ -92,10 +91,10 @@ def _render(template: str, context: dict[str, Any]) -> str:
 
 
 def _literal(text: str) -> str:
-    """What GitHub's Markdown shows as `text`, in a line or a cell of a table.
+    """Escape `text` for GitHub's Markdown, for a line or a cell of a table.
 
-    Only what it would interpret is escaped: neither an underscore within a word nor brackets
-    without a target after them.
+    Only what Markdown would interpret is escaped: neither an underscore within a word nor
+    brackets without a target.
     """
     escaped = re.sub(r"[\\`*<>|~$]|\](?=[\[(])|&(?=#?\w+;)", r"\\\g<0>", text)
     at_edges = r"(?<![^\W_])_|_(?![^\W_])"
@@ -103,7 +102,7 @@ def _literal(text: str) -> str:
 
 
 def _about(params: ReportParams, manifest: Manifest, benchmark: BenchmarkRecord) -> str:
-    """What the figures below are of, in a line."""
+    """Data, settings and machine of the run in one line."""
     threads = params.benchmark.threads
     return (
         f"{manifest.source}, {manifest.size('test'):,} test images; profile {params.profile}, "
@@ -112,13 +111,13 @@ def _about(params: ReportParams, manifest: Manifest, benchmark: BenchmarkRecord)
 
 
 def _results(params: ReportParams, rows: list[Row]) -> dict[str, Any]:
-    """The verdict, the table and what the page's script works on."""
+    """The verdict, the table of results and the data of the page's script."""
     data = json.dumps(recommendation.page_data(rows, params.limits), ensure_ascii=False)
     return {
         "verdict": recommendation.verdict(rows, params.limits),
         "cards": recommendation.cards(rows),
         "limits": recommendation.limits(params.limits),
-        "colours": {row.artifact.backend: plots.colour(row.artifact.backend) for row in rows},
+        "colours": {row.artifact.backend: backend(row.artifact.backend).colour for row in rows},
         "rows": rows,
         "best": [row for row in best_per_backend(rows).values() if row],
         "results": recommendation.results_section(rows),
@@ -158,7 +157,7 @@ def _sections(
 
 
 def _answers(rows: list[Row], manifest: Manifest) -> dict[str, Any]:
-    """Every artifact's answers; the one that is recommended is shown first."""
+    """Every artifact's answers; the recommended artifact is shown first."""
     found = answers.gather_answers(rows, manifest)
     best = recommendation.fastest(rows)
     chosen = next((one for one in found if best and one.key == best.artifact.slug), None)
@@ -180,11 +179,13 @@ def _networks(params: ReportParams) -> list[tuple[str, str]]:
 
 def _pareto_caption(rows: list[Row]) -> str:
     caption = (
-        "Accuracy against latency: colour is the runtime, shape the precision, and a marker's "
-        "area is proportional to the file's size. The line joins what no other artifact beats."
+        "Accuracy against latency. Colour is the runtime, shape the precision, and the area of a "
+        "marker is proportional to the file's size. The line is the Pareto frontier."
     )
     missing = [row.name for row in rows if row.metrics is None or row.p50 is None]
-    return caption + (f" Not plotted, as not measured: {', '.join(missing)}." if missing else "")
+    return caption + (
+        f" Not plotted because not measured: {', '.join(missing)}." if missing else ""
+    )
 
 
 def _networks_section(networks: list[tuple[str, str]]) -> Section:
@@ -199,7 +200,7 @@ def _networks_section(networks: list[tuple[str, str]]) -> Section:
 
 
 def _devices_section(rows: list[Row]) -> Section:
-    """What devices said of the bundles, beside the local latency of the same artifacts."""
+    """Results from devices, beside the local latency of the same artifacts."""
     found = on_devices(rows)
     shown = [one.cells() for one in found]
     columns = tuple(shown[0]) if shown else ()
@@ -215,12 +216,12 @@ def _devices_section(rows: list[Row]) -> Section:
 
 
 def _artifacts(rows: list[Row]) -> dict[str, ArtifactRecord]:
-    """The record of every artifact by the name of its row; of missing ones the results tell."""
+    """The record of every compiled artifact, by the name of its row."""
     files = {row.name: row.artifact.folder / "artifact.json" for row in rows}
     return {name: ArtifactRecord.read(file) for name, file in files.items() if file.exists()}
 
 
 def _inline(name: str, svg: str) -> Markup:
-    """An SVG file's content as an element of a page, every id of it after `name` and a dash."""
+    """An SVG file as an element of the page; its ids get the prefix `name` and a dash."""
     body = re.sub(r" *<metadata>.*?</metadata>\n", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     return Markup(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body))

@@ -20,7 +20,9 @@ class Limits(Group):
     max_top1_drop: Fraction = Field(description="of top-1, against the float student")
     min_agreement: Fraction = Field(description="share of its float student's answers")
     min_top1: Fraction | None = Field(None, description="on test, whatever the student reaches")
-    max_p50_ms: Positive | None = Field(None, description="of one image; never kept unmeasured")
+    max_p50_ms: Positive | None = Field(
+        None, description="of one image; broken by an artifact that is not measured"
+    )
     max_kb: Positive | None = Field(None, description="size in 1000 bytes of what a runtime opens")
 
 

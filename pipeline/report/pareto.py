@@ -13,8 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pipeline.backends.base.registry import title
-from pipeline.report.plots import GREY, INK, STYLE, colour, log_axis, svg
+from pipeline.backends.base.registry import backend
+from pipeline.report.plots import GREY, INK, STYLE, log_axis, rounded_limits, svg
 from pipeline.report.results import Row
 
 MARKERS = {"fp32": "o", "fp16": "s", "int8": "^"}
@@ -80,9 +80,9 @@ def frontier(found: list[Point]) -> list[Point]:
 
 
 def pareto(rows: list[Row]) -> str:
-    """Top-1 against p50 latency as SVG; a marker's area is proportional to the size.
+    """Top-1 against p50 latency; the area of a marker is proportional to the file's size.
 
-    Groups of the SVG are named by an artifact's key: `point-KEY`, `label-KEY` and `lead-KEY`.
+    The SVG has the groups `point-KEY`, `label-KEY` and `lead-KEY` for each artifact.
     """
     found = points(rows)
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "pareto"}):
@@ -95,7 +95,7 @@ def pareto(rows: list[Row]) -> str:
             _draw_points(axes, found)
             _legend(figure, found)
             canvas = FigureCanvasAgg(figure)
-            canvas.draw()  # type: ignore[no-untyped-call]  # settles the layout, which the labels go by
+            canvas.draw()  # type: ignore[no-untyped-call]  # fixes the layout before labels are placed
             figure.set_layout_engine("none")
             _label(axes, found, canvas)
         else:
@@ -114,30 +114,31 @@ def _draw_points(axes: Axes, found: list[Point]) -> None:
         lw=1,
         zorder=1,
     )
-    for point in sorted(found, key=lambda p: -p.size):  # a small one is never hidden
+    for point in sorted(found, key=lambda p: -p.size):  # small ones on top
         axes.scatter(
             point.p50,
             point.top1,
             s=_area(point, found),
             marker=MARKERS.get(point.precision, "D"),
-            color=colour(point.backend),
+            color=backend(point.backend).colour,
             alpha=0.75,
             linewidth=0,
             zorder=2,
             gid=f"point-{point.key}",
         )
-    latencies = [p.p50 for p in found]
-    if max(latencies) > 10 * min(latencies):
-        log_axis(axes, min(latencies), max(latencies))
-    elif max(latencies) > 2 * min(latencies):
-        axes.set_xlim(0, 1.12 * max(latencies))
+    least, most = min(p.p50 for p in found), max(p.p50 for p in found)
+    low, high = rounded_limits(least / 1.12, 1.12 * most)
+    if most > 10 * least:
+        log_axis(axes, low, high)
+    elif most > 2 * least:
+        axes.set_xlim(0, high)
     else:
         axes.margins(x=0.16)
     axes.margins(y=0.16)
 
 
 def _legend(figure: Figure, found: list[Point]) -> None:
-    """Only what the plot holds: runtimes by colour, precisions by shape, sizes by area."""
+    """Runtimes by colour, precisions by shape and sizes by area, as far as they occur."""
 
     def dot(label: str, marker: str, ink: str, area: float) -> Line2D:
         size = math.sqrt(area)
@@ -146,7 +147,7 @@ def _legend(figure: Figure, found: list[Point]) -> None:
     runtimes = list(dict.fromkeys(point.backend for point in found))
     precisions = [m for m in MARKERS if any(p.precision == m for p in found)]
     sizes = sorted({min(p.size for p in found), max(p.size for p in found)})
-    handles = [dot(title(b), "o", colour(b), 50) for b in runtimes]
+    handles = [dot(b.title, "o", b.colour, 50) for b in map(backend, runtimes)]
     handles += [dot(m, MARKERS[m], GREY, 50) for m in precisions]
     handles += [
         dot(f"{size / 1000:,.0f} kB", "o", GREY, _LARGEST_MARKER * size / sizes[-1])
@@ -159,10 +160,10 @@ def _legend(figure: Figure, found: list[Point]) -> None:
 
 
 def _label(axes: Axes, found: list[Point], canvas: FigureCanvasAgg) -> None:
-    """Write each point's label where it covers least, with a thin line to its point.
+    """Place each point's label where it covers least, with a thin line to its point.
 
-    Greedy: the candidate places of a label lie on rings around its point; overlap with
-    labels already placed, markers and lines is paid for, and so is distance.
+    Greedy: the candidate places of a label lie on rings around its point. Overlap with labels
+    already placed, markers and lines has a cost, and so has distance.
     """
     pixels = canvas.figure.dpi / 72
     renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
@@ -188,7 +189,7 @@ def _label(axes: Axes, found: list[Point], canvas: FigureCanvasAgg) -> None:
 def _cheapest(
     point: Pixel, radius: float, size: Pixel, taken: list[Box], frame: Box, pixels: float
 ) -> Pixel:
-    """The centre of the best place for a label of `size` near `point`."""
+    """Centre of the cheapest place for a label of `size` near `point`."""
     best, place = math.inf, point
     for ring, step in product(range(9), range(24)):
         angle = 2 * math.pi * step / 24

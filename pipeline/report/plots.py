@@ -1,9 +1,14 @@
-"""The report's plots as SVG: equal input, equal bytes; legible on light and dark pages."""
+"""The report's plots as SVG, legible on light and dark pages.
+
+Equal input gives equal bytes. Git keeps the files, so a small change of the input shall change few
+lines: the data of each path is one line, and limits of axes are rounded.
+"""
 
 from __future__ import annotations
 
 import io
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +19,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from pipeline.backends.base.registry import backend, backend_names, title
+from pipeline.backends.base.registry import backend
 from pipeline.report.results import Row
 from pipeline.training.records import Epoch
 
 GREY = "#8b949e"
 
-INK = "#123456"  # becomes the page's text colour
+INK = "#123456"  # replaced by the page's text colour
 _INK_STYLE = (
     "<style>svg{color:#24292f}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
 )
@@ -40,26 +45,22 @@ STYLE: dict[Any, Any] = {
 
 _BINS = 240  # of a latency distribution, over the whole axis
 _SMOOTH = np.hanning(11)[1:-1]
-_SHOWN = 0.999  # share of each artifact's latencies that the axis holds at least
-
-
-def colour(name: str) -> str:
-    """The colour of a backend, grey for one that is no longer registered."""
-    return backend(name).colour if name in backend_names() else GREY
+_SHOWN = 0.999  # smallest share of each artifact's latencies within the axis
 
 
 @dataclass(frozen=True)
 class Strip:
-    """The single latencies of an artifact, or of the reference: milliseconds [n]."""
+    """The single latencies of an artifact, or of the reference."""
 
     key: str
     label: str
     colour: str
     times: NDArray[np.float64]
+    """Milliseconds [n]."""
 
 
 def training(curves: dict[str, tuple[Epoch, ...]]) -> str:
-    """One column per network as SVG: losses above, top-1 on the val split below."""
+    """Losses and val top-1 by epoch, one column per network."""
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "training"}):
         figure = Figure(figsize=(max(4.5, 3.2 * len(curves)), 4.0), layout="constrained")
         grid = figure.subplots(2, len(curves), sharex="col", squeeze=False)
@@ -70,7 +71,7 @@ def training(curves: dict[str, tuple[Epoch, ...]]) -> str:
             losses.plot(numbers, [e.val_loss for e in epochs], "-o", ms=3, label="val")
             accuracy.plot(numbers, [100 * e.val_top1 for e in epochs], "-o", ms=3, color="C2")
             accuracy.set_xlabel("epoch")
-            accuracy.sharey(grid[1, 0])  # the losses are of different kinds
+            accuracy.sharey(grid[1, 0])  # losses of teachers and students differ in kind
             accuracy.xaxis.get_major_locator().set_params(integer=True)
             for axes in (losses, accuracy):
                 axes.grid(True)
@@ -81,7 +82,7 @@ def training(curves: dict[str, tuple[Epoch, ...]]) -> str:
 
 
 def noise(rows: list[Row]) -> str:
-    """Signal-to-noise ratio of every layer of the int8 artifacts as SVG, one plot per student."""
+    """Signal-to-noise ratio of every layer of the int8 artifacts, one plot per student."""
     shown = [row for row in rows if row.metrics and row.metrics.layers]
     students = list(dict.fromkeys(row.artifact.student for row in shown))
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "noise"}):
@@ -92,14 +93,14 @@ def noise(rows: list[Row]) -> str:
                 if row.artifact.student == student and row.metrics:
                     decibels = [layer.snr_db for layer in row.metrics.layers]
                     heights = [math.nan if value is None else value for value in decibels]
-                    its = row.artifact.backend
-                    style = {"color": colour(its), "label": title(its)}
+                    its = backend(row.artifact.backend)
+                    style = {"color": its.colour, "label": its.title}
                     axes.plot(heights, "-o", ms=2.5, lw=1, **style)
             axes.set_title(student, loc="left")
             axes.set_ylabel("signal to noise, dB")
             axes.grid(True)
         if students:
-            grid[-1].set_xlabel("convolution or product, in order of execution")
+            grid[-1].set_xlabel("conv or linear layer, in order of execution")
             grid[0].legend(frameon=False, ncols=4)
         else:
             grid[0].text(0.5, 0.5, "no layer was compared", ha="center")
@@ -107,16 +108,18 @@ def noise(rows: list[Row]) -> str:
 
 
 def latencies(strips: list[Strip]) -> str:
-    """How the latencies of single images are distributed, as SVG: a violin each, above its p50.
+    """The distribution of single-image latencies, one violin per strip, with p50 and p90.
 
-    Each group `strip-KEY` of the SVG is the violin of `key`.
+    The group `strip-KEY` of the SVG is the violin of the strip with this key.
     """
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "latencies"}):
         figure = Figure(figsize=(9.5, 0.9 + 0.34 * len(strips)), layout="constrained")
         axes = figure.add_subplot()
-        low = 0.97 * min(float(strip.times.min()) for strip in strips)
-        high = max(float(np.quantile(strip.times, _SHOWN)) for strip in strips)
-        edges = np.linspace(math.log10(low), math.log10(max(high, 1.05 * low)), _BINS + 1)
+        low, high = rounded_limits(
+            min(float(strip.times.min()) for strip in strips),
+            max(float(np.quantile(strip.times, _SHOWN)) for strip in strips),
+        )
+        edges = np.linspace(math.log10(low), math.log10(high), _BINS + 1)
         middles = 10 ** ((edges[:-1] + edges[1:]) / 2)
         for y, strip in enumerate(strips):
             counts, _ = np.histogram(np.log10(strip.times), edges)
@@ -136,14 +139,27 @@ def latencies(strips: list[Strip]) -> str:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("latency of one image, ms")
-        log_axis(axes, 10 ** edges[0], 10 ** edges[-1])
+        log_axis(axes, low, high)
         axes.grid(True, axis="x", which="major")
         return svg(figure)
 
 
+def rounded_limits(low: float, high: float) -> tuple[float, float]:
+    """Limits of an axis around positive values, whose logarithms are multiples of 1/20.
+
+    Values of another run that differ by a few percent get the same limits most of the time.
+    """
+    low_step, high_step = math.floor(20 * math.log10(low)), math.ceil(20 * math.log10(high))
+    return 10 ** (low_step / 20), 10 ** (max(high_step, low_step + 1) / 20)
+
+
 def log_axis(axes: Axes, low: float, high: float) -> None:
-    """A logarithmic x axis whose ticks are plain numbers, as dense as its range allows."""
+    """Make x logarithmic from `low` to `high`, with plain numbers as ticks.
+
+    The ticks are as dense as the range allows.
+    """
     axes.set_xscale("log")
+    axes.set_xlim(low, high)
     if high > 20 * low:
         steps: tuple[float, ...] = (1, 2, 5)
     elif high > 6 * low:
@@ -158,9 +174,11 @@ def log_axis(axes: Axes, low: float, high: float) -> None:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as a file of its own, whose `INK` is the text colour of the page around it."""
+    """The figure as an SVG file, in which `INK` becomes the text colour of the page around it."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    head, _, body = buffer.getvalue().replace(INK, "currentColor").partition("<defs>")
+    drawn = buffer.getvalue().replace(INK, "currentColor")
+    drawn = re.sub(r'(?<= d=")[^"]*', lambda data: " ".join(data.group().split()), drawn)
+    head, _, body = drawn.partition("<defs>")
     lines = f"{head}{_INK_STYLE}\n <defs>{body}".splitlines()
     return "\n".join(line.rstrip() for line in lines) + "\n"

@@ -1,4 +1,4 @@
-"""Where the report's figures come from: settings, data, machine, tools, digests."""
+"""What the report's figures depend on: settings, data, machine, tools and digests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.report.recommendation import limits_text
 def circumstances_section(
     params: ReportParams, manifest: Manifest, benchmark: BenchmarkRecord
 ) -> Section:
-    """Everything that the figures of a run depend on."""
+    """Settings, data and machine of the run."""
     sizes = ", ".join(f"{split} {manifest.size(split):,}" for split in manifest.counts)
     side, reference = manifest.image_size, benchmark.reference.latency_ms
     settings = params.benchmark
@@ -43,31 +43,26 @@ def circumstances_section(
 
 
 def _disturbances(benchmark: BenchmarkRecord) -> list[tuple[str, str]]:
-    """What is known of all that takes part in a latency beside the artifact."""
+    """What affected the latencies beside the artifacts."""
     rows = []
     if benchmark.overhead_ns is not None:
-        rows.append(("Harness", f"adds {benchmark.overhead_ns} ns to a latency"))
+        rows.append(("Harness", f"adds {benchmark.overhead_ns} ns to each latency"))
     cpus = benchmark.reference.cpus
-    if cpus:
-        rows.append(("Pinned to", f"CPU {', '.join(map(str, cpus))}"))
-    elif benchmark.conditions:  # an older record, without them, does not tell of CPUs either
-        rows.append(("Pinned to", "no CPU, this system has no call for it"))
-    if benchmark.conditions:
-        rows.append(("Rounds", _rounds(benchmark)))
-    return rows
+    pinned = f"CPU {', '.join(map(str, cpus))}" if cpus else "no CPU: this system cannot pin"
+    return [*rows, ("Pinned to", pinned), ("Rounds", _rounds(benchmark))]
 
 
 def _rounds(benchmark: BenchmarkRecord) -> str:
     rounds = benchmark.conditions
     if all(one.others is one.stolen is one.mhz is None for one in rounds):
-        return "nothing was watched: this system tells neither of other processes nor of clocks"
+        return "not watched: this system reports neither other processes nor clocks"
     kept = [one for one in rounds if one.kept]
     spoiled = [one.spoiled for one in kept if one.spoiled]
     texts = [f"{benchmark.repeated_rounds} measured again, {len(spoiled)} spoiled ones kept"]
     if others := [one.others for one in kept if one.others is not None]:
-        texts.append(f"other processes took {max(others):.1%} of the measuring CPUs' time at most")
+        texts.append(f"other processes took at most {max(others):.1%} of the measuring CPUs' time")
     if elsewhere := [one.elsewhere for one in kept if one.elsewhere is not None]:
-        texts.append(f"{max(elsewhere):.1%} of the other CPUs' time was taken at most")
+        texts.append(f"of the other CPUs' time at most {max(elsewhere):.1%} was taken")
     return "; ".join([*texts, *spoiled])
 
 
@@ -77,16 +72,16 @@ def _machine(machine: Fingerprint) -> list[tuple[str, str]]:
             "Machine",
             f"{machine.cpu}, {machine.architecture}, {machine.cores} core(s), "
             f"{machine.memory_gib} GiB, kernel {machine.kernel}, "
-            f"governor {machine.governor or 'not told'}",
+            f"governor {machine.governor or 'unknown'}",
         ),
-        ("Instruction sets", ", ".join(machine.instruction_sets) or "none of note"),
+        ("Instruction sets", ", ".join(machine.instruction_sets) or "none that matter"),
         ("Accelerators", ", ".join(machine.accelerators) or "none"),
         ("Runtimes", _versions(machine.runtimes)),
     ]
 
 
 def artifacts_section(artifacts: dict[str, ArtifactRecord]) -> Section:
-    """Every compiled artifact with its quantizer, tools and digests."""
+    """Quantizer, tools and digests of every compiled artifact."""
     shown = [
         (
             name,

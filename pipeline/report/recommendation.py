@@ -1,4 +1,4 @@
-"""The report's verdict: the user's limits, what to ship on each runtime, the table of all."""
+"""The report's verdict: the limits, what to ship on each runtime, and the table of results."""
 
 from __future__ import annotations
 
@@ -10,25 +10,21 @@ from typing import Any
 from pipeline.backends.base.registry import title
 from pipeline.report.int8_sections import Section
 from pipeline.report.params import Limits
-from pipeline.report.results import (
-    LEFT_ALIGNED,
-    Row,
-    best_per_backend,
-    numbered_notes,
-    shown_cells,
-)
+from pipeline.report.results import LEFT_ALIGNED, Row, best_per_backend, numbered_notes, shown_cells
 
 NONE_WITHIN = "no measured artifact keeps these limits"
-_TOLD = ("Top-1", "Drop", "Agreement", "p50 ms", "p90 ms", "kB")
-"""What a point of a plot says of itself."""
+_TOOLTIP = ("Top-1", "Drop", "Agreement", "p50 ms", "p90 ms", "kB")
+"""Figures in the tooltip of a mark in a plot."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit of params.yaml's `limits`; `figure` is what it bounds, by its key in `_figures`."""
+    """A limit of the group `limits` of params.yaml."""
 
     name: str
+    """Its key there."""
     figure: str
+    """What it bounds, by its key in `_figures`."""
     label: str
     bound: str
     unit: str
@@ -40,20 +36,21 @@ class Limit:
 
 @dataclass(frozen=True)
 class Card:
-    """What to ship on a runtime: an artifact and its figures, or why there is none.
-
-    `unmeasured` tells why nothing was timed there; empty where something was.
-    """
+    """What to ship on a runtime: the fastest artifact within the limits, or why there is none."""
 
     backend: str
     runtime: str
     name: str
+    """Of the artifact; empty if there is none."""
     figures: str
     why: str
+    """Why there is none; empty if there is one."""
     unmeasured: str
+    """Why no artifact of this runtime was timed; empty if one was."""
 
 
 def limits(its: Limits) -> tuple[Limit, ...]:
+    """Every limit in the order of the report, also those that are not set."""
     return (
         Limit("max_p50_ms", "p50", "p50", "at most", " ms", its.max_p50_ms),
         Limit("max_kb", "kb", "size", "at most", " kB", its.max_kb),
@@ -64,6 +61,7 @@ def limits(its: Limits) -> tuple[Limit, ...]:
 
 
 def limits_text(its: Limits) -> str:
+    """The limits that are set, in one line."""
     return ", ".join(str(limit) for limit in limits(its) if limit.value is not None)
 
 
@@ -74,7 +72,7 @@ def fastest(rows: list[Row]) -> Row | None:
 
 
 def verdict(rows: list[Row], its: Limits) -> dict[str, str]:
-    """The parts of the sentence that a report begins with."""
+    """The parts of the sentence at the top of the report."""
     best = fastest(rows)
     states = Counter(row.status.replace("_", " ") for row in rows)
     return {
@@ -104,7 +102,7 @@ def cards(rows: list[Row]) -> list[Card]:
 
 
 def results_section(rows: list[Row]) -> Section:
-    """Every artifact with every figure; the numbers of its notes stand behind its status."""
+    """Every artifact with all figures; the numbers of its notes follow its status."""
     notes = numbered_notes(rows)
     shown = [shown_cells(row, notes) for row in rows]
     columns = tuple(shown[0])
@@ -118,7 +116,7 @@ def results_section(rows: list[Row]) -> Section:
 
 
 def page_data(rows: list[Row], its: Limits) -> dict[str, Any]:
-    """What the page's script filters, tells and judges by, JSON."""
+    """Data of the page's script, for JSON: artifacts with their figures, and limits."""
     return {
         "artifacts": [
             {
@@ -130,7 +128,7 @@ def page_data(rows: list[Row], its: Limits) -> dict[str, Any]:
                 "precision": row.artifact.precision,
                 "figures": _figures(row),
                 "text": _figures_text(row),
-                "told": [(heading, row.cells()[heading]) for heading in _TOLD],
+                "tooltip": [(heading, row.cells()[heading]) for heading in _TOOLTIP],
             }
             for row in rows
         ],
@@ -151,7 +149,7 @@ def _figures_text(row: Row) -> str:
 
 
 def _figures(row: Row) -> dict[str, float | None] | None:
-    """What limits bound, None where not known; None for an artifact without any accuracy."""
+    """Values that limits bound, None if unknown; None for an artifact without accuracy."""
     if row.metrics is None:
         return None
     return {

@@ -22,45 +22,48 @@ Status = Literal["measured", "not_measured", "failed", "missing"]
 REPORTS = Path("reports")
 
 CLEARLY = 1.03
-"""An int8 artifact this much slower than a float one says so; less may be noise."""
-UNKNOWN = "–"  # noqa: RUF001 - a dash in a table, no minus
+"""An int8 artifact that is slower than a float one by more than this factor gets a note; a smaller
+difference may be noise."""
+UNKNOWN = "–"  # noqa: RUF001 - a dash in a table
 UNTIMED = "it has no latency"
-"""The limit of p50 is not kept then; why there is none, a row tells anyway."""
+"""Breaks a limit of p50. The row's status says why there is no latency."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One artifact. `metrics` or `latency` is None where nothing is recorded about it.
-
-    `excess` says which limits of `gate` it breaks; None where that is not known. `overtaken_by`
-    is the float artifact that an int8 one should beat and does not, as precision and p50 ms.
-    """
+    """One artifact and what is recorded about it."""
 
     artifact: Artifact
     status: Status
     reason: str | None
+    """Why it is not measured."""
     metrics: CompiledMetrics | None
     latency: BenchmarkRow | None
     excess: tuple[str, ...] | None
+    """Which limits it breaks; None if that is unknown."""
     overtaken_by: tuple[str, float] | None = None
+    """Precision and p50 in ms of a float artifact that is clearly faster than this int8 one."""
 
     @property
     def name(self) -> str:
+        """Student, runtime and precision for people."""
         its = self.artifact
         return f"{its.student} {title(its.backend)} {its.precision}"
 
     @property
     def within_limits(self) -> bool:
+        """Whether it is known to break no limit."""
         return self.excess == ()
 
     @property
     def p50(self) -> float | None:
+        """Milliseconds of one image; None if not measured."""
         times = self.latency.latency_ms if self.latency else None
         return times.p50 if times else None
 
     @property
     def unmeasured(self) -> str | None:
-        """Why it has no latency; None for a measured artifact."""
+        """Why it has no latency; None if it was measured."""
         state = self.status.replace("_", " ")
         return None if self.status == "measured" else f"latency {state}: {self.reason}"
 
@@ -73,12 +76,12 @@ class Row:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know beside the numbers."""
+        """Remarks for the reader that belong to the numbers."""
         found = list(self.obstacles)
         if self.latency and self.latency.throughput_reason:
             found.append(f"no throughput: {self.latency.throughput_reason}")
         if self.metrics and not backend(self.artifact.backend).is_own(self.metrics.evaluated_with):
-            found.append(f"accuracy taken with {self.metrics.evaluated_with}")
+            found.append(f"accuracy measured with {self.metrics.evaluated_with}")
         if self.overtaken_by:
             precision, p50 = self.overtaken_by
             found.append(
@@ -87,7 +90,7 @@ class Row:
         return tuple(found)
 
     def cells(self) -> dict[str, str]:
-        """Every figure as text by its heading; a dash where nothing is known."""
+        """Every figure as text by its heading; a dash for an unknown one."""
         metrics, bench = self.metrics, self.latency
         times = bench.latency_ms if bench else None
         share = bench.ratio_to_reference if bench else None
@@ -119,8 +122,10 @@ TERMINAL = ("Runtime", "Precision", "Status", "Top-1", "Drop", "p50 ms", "p90 ms
 def gather(params: ReportParams) -> list[Row]:
     """One row per enabled student, backend and precision, in the order of params.yaml.
 
-    What is not recorded yet gives a row that says so; a file that is no such record raises
-    `PipelineError`. Files of students and precisions that are not asked for are ignored.
+    A missing record gives a row with a reason. Records of other artifacts are ignored.
+
+    Raises:
+        PipelineError: for a file that is not a valid record.
     """
     record = BenchmarkRecord.read(BENCHMARK) if BENCHMARK.exists() else None
     rows = [
@@ -131,7 +136,7 @@ def gather(params: ReportParams) -> list[Row]:
 
 
 def best_per_backend(rows: list[Row]) -> dict[str, Row | None]:
-    """By backend: the fastest artifact among those measured and within the limits."""
+    """The fastest measured artifact within the limits for each backend."""
     best: dict[str, Row | None] = {row.artifact.backend: None for row in rows}
     for row in rows:
         known = best[row.artifact.backend]
@@ -142,13 +147,13 @@ def best_per_backend(rows: list[Row]) -> dict[str, Row | None]:
 
 
 def numbered_notes(rows: list[Row]) -> dict[str, int]:
-    """Every note of the rows once, numbered from 1 in order of appearance."""
+    """Each distinct note of the rows, numbered from 1 in order of appearance."""
     notes = dict.fromkeys(note for row in rows for note in row.notes)
     return {note: number for number, note in enumerate(notes, 1)}
 
 
 def shown_cells(row: Row, numbers: dict[str, int]) -> dict[str, str]:
-    """`row.cells()` with the numbers of its notes behind the status."""
+    """`row.cells()` with the numbers of its notes after the status."""
     cells = row.cells()
     if row.notes:
         cells["Status"] += f" [{', '.join(str(numbers[note]) for note in row.notes)}]"
@@ -156,7 +161,7 @@ def shown_cells(row: Row, numbers: dict[str, int]) -> dict[str, str]:
 
 
 def table(rows: list[Row]) -> Table:
-    """The main figures for the terminal; notes are numbered in the status."""
+    """The main figures for the terminal, with the notes below."""
     notes = numbered_notes(rows)
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
     for heading in TERMINAL:
@@ -180,7 +185,7 @@ def _row(artifact: Artifact, record: BenchmarkRecord | None, limits: Limits) -> 
     latency = record.rows.get(artifact.key) if record else None
     status: Status = "missing"
     if metrics is None:
-        latency, reason = None, "not compiled yet, run `dvc repro`"  # a latency would be stale
+        latency, reason = None, "not compiled yet, run `dvc repro`"  # its latency would be stale
     elif latency is None:
         reason = "not benchmarked yet, run `dvc repro`"
     else:
@@ -208,7 +213,7 @@ def _overtaking(row: Row, rows: list[Row]) -> tuple[str, float] | None:
 
 
 def excess(metrics: CompiledMetrics, limits: Limits) -> tuple[str, ...]:
-    """Which of its limits an artifact breaks, whatever there was before it."""
+    """Which limits of accuracy an artifact breaks."""
     found = []
     if metrics.top1_drop > limits.max_top1_drop:
         found.append(f"its top-1 drops by more than {limits.max_top1_drop:g}")
@@ -220,12 +225,13 @@ def excess(metrics: CompiledMetrics, limits: Limits) -> tuple[str, ...]:
 
 
 def over_budget(metrics: CompiledMetrics, p50: float | None, limits: Limits) -> tuple[str, ...]:
-    """Which limits of a device an artifact breaks; `p50` in ms is None where not measured."""
+    """Which limits of size and latency it breaks; `p50` in ms, None if not measured."""
     found = []
-    if limits.max_p50_ms is not None and p50 is None:
-        found.append(UNTIMED)
-    elif limits.max_p50_ms is not None and p50 is not None and p50 > limits.max_p50_ms:
-        found.append(f"its p50 is above {limits.max_p50_ms:g} ms")
+    if limits.max_p50_ms is not None:
+        if p50 is None:
+            found.append(UNTIMED)
+        elif p50 > limits.max_p50_ms:
+            found.append(f"its p50 is above {limits.max_p50_ms:g} ms")
     if limits.max_kb is not None and metrics.size_bytes / 1000 > limits.max_kb:
         found.append(f"it is larger than {limits.max_kb:g} kB")
     return tuple(found)

@@ -1,1 +1,1 @@
-"""The one training loop: recipe, devices, checkpoints, curves."""
+"""Training of teachers and students: one loop, its recipe, devices, checkpoints and curves."""

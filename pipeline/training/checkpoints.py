@@ -1,4 +1,4 @@
-"""What a stopped run goes on from: found by a digest of all that decides the run."""
+"""Checkpoints of runs, from which a stopped run is resumed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ CHECKPOINTS = Path(".work/checkpoints")
 
 
 def run_key(*parts: object) -> str:
-    """A digest of everything that decides a training run: configuration, data, code, versions.
+    """A digest of everything that decides a run: `parts`, every Python file here, versions.
 
-    The code is every Python file of the package: a change anywhere starts afresh.
+    A run that was stopped is resumed only where its key is the same.
     """
     digest = hashlib.sha256(repr((parts, tool_versions())).encode())
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):
@@ -28,6 +28,7 @@ def run_key(*parts: object) -> str:
 
 
 def checkpoint_file(key: str) -> Path:
+    """Where the run with this key keeps its checkpoint."""
     return CHECKPOINTS / f"{key}.pt"
 
 
@@ -39,7 +40,7 @@ def save_checkpoint(key: str, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(key: str, device: torch.device) -> dict[str, Any] | None:
-    """What `save_checkpoint` wrote under this key, or None."""
+    """What `save_checkpoint` wrote for this key, on `device`; None where there is nothing."""
     file = checkpoint_file(key)
     if not file.exists():
         return None
@@ -48,5 +49,5 @@ def load_checkpoint(key: str, device: torch.device) -> dict[str, Any] | None:
 
 
 def forget_checkpoint(key: str) -> None:
-    """To be called once the run's outputs are in place."""
+    """Delete the checkpoint; call it once the outputs of the run are in place."""
     checkpoint_file(key).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The curves of a training run, live: through DVCLive, and for TensorBoard on demand."""
+"""Training curves while a run goes on: by DVCLive and, on demand, TensorBoard."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ TENSORBOARD = Path(".work/tensorboard")
 
 
 class Curves:
-    """One series per metric in metrics/curves/NAME/, a value per epoch.
+    """One series per metric in metrics/curves/NAME/, with a value per epoch.
 
-    `rows` are the epochs that an earlier, stopped try has finished. `quiet` writes nothing:
-    rank 0 alone keeps the curves.
+    Args:
+        name: of the network.
+        rows: the epochs that are finished already, where a run is resumed.
+        tensorboard: write .work/tensorboard/NAME/, too.
+        quiet: write nothing. Of several processes only one writes.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class Curves:
             self.log(row)
 
     def log(self, row: Mapping[str, float]) -> None:
-        """The values of one epoch; visible at once."""
+        """Append the values of one epoch, by metric; the files are written at once."""
         for log in self._logs:
             for metric, value in row.items():
                 log.log_metric(metric, value)
@@ -44,7 +47,7 @@ class Curves:
 
 
 def _live(folder: Path) -> Any:
-    """DVCLive where it is installed; training alone does not need DVC."""
+    """DVCLive, or its layout without it: a machine that only trains needs no DVC."""
     try:
         from dvclive.live import Live
     except ImportError:
@@ -54,12 +57,12 @@ def _live(folder: Path) -> Any:
             file=sys.stderr,
         )
         return _Plain(folder)
-    # DVC's own stages track the files: no dvc.yaml, no experiment of DVCLive's.
+    # dvc.yaml of the project tracks the files: DVCLive shall make no dvc.yaml or experiment.
     return Live(dir=str(folder), dvcyaml=None, report=None, save_dvc_exp=False)
 
 
 class _Plain:
-    """The files that DVCLive would write: a table per metric and the latest values."""
+    """Writes the files that DVCLive writes: a table per metric and the latest values."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -96,7 +99,7 @@ def tensorboard_writer() -> Any:
 class _TensorBoard:
     def __init__(self, name: str) -> None:
         writer, folder = tensorboard_writer(), TENSORBOARD / name
-        shutil.rmtree(folder, ignore_errors=True)  # each start writes the rows before it anew
+        shutil.rmtree(folder, ignore_errors=True)  # a resumed run writes all rows again
         self._writer = writer(str(folder))
         self._step = 0
 

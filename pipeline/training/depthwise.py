@@ -1,10 +1,10 @@
 """Weight gradients of depthwise convolutions on small maps, on a CPU.
 
-oneDNN, with which torch computes on CPUs, has a kernel for these gradients up to 3 x 3 weights
-and where the map is no smaller (`init_conf` of `jit_uni_dw_conv_bwd_weights_kernel` in its
-source). Anything else becomes a matrix product for each image and channel: for 5 x 5 weights of
-288 channels on 2 x 2 pixels it took forty times as long as what is done here, and such layers
-took 30 to 40% of a student's whole step (two cores, AVX2, batches of 128).
+oneDNN, which torch uses on CPUs, has a kernel for these gradients up to 3 x 3 weights and where
+the map is not smaller than the weights (`init_conf` of `jit_uni_dw_conv_bwd_weights_kernel` in its
+source). Otherwise it computes a matrix product per image and channel. For 5 x 5 weights of
+288 channels on 2 x 2 pixels that took forty times as long as the code here, and such layers took
+30 to 40% of a student's whole training step (two cores, AVX2, batches of 128).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 _MOST_PIXELS = 16
-"""Of a map: the work grows with its square, and beyond 4 x 4 pixels little is gained."""
+"""Largest map: the work grows with the square of its pixels, and beyond 4 x 4 little is gained."""
 _KERNEL = 3
-"""The largest that oneDNN has a kernel for."""
+"""Largest side of weights for which oneDNN has a kernel."""
 
 Pair = tuple[int, int]
 
@@ -32,9 +32,13 @@ def small_depthwise(
     dilation: Any = 1,
     groups: int = 1,
 ) -> torch.Tensor:
-    """`torch.nn.functional.conv2d`, with other kernels for depthwise weight gradients on a CPU.
+    """`torch.nn.functional.conv2d` with faster depthwise weight gradients on a CPU.
 
-    Outputs and gradients are the same but for rounding. `core.patches.conv2d` puts it in place.
+    Arguments, output and gradients are those of torch, up to rounding.
+
+    Example:
+        >>> with core.patches.conv2d(small_depthwise):
+        ...     logits = network(images)
     """
     size, kernel = input.shape[-2:], max(weight.shape[-2:])
     at_hand = input.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
@@ -79,7 +83,8 @@ def _by_weight(
 ) -> torch.Tensor:
     """The gradient [C, 1, K, L] of weights, for an input [N, C, H, W] and slopes [N, C, H', W'].
 
-    Every pixel times every slope, summed over images, and of these each tap's.
+    The products of every pixel with every slope, summed over images; then the sum of those that
+    belong to each tap of the weights.
     """
     images, channels = input.shape[:2]
     pixels = input.permute(1, 2, 3, 0).reshape(channels, -1, images).contiguous()
@@ -94,7 +99,7 @@ def _by_weight(
 
 @lru_cache(maxsize=64)
 def _taps(inputs: int, outputs: int, kernel: int, stride: int, padding: int) -> torch.Tensor:
-    """Along one axis, [kernel, inputs, outputs]: 1 where a tap takes an input to an output."""
+    """[kernel, inputs, outputs] along one axis: 1 where a tap multiplies an input for an output."""
     tap = torch.arange(kernel)[:, None, None]
     pixel = torch.arange(inputs)[None, :, None]
     first = torch.arange(outputs)[None, None, :] * stride - padding

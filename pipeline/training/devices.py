@@ -1,4 +1,4 @@
-"""One process or many through Lightning Fabric, and what makes many compute as one does."""
+"""One process or several by Lightning Fabric; several compute the gradients of one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as collectives  # dist.nn is deprecated
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from torch import nn
@@ -20,26 +21,35 @@ from pipeline.networks.inference import training_device
 from pipeline.training.params import Training
 
 DEVICES = "EDGESTILL_DEVICES"
-"""How many devices of this machine a stage takes that no launcher started; 1 by default."""
+"""Number of devices of this machine that a stage uses where no launcher started it; else 1."""
 
 _MIXED: dict[str, Literal["bf16-mixed", "16-mixed"]] = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
 _FOREIGN = {"SLURM_PROCID": "SLURM_NTASKS", "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE"}
-"""Launchers that start processes without telling torch of each other."""
+"""By a launcher's rank: its number of processes. torch does not read these variables."""
 
 
 class _Mixed(MixedPrecision):
-    """Autocast inside the network alone: logits and probabilities that go in stay float32."""
+    """Autocast that leaves the inputs alone: recorded logits and soft labels stay float32."""
 
     def convert_input(self, data: Any) -> Any:
         return data
 
 
 def launch(training: Training | None = None) -> Fabric:
-    """Join the processes that the environment asks for, at the precision of `training`.
+    """Start or join the processes that the environment asks for.
 
-    torchrun decides; without it, `EDGESTILL_DEVICES=N` starts N processes on this machine.
-    Raises `PipelineError` for a precision that the device does not train in, and for a
-    launcher whose processes would not know of each other.
+    Under torchrun they are torchrun's; without it, `EDGESTILL_DEVICES=N` starts N processes on this
+    machine.
+
+    Args:
+        training: its precision is used; None: float32.
+
+    Returns:
+        Fabric, launched.
+
+    Raises:
+        PipelineError: for a precision that the device does not train in, more devices than there
+            are, and a launcher whose processes would not find each other.
     """
     kind = training_device().type
     precision = "fp32"
@@ -51,7 +61,7 @@ def launch(training: Training | None = None) -> Fabric:
     for rank, size in _FOREIGN.items():
         if world == 1 and rank in os.environ and (_number(size) or 1) > 1:
             raise PipelineError(
-                "this launcher's processes would not know of each other",
+                "this launcher's processes would not find each other",
                 where=f"{size}={os.environ[size]}",
                 fix="start one torchrun per node with it, and the stage with torchrun",
             )
@@ -90,7 +100,7 @@ def _local() -> int:
 
 
 def _end_with_parent() -> None:
-    """Where the first process ends in an error, the others must not wait for it for ever."""
+    """Kill this process when the first one ends, so that it does not wait for it for ever."""
     death_signal = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
     ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)
 
@@ -105,18 +115,18 @@ def _number(variable: str) -> int | None:
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """The parts [N, ...] of all ranks as one [N · ranks, ...]; gradients flow back to each."""
+    """The tensors of all ranks, [N, ...] each, as one [N * ranks, ...]; gradients flow back."""
     if not dist.is_initialized():
         return tensor
-    gathered: torch.Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
-    return gathered
+    parts = collectives.all_gather_single(tensor.contiguous(), 0, dist.group.WORLD)  # type: ignore[arg-type]
+    return _waited(parts)
 
 
 def synchronise_batch_norm(module: nn.Module) -> None:
-    """Make batch norm in training take its statistics over the batches of all ranks.
+    """Let all batch norms of `module` take their training statistics over the batches of all ranks.
 
-    torch's own `SyncBatchNorm` does this for GPUs alone; this works on any device, so that
-    what a test shows for processes on a CPU is what runs on GPUs.
+    torch's own `SyncBatchNorm` works on GPUs only. This works on any device, so tests on a CPU
+    check the code that runs on GPUs.
     """
     for norm in module.modules():
         if isinstance(norm, _BatchNorm):
@@ -131,9 +141,9 @@ def _synchronised(norm: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
     wide = x.float() if x.element_size() < 4 else x
     others = [0, *range(2, x.ndim)]
     shape = (-1, *[1] * (x.ndim - 2))
-    mean = _summed(wide.mean(others)) / ranks
+    mean = _sum(wide.mean(others)) / ranks
     centred = wide - mean.view(shape)
-    variance = _summed(centred.square().mean(others)) / ranks
+    variance = _sum(centred.square().mean(others)) / ranks
     count = ranks * x.numel() / x.shape[1]
     with torch.no_grad():
         assert norm.num_batches_tracked is not None
@@ -155,40 +165,12 @@ def _synchronised(norm: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def _summed(tensor: torch.Tensor) -> torch.Tensor:
-    total: torch.Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
-    return total
+def _sum(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over ranks; gradients flow back to each."""
+    return _waited(collectives.all_reduce(tensor, "sum", dist.group.WORLD))  # type: ignore[arg-type]
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over ranks; what each rank does with it adds to the gradient of all."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
-
-
-class _Gather(torch.autograd.Function):
-    """All ranks' tensors [N, ...], one below the other, equal in N."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
-        ctx.share = len(tensor)
-        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        start = dist.get_rank() * ctx.share
-        return total[start : start + ctx.share]
+def _waited(found: torch.Tensor) -> torch.Tensor:
+    """A plain tensor from the asynchronous one that a collective returns."""
+    plain: torch.Tensor = collectives.wait_tensor(found)  # type: ignore[no-untyped-call]
+    return plain

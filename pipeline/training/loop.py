@@ -1,4 +1,4 @@
-"""The one training loop: teachers and students, seeded, on any number of devices, resumable."""
+"""The training loop of teachers and students: seeded, resumable, on any number of devices."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from pipeline.training.recipe import build_optimizer, build_schedule, steps_per_
 from pipeline.training.records import Epoch
 
 Terms = dict[str, torch.Tensor]
-"""The summands of an objective by name, already weighted."""
+"""The weighted terms of an objective by name; their sum is the loss."""
 
 _LOOK_EVERY = 50
-"""Steps between two looks at the loss, which make a GPU wait."""
+"""Steps between checks of the loss, each of which makes the host wait for the GPU."""
 
 
 class Objective(nn.Module):
-    """What is minimised, and the `model` that ships; other parameters only train along."""
+    """A loss, and the `model` that it trains. Its other parameters are trained and not kept."""
 
     model: PixelsToLogits
 
@@ -48,46 +48,47 @@ class Objective(nn.Module):
         recorded: torch.Tensor | None,
         progress: float,
     ) -> Terms:
-        """The weighted terms for pixels uint8 [N, H, W, C].
+        """The weighted terms of the loss on one batch.
 
-        Labels are int64 [N] or class probabilities [N, C]; `recorded` are teachers' logits
-        [T, N, C]; `progress` is the share of all steps done, in [0, 1].
+        Args:
+            pixels: uint8 [N, H, W, C].
+            labels: int64 [N], or class probabilities float32 [N, classes].
+            recorded: teacher logits float32 [teachers, N, classes], if there are any.
+            progress: the share of all steps that are done, in [0, 1].
         """
         raise NotImplementedError
 
 
 class Recording(Protocol):
-    """Teachers' logits by epoch and sample."""
+    """Teacher logits by epoch and sample."""
 
-    def batch(
-        self, epoch: int, samples: NDArray[np.int64], device: torch.device
-    ) -> torch.Tensor: ...
+    def batch(self, epoch: int, samples: NDArray[np.int64], device: torch.device) -> torch.Tensor:
+        """float32 [teachers, samples, classes] for the views of `samples` in `epoch`."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The state of the best epoch on val has been loaded into the model."""
+    """The best epoch on val, whose state has been loaded into the model."""
 
-    epochs: tuple[Epoch, ...]
     best_epoch: int
+    """From 1; 0 for a network that was not trained."""
     val_top1: float
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's name, its recipe, and the key that its checkpoint is found by.
-
-    A checkpoint is written after every epoch, and within one after so many seconds. Without
-    `curves` nothing is written to metrics/.
-    """
+    """One training run: its recipe, and where its checkpoint and curves go."""
 
     name: str
     key: str
+    """Of the checkpoint: see `run_key`."""
     seed: int
     training: Training
     epochs: int
     checkpoint_seconds: float
+    """Time between checkpoints within an epoch; there is one after every epoch as well."""
     curves: bool = True
+    """Whether the curves are written to metrics/."""
 
 
 def fit(
@@ -98,20 +99,30 @@ def fit(
     run: Run,
     recorded: Recording | None = None,
 ) -> Fitted:
-    """Minimise the sum of `objective`'s terms over `views`, keep the epoch that is best on val.
+    """Minimise the sum of `objective`'s terms over `views`, and keep the best epoch on val.
 
-    Val images are uint8 [N, H, W, C], labels int64 [N]. Order, views and dropout depend on the
-    seed and the step alone, so a run that was stopped anywhere goes on from its last
-    checkpoint and ends with the same bits. With `ema`, what is judged and kept is the moving
-    average of the model's weights. Rank 0 alone writes.
+    The order of samples, their views and dropout depend on the seed and the step only. A run that
+    was stopped is resumed from its checkpoint and ends with the same bits. With `ema`, the moving
+    average of the model's weights is evaluated and kept. Only rank 0 writes files.
+
+    Args:
+        fabric: launched.
+        objective: its model gets the weights of the best epoch.
+        views: the train images.
+        val: images uint8 [N, H, W, C] and labels int64 [N].
+        run: name, recipe, checkpoint.
+        recorded: teacher logits for `views`, if there are any.
+
+    Raises:
+        PipelineError: for a batch size that does not fit, and a loss that becomes infinite or NaN.
     """
     if run.epochs == 0:
-        return _as_it_came(fabric, objective, views, val, run)
+        return _evaluate_only(fabric, objective, views, val, run)
     return _Loop(fabric, objective, views, val, run, recorded).go()
 
 
 class _Loop:
-    """One run; everything that a checkpoint keeps is named in `_state`."""
+    """The state of one run; `_state` lists what a checkpoint keeps of it."""
 
     def __init__(
         self,
@@ -146,6 +157,7 @@ class _Loop:
         self._saved = time.monotonic()
 
     def go(self) -> Fitted:
+        """Train the epochs that are still to do."""
         run, first = self.run, self.fabric.is_global_zero
         quiet = not (first and run.curves)
         curves = Curves(run.name, self.rows, tensorboard=run.training.tensorboard, quiet=quiet)
@@ -161,15 +173,11 @@ class _Loop:
                     f"val top-1 {row['val_top1']:.4f}"
                 )
         self.model.load_state_dict(self.best)
-        fields = Epoch.model_fields
-        rows = tuple(
-            Epoch.model_validate({k: v for k, v in row.items() if k in fields}) for row in self.rows
-        )
-        top1s = [row.val_top1 for row in rows]
-        return Fitted(rows, top1s.index(max(top1s)) + 1, max(top1s))
+        top1s = [row["val_top1"] for row in self.rows]
+        return Fitted(top1s.index(max(top1s)) + 1, max(top1s))
 
     def _train_epoch(self, epoch: int) -> None:
-        """The steps of an epoch that are still to do, in a seeded order of its own.
+        """The steps of an epoch that are still to do, in the epoch's own order of samples.
 
         The incomplete last batch is left out.
         """
@@ -202,7 +210,7 @@ class _Loop:
         """One update from this rank's share of a batch, in `accumulate` parts."""
         fabric, training = self.fabric, self.run.training
         parts = training.accumulate
-        # Dropout draws from torch's global generator: by step, so that nothing needs saving.
+        # Dropout uses torch's global generator: seeded by step, its state needs no checkpoint.
         torch.manual_seed(
             (self.run.seed << 32) + self.step * fabric.world_size + fabric.global_rank
         )
@@ -236,7 +244,7 @@ class _Loop:
         return torch.stack(list(self.sums.values())).sum()
 
     def _check_finite(self) -> None:
-        """At the same steps on all ranks, which then end together."""
+        """Raise `PipelineError` for an infinite loss or NaN; all ranks check at the same steps."""
         loss = self._over_ranks(self._loss(), "sum").item()
         if not math.isfinite(loss):
             raise self._diverged(f"the loss became {loss} by step {self.step}")
@@ -246,7 +254,7 @@ class _Loop:
         return PipelineError(what, where=self.run.name, fix=fix)
 
     def _close_epoch(self) -> dict[str, float]:
-        """Evaluate on val, keep the best state, save; the row of the curves."""
+        """Evaluate on val, keep the best state, save a checkpoint; the row of the curves."""
         shipped = self.model if self.ema is None else self.ema.module
         assert isinstance(shipped, PixelsToLogits)
         val_loss, top1 = self._evaluate(shipped)
@@ -312,7 +320,7 @@ class _Loop:
             return
         self.step, self.rows = state["step"], state["rows"]
         self.best = state["best"]
-        # They are rank 0's; it stands in for all in the mean over ranks.
+        # The checkpoint has the sums of rank 0, which count for all ranks in the mean over them.
         mine = self.fabric.world_size if self.fabric.is_global_zero else 0
         self.sums = {name: mine * value for name, value in state["sums"].items()}
         self.objective.load_state_dict(state["objective"])
@@ -322,14 +330,14 @@ class _Loop:
             self.ema.module.load_state_dict(state["ema"])
 
 
-def _as_it_came(
+def _evaluate_only(
     fabric: Fabric, objective: Objective, views: Views, val: Arrays, run: Run
 ) -> Fitted:
-    """No training: one row with the losses of the network as it came."""
+    """No training: one row of the curves, with the losses of the unchanged network."""
     model = objective.to(fabric.device).model
     train_loss, _ = evaluate(model, views.images, views.labels)
     val_loss, top1 = evaluate(model, *val)
     row = Epoch(train_loss=train_loss, val_loss=val_loss, val_top1=top1, lr=0.0)
     quiet = not (fabric.is_global_zero and run.curves)
     Curves(run.name, [row.model_dump()], tensorboard=False, quiet=quiet)
-    return Fitted((row,), 0, top1)
+    return Fitted(0, top1)

@@ -7,26 +7,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.core.params import (
-    Count,
-    Fraction,
-    Group,
-    Name,
-    Positive,
-    Seed,
-    Selection,
-    nearest,
-)
+from pipeline.core.params import Count, Fraction, Group, Name, Positive, Seed, Selection, nearest
 from pipeline.data.params import Views
 from pipeline.networks.params import Network
 from pipeline.networks.records import Normalisation
 
 
 class Training(Group):
-    """How a network learns from its views."""
+    """The recipe of a training: optimizer, schedule, regularisation."""
 
     batch_size: Annotated[int, Field(ge=2)] = Field(description="over all devices together")
-    accumulate: Count = Field(1, description="parts that a batch is computed in, to save memory")
+    accumulate: Count = Field(1, description="parts in which a batch is computed, to save memory")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     optimizer: str = Field("sgd", description="a name that timm's optimizer factory knows")
     lr: Positive
@@ -37,18 +28,20 @@ class Training(Group):
     warmup: Fraction = Field(0.1, description="share of all steps in linear warm-up")
     label_smoothing: Fraction = 0.0
     clip_norm: Positive | None = None
-    ema: Fraction | None = Field(None, description="decay of averaged weights, which then ship")
-    tensorboard: bool = Field(False, description="curves for TensorBoard, too, in .work/")
+    ema: Fraction | None = Field(None, description="decay of a moving average of weights")
+    tensorboard: bool = Field(False, description="also write curves for TensorBoard, to .work/")
 
 
 class Teacher(Group):
+    """One teacher: where its weights come from, and how it is trained."""
+
     source: Literal["train", "checkpoint", "pretrained"]
     checkpoint: Path | None = Field(None, description="a safetensors file in `teachers.folder`")
     normalisation: Normalisation | None = Field(
         None, description="of a checkpoint that has no card.json beside it"
     )
     input_size: Literal["auto"] | Annotated[int, Field(ge=8, le=1024)] = Field(
-        "auto", description="pixels that images are resized to for it; auto: as the data has them"
+        "auto", description="height and width that images are resized to; auto: not resized"
     )
     network: Network
     views: Views
@@ -67,15 +60,15 @@ class Teacher(Group):
 
 
 class Teachers(Group):
-    """Who teaches; several teachers are one, whose logits are combined from theirs."""
+    """The teachers of all students. The logits of several teachers are combined into one."""
 
     overridable: ClassVar[bool] = True
     graph_keys: ClassVar[tuple[str, ...]] = ("enabled", "folder")
 
     enabled: tuple[Name, ...] = Field(min_length=1)
-    folder: Path = Field(description="checkpoints of your own; a change in it is noticed")
+    folder: Path = Field(description="checkpoints of your own; DVC notices a change in it")
     combine: Literal["mean", "best"] = Field(
-        "mean", description="of logits: weighted mean, or for each image the teacher that knows it"
+        "mean", description="of logits: weighted mean, or the best teacher for each image"
     )
     weights: dict[Name, Positive] = Field({}, description="in the mean, by teacher; 1 by default")
     zoo: dict[Name, Teacher]
@@ -93,6 +86,7 @@ class Teachers(Group):
         return self
 
     def checkpoint_file(self, name: str) -> Path | None:
+        """The checkpoint that a teacher starts from, if it has one."""
         checkpoint = self.zoo[name].checkpoint
         return None if checkpoint is None else self.folder / checkpoint
 

@@ -1,4 +1,4 @@
-"""From params to timm's optimizer and schedule, and what a recipe can be known to be wrong by."""
+"""timm's optimizer and schedule as params.yaml describes them, and checks of a recipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.training.params import Training
 
 
 def check_training(training: Training, name: str) -> None:
-    """Raise `PipelineError` for what can be known to be wrong before there is any data."""
+    """Raise `PipelineError` for mistakes in a recipe that can be found without data."""
     probe = nn.Linear(1, 1)
     build_schedule(build_optimizer(probe, training, name), training, 2, 10, name)
     steps_per_epoch(training.batch_size, training, 1, name)
@@ -25,7 +25,7 @@ def check_training(training: Training, name: str) -> None:
 
 
 def steps_per_epoch(samples: int, training: Training, ranks: int, name: str) -> int:
-    """Steps per epoch; `PipelineError` for a batch that the data or the devices do not fit."""
+    """Steps per epoch; `PipelineError` for a batch size that does not fit the data or devices."""
     size = training.batch_size
     if samples < size:
         raise PipelineError(
@@ -44,7 +44,7 @@ def steps_per_epoch(samples: int, training: Training, ranks: int, name: str) -> 
 
 
 def build_optimizer(objective: nn.Module, training: Training, name: str) -> torch.optim.Optimizer:
-    """timm's optimizer over all parameters of `objective`; `name` stands in its errors."""
+    """timm's optimizer over all parameters of `objective`; errors mention `name`."""
     import_timm()
     from timm.optim import (  # type: ignore[attr-defined]
         create_optimizer_v2,
@@ -79,9 +79,16 @@ def build_optimizer(objective: nn.Module, training: Training, name: str) -> torc
 def build_schedule(
     optimizer: torch.optim.Optimizer, training: Training, epochs: int, steps: int, name: str
 ) -> Any:
-    """timm's scheduler by updates, warm-up before it.
+    """timm's schedule of the learning rate, updated in every step, after a linear warm-up.
 
-    It is a function of the step alone, so a checkpoint needs none of it.
+    It depends on the step only, so a checkpoint holds nothing of it.
+
+    Args:
+        optimizer: whose learning rate is set.
+        training: names the schedule.
+        epochs: of the whole run, more than 0.
+        steps: per epoch.
+        name: of the network, for errors.
     """
     import_timm()
     from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pipeline.core.errors import PipelineError
 from pipeline.core.records import METRICS, Record
 
@@ -11,7 +9,7 @@ CURVES = METRICS / "curves"
 
 
 class ModelMetrics(Record):
-    """metrics/teachers/T.json and metrics/students/S.json: the float network in torch."""
+    """metrics/teachers/T.json and metrics/students/S.json: accuracies of the float network."""
 
     val_top1: float
     test_top1: float
@@ -27,9 +25,13 @@ class Epoch(Record):
     lr: float
 
 
-def read_curve(name: str, folder: Path = CURVES) -> tuple[Epoch, ...]:
-    """The training curve of a teacher or a student, from DVCLive's tab-separated files."""
-    plots = folder / name / "plots" / "metrics"
+def read_curve(name: str) -> tuple[Epoch, ...]:
+    """The training curve of a teacher or a student, from DVCLive's tab-separated files.
+
+    Raises:
+        PipelineError: for a missing file.
+    """
+    plots = CURVES / name / "plots" / "metrics"
     columns: dict[str, list[str]] = {}
     for field in Epoch.model_fields:
         file = plots / f"{field}.tsv"

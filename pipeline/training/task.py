@@ -1,4 +1,4 @@
-"""What a teacher's and a student's stage have in common: fit, evaluate, write."""
+"""What the stages that train have in common: fit, evaluate, write."""
 
 from __future__ import annotations
 
@@ -27,16 +27,19 @@ from pipeline.training.params import Training
 from pipeline.training.records import ModelMetrics
 
 CHECKPOINT_SECONDS = "EDGESTILL_CHECKPOINT_SECONDS"
-"""How much work a stop may cost, for machines that are taken away. Results do not depend on
-it, so it is no parameter."""
+"""Environment variable: seconds of work that an interruption may cost, 60 by default.
+
+Results do not depend on it, so it is not in params.yaml.
+"""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One network to train and where it goes; `settings` are all other things that decide it."""
+    """One network to train and where it is written."""
 
     name: str
     kind: str
+    """`teachers` or `students`: the folder of its metrics."""
     folder: Path
     network: Network
     input_size: int
@@ -44,17 +47,19 @@ class Task:
     epochs: int
     seed: int
     settings: object
+    """Everything else that decides the result; with all fields above it makes the run's key."""
     curves: bool = True
 
 
 def checkpoint_seconds() -> float:
+    """The value of `EDGESTILL_CHECKPOINT_SECONDS`; `PipelineError` unless it is at least 0."""
     text = os.environ.get(CHECKPOINT_SECONDS, "60")
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
     if not seconds >= 0:
-        raise PipelineError(f"`{text}` is no number of seconds", where=CHECKPOINT_SECONDS)
+        raise PipelineError(f"`{text}` is not a number of seconds", where=CHECKPOINT_SECONDS)
     return seconds
 
 
@@ -66,7 +71,16 @@ def train_and_write(
     views: Views,
     recorded: Recording | None = None,
 ) -> None:
-    """Fit on `views`, choose on val, look at test once, and write the folder and its metrics."""
+    """Fit on `views`, choose the epoch on val, evaluate on test once, and write all files.
+
+    Args:
+        fabric: launched.
+        task: what is trained.
+        manifest: of the packed data.
+        objective: the loss around the network.
+        views: the train images.
+        recorded: teacher logits for `views`, if there are any.
+    """
     key = run_key(task, manifest.digests)
     fitted = fit_task(fabric, task, key, objective, views, recorded)
     if fabric.is_global_zero:
@@ -92,7 +106,7 @@ def fit_task(
     views: Views,
     recorded: Recording | None = None,
 ) -> Fitted:
-    """Fit on `views` and choose on val; the caller forgets the checkpoint `key` in the end."""
+    """Fit on `views`, choose the epoch on val; the caller deletes the checkpoint `key` later."""
     objective.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = Run(
         task.name, key, task.seed, task.training, task.epochs, checkpoint_seconds(), task.curves
@@ -101,7 +115,7 @@ def fit_task(
 
 
 def model_card(task: Task, manifest: Manifest, model: PixelsToLogits, fitted: Fitted) -> ModelCard:
-    """What is to be known about the network that `task` made."""
+    """The card of the network that `task` trained."""
     return ModelCard(
         arch=task.network.arch,
         args=task.network.args,

@@ -1,4 +1,4 @@
-"""Stage `train_teacher`: a network that learns from labels alone."""
+"""Stage `train_teacher`: a network that learns from labels only."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Supervised(Objective):
         self,
         pixels: torch.Tensor,
         labels: torch.Tensor,
-        recorded: torch.Tensor | None = None,  # noqa: ARG002 - for students
+        recorded: torch.Tensor | None = None,  # noqa: ARG002 - students use it
         progress: float = 0.0,  # noqa: ARG002
     ) -> Terms:
         logits = self.model(pixels)
@@ -45,7 +45,10 @@ class Supervised(Objective):
 def train_teacher(params: TeacherParams, name: str) -> None:
     """Stage `train_teacher@T`: models/teachers/T/, metrics/teachers/T.json, metrics/curves/T/.
 
-    The network starts from a seeded initialisation, timm's weights or a checkpoint.
+    Args:
+        params: what the stage reads. The network starts from a seeded initialisation, timm's
+            weights or a checkpoint.
+        name: the teacher T.
     """
     teacher = params.teachers.zoo[name]
     fabric = launch(teacher.training)
@@ -92,7 +95,7 @@ def train_teacher(params: TeacherParams, name: str) -> None:
 def _checkpoint_normalisation(
     teacher: Teacher, checkpoint: Path, manifest: Manifest
 ) -> Normalisation:
-    """From params, else from the card beside the checkpoint; never guessed."""
+    """From params.yaml, else from the card beside the checkpoint; an error without both."""
     card_file = checkpoint.with_name(CARD)
     card = ModelCard.read(card_file) if card_file.exists() else None
     if card:
@@ -101,14 +104,14 @@ def _checkpoint_normalisation(
     if given is not None:
         if len(given.mean) != manifest.channels or len(given.std) != manifest.channels:
             raise PipelineError(
-                f"has other channels than the images' {manifest.channels}",
+                f"its number of channels is not that of the images, {manifest.channels}",
                 where="the teacher's `normalisation`",
                 fix="give one mean and one std per channel",
             )
         return Normalisation(mean=given.mean, std=given.std)
     if card is None:
         raise PipelineError(
-            "how this checkpoint's images were normalised is not known",
+            "the normalisation that this checkpoint needs is not known",
             where=str(checkpoint),
             fix="set this teacher's `normalisation`, or put the card.json of its folder beside it",
         )

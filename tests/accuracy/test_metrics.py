@@ -15,8 +15,6 @@ from pipeline.accuracy.metrics import (
     top1,
     worst_mistakes,
 )
-from pipeline.compile.inside import layer_noise
-from pipeline.export.evaluate import logits_of
 
 
 def test_top1_is_the_share_of_right_answers() -> None:
@@ -45,27 +43,6 @@ def test_signal_to_noise_is_the_ratio_of_powers_in_decibels() -> None:
     assert signal_to_noise(reference * np.float32(1.1), reference) == pytest.approx(20, abs=1e-4)
     assert signal_to_noise(reference * 0, reference) == pytest.approx(0)
     assert signal_to_noise(reference * 0.5 + 7, reference + 2) == pytest.approx(6.0206, abs=1e-3)
-
-
-def test_logits_of_a_split_are_in_order_and_whole_whatever_the_batch() -> None:
-    images = np.arange(7, dtype=np.uint8).reshape(7, 1, 1, 1)
-    seen: list[int] = []
-
-    def runner(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        seen.append(len(batch))
-        return np.float32(batch.reshape(-1, 1))
-
-    assert logits_of(runner, images, batch=3).ravel().tolist() == list(range(7))
-    assert seen == [3, 3, 1]
-
-
-def test_noise_of_layers_is_the_ratio_of_powers() -> None:
-    reference = np.full((3, 4), 2.0, np.float32)
-    pairs = [(reference + 0.2, reference), (reference, reference), (reference, 0 * reference)]
-    first, exact, dead = layer_noise(("a", "b", "c"), pairs)
-    assert first.name == "a" and first.snr_db == pytest.approx(20, abs=0.01)
-    assert exact.snr_db is None
-    assert dead.snr_db is not None and dead.snr_db < -300
 
 
 def _drawn(n: int = 5000, classes: int = 4) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.backends.base.job import Job
+from pipeline.backends.base.artifact import Artifact
+from pipeline.backends.base.job import Compiled, Job
+from pipeline.backends.base.registry import backend
 from pipeline.data.records import Manifest
 from pipeline.networks.records import Layers
 from pipeline.networks.weights import load_pixels_to_logits
@@ -71,8 +74,8 @@ def torch_logits(
 
 
 @pytest.fixture(scope="session")
-def job(student: Path) -> Callable[[str], Job]:
-    """Makes a job of `student` for a precision."""
+def job(student: Path) -> Callable[..., Job]:
+    """Makes a job of `student` for a precision, and for a backend where that matters."""
     images, labels = draw(64, seed=3)
     manifest = Manifest(
         source="drawn", licence="none", classes=CLASSES, image_size=SIZE, channels=CHANNELS,
@@ -82,9 +85,25 @@ def job(student: Path) -> Callable[[str], Job]:
     )  # fmt: skip
     layers = Layers.read(student / "layers.json").layers
 
-    def make(precision: str) -> Job:
-        return Job(
-            student.name, precision, student / "model.onnx", student, images, manifest, layers
-        )
+    def make(precision: str, backend: str = "onnxruntime") -> Job:
+        artifact = Artifact(student.name, backend, precision)
+        return Job(artifact, student / "model.onnx", student, images, manifest, layers)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def made(
+    job: Callable[..., Job], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], tuple[Path, Compiled]]:
+    """Compiles `student` for a backend at a precision, once: the file that is opened, and more."""
+
+    @cache
+    def make(name: str, precision: str) -> tuple[Path, Compiled]:
+        folder = tmp_path_factory.mktemp(f"{name}-{precision}")
+        its = backend(name)
+        settings = its.settings(precisions=its.precisions)
+        compiled = its.compiler(settings).compile(job(precision, name), folder)
+        return folder / compiled.model_file, compiled
 
     return make

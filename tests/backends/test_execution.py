@@ -1,4 +1,4 @@
-"""What every backend tells about its artifact's arithmetic, against closed forms."""
+"""The execution report of every backend against closed forms."""
 
 from __future__ import annotations
 
@@ -9,24 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.backends.base.executed import (
-    ExecutedLayer,
-    execution_report,
-    matrix_macs,
-)
+from pipeline.backends.base.executed import ExecutedLayer, execution_report, matrix_macs
 from pipeline.backends.base.records import ExecutionReport, Partitions
-from pipeline.backends.onnxruntime import compile as onnxruntime
+from pipeline.backends.base.registry import backend_names
+from pipeline.backends.onnxruntime.inspect import inspect as inspect_onnx
 from pipeline.backends.openvino import compile as openvino
-from pipeline.backends.tensorrt import compile as tensorrt
-from pipeline.backends.tflite import (
-    compile as tflite,
-)
-from pipeline.backends.tflite import (
-    convert as tflite_convert,
-)
-from pipeline.backends.tflite import (
-    inspect as tflite_inspect,
-)
+from pipeline.backends.tensorrt.inspect import inspect as inspect_tensorrt
+from pipeline.backends.tensorrt.run import Network
+from pipeline.backends.tensorrt.spec import lab_module
+from pipeline.backends.tflite.convert import convert
+from pipeline.backends.tflite.inspect import inspect as inspect_tflite
+from pipeline.backends.tflite.run import open_interpreter
 from pipeline.export.onnx import export_onnx
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
 from pipeline.networks.records import ModelCard
@@ -67,36 +60,37 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[PixelsToLogits, Path]
     return model, file
 
 
-def proof_of(name: str, model: PixelsToLogits, file: Path, folder: Path) -> ExecutionReport:
-    """What the backend's inspection says of a float model."""
+def report_of(name: str, model: PixelsToLogits, file: Path, folder: Path) -> ExecutionReport:
+    """What the backend's inspection reads from a float model."""
     if name == "onnxruntime":
-        return onnxruntime._inspect(file)
+        return inspect_onnx(file)
     if name == "tensorrt":
-        return tensorrt.Network(file).execution()
+        trt = lab_module()
+        network = Network(trt, file)
+        return inspect_tensorrt(trt, network.network)
     if name == "openvino":
         openvino._save(openvino._convert(file), folder / "model.xml")
-        return openvino._inspect(folder / "model.xml")
+        return openvino.inspect(folder / "model.xml")
     pixels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
-    (folder / "model.tflite").write_bytes(tflite_convert.convert(model, pixels))
-    return tflite_inspect.inspect(tflite._interpreter(folder / "model.tflite", threads=1))
+    return inspect_tflite(open_interpreter(convert(model, pixels)))
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", backend_names())
 def test_macs_have_their_closed_form(
     odd: tuple[PixelsToLogits, Path], name: str, tmp_path: Path
 ) -> None:
-    execution = proof_of(name, *odd, tmp_path)
+    execution = report_of(name, *odd, tmp_path)
     assert execution.macs == sum(ODD)
-    assert [p.macs for p in execution.in_float] == sorted(ODD, reverse=True)
+    assert [layer.macs for layer in execution.in_float] == sorted(ODD, reverse=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec")
-def test_every_float_product_has_a_name_of_its_own(
+def test_every_float_layer_has_a_name_of_its_own(
     odd: tuple[PixelsToLogits, Path], tmp_path: Path
 ) -> None:
-    for name in NAMES:
-        names = [p.name for p in proof_of(name, *odd, tmp_path).in_float]
+    for name in backend_names():
+        names = [layer.name for layer in report_of(name, *odd, tmp_path).in_float]
         assert all(names) and len(set(names)) == len(ODD)
 
 
@@ -104,28 +98,28 @@ def test_onnx_names_are_those_of_the_file(odd: tuple[PixelsToLogits, Path], tmp_
     """Whatever a runtime calls a layer after fusing it, the quantizer knows it by these."""
     nodes = {node.name for node in onnx.load(odd[1]).graph.node}
     for name in ("onnxruntime", "tensorrt"):
-        assert {p.name for p in proof_of(name, *odd, tmp_path).in_float} <= nodes
+        assert {layer.name for layer in report_of(name, *odd, tmp_path).in_float} <= nodes
 
 
 @pytest.mark.parametrize("left", [(3, 5, 7), (3, 7, 5)])
-def test_a_transposed_left_factor_has_the_same_macs(left: tuple[int, ...]) -> None:
+def test_a_transposed_left_operand_has_the_same_macs(left: tuple[int, ...]) -> None:
     assert matrix_macs(left, (3, 5, 11)) == 3 * 5 * 7 * 11
 
 
-def test_a_proof_weighs_products_by_their_macs() -> None:
-    products = [
+def test_a_report_weighs_layers_by_their_macs() -> None:
+    layers = [
         ExecutedLayer("small", 10, int8=False, per_channel=None),
         ExecutedLayer("big", 960, int8=True, per_channel=True),
         ExecutedLayer("medium", 30, int8=False, per_channel=None),
     ]
     parts = Partitions(delegated=2, builtin={"CAST uint8": 1})
-    execution = execution_report(products, "uint8", "float32", parts)
+    execution = execution_report(layers, "uint8", "float32", parts)
     assert (execution.macs, execution.int8_mac_share, execution.per_channel) == (1000, 0.96, True)
-    assert [p.name for p in execution.in_float] == ["medium", "small"]
+    assert [layer.name for layer in execution.in_float] == ["medium", "small"]
     assert execution.partitions == parts
     tensorwise = ExecutedLayer("tensorwise", 5, int8=True, per_channel=False)
-    assert execution_report([*products, tensorwise], "uint8", "float32").per_channel is False
+    assert execution_report([*layers, tensorwise], "uint8", "float32").per_channel is False
 
 
-def test_a_network_without_products_is_not_int8() -> None:
+def test_a_network_without_conv_and_linear_layers_is_not_int8() -> None:
     assert execution_report([], "uint8", "float32").int8_mac_share == 0

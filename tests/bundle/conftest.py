@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from pipeline.backends.base.artifact import Artifact
-from pipeline.backends.base.job import (
-    Job,
-)
+from pipeline.backends.base.job import Job
 from pipeline.backends.base.records import ArtifactRecord
-from pipeline.backends.base.registry import (
-    backend,
-)
-from pipeline.backends.base.spec import versions
+from pipeline.backends.base.registry import backend, backend_names
+from pipeline.backends.base.spec import BackendSettings, versions
 from pipeline.bundle.write import write_bundles
 from pipeline.cli.params import load_params
 from pipeline.core.files import sha256
@@ -39,7 +35,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shipped(
-    job: Callable[[str], Job], tmp_path_factory: pytest.TempPathFactory
+    job: Callable[..., Job], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, list[Path]]]:
     """Bundles by backend, of the precisions in params.yaml; converting for LiteRT is slow."""
     with pytest.MonkeyPatch.context() as patch:
@@ -59,35 +55,34 @@ def shipped(
         write_training("teachers", params.teachers.enabled[0])
         write_training("students", STUDENT)
         for name, precision in params.backends.pairs():
-            compile_artifact(name, job(precision))
-        found = {name: [] for name in NAMES}
+            compile_artifact(job(precision, name), params.backends.settings(name))
+        found = {name: [] for name in backend_names()}
         for bundle in write_bundles(params):
             path = folder / "models/bundles" / f"{STUDENT}-{bundle.backend}-{bundle.precision}"
             found[bundle.backend].append(path)
     yield found
 
 
-def compile_artifact(name: str, job: Job) -> None:
-    """What the stage `compile_<name>` leaves, but for the accuracy."""
-    runtime = backend(name)
-    folder = Artifact(STUDENT, name, job.precision).folder
-    folder.mkdir(parents=True)
-    compiled = runtime.compile(job, folder)
+def compile_artifact(job: Job, settings: BackendSettings) -> None:
+    """What the stage `compile` leaves, but for the accuracy."""
+    artifact = replace(job.artifact, student=STUDENT)
+    its = backend(artifact.backend)
+    artifact.folder.mkdir(parents=True)
+    compiled = its.compiler(settings).compile(job, artifact.folder)
     ArtifactRecord(
         student=STUDENT,
-        backend=name,
-        precision=job.precision,
+        backend=artifact.backend,
+        precision=artifact.precision,
         model_file=compiled.model_file,
         quantizer=compiled.quantizer,
+        weights_digest="e" * 64,
         calibration_digest=None,
         image_size=job.manifest.image_size,
         channels=job.manifest.channels,
         classes=job.manifest.classes,
         execution=compiled.execution,
-        versions=versions(runtime.packages),
-        digests={file.name: sha256(file) for file in sorted(folder.iterdir())},
-    ).write(folder / "artifact.json")
-    share, by = compiled.execution.int8_mac_share, runtime.evaluator() or ""
-    flawless(folder / compiled.model_file, share, by, name).write(
-        Artifact(STUDENT, name, job.precision).metrics
-    )
+        versions=versions(its.packages),
+        digests={file.name: sha256(file) for file in sorted(artifact.folder.iterdir())},
+    ).write(artifact.folder / "artifact.json")
+    share, by = compiled.execution.int8_mac_share, its.evaluator() or ""
+    flawless(artifact.folder / compiled.model_file, share, by).write(artifact.metrics)

@@ -15,21 +15,19 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from pipeline.backends.base.artifact import (
-    BUNDLES,
-    Artifact,
-)
+from pipeline.backends.base.artifact import BUNDLES, Artifact
+from pipeline.backends.base.registry import backend, backend_names
 from pipeline.bundle.records import Bundle, Preprocessing
 from pipeline.bundle.write import golden_indices, write_bundles
 from pipeline.cli.params import Params
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256
-from pipeline.data.images import load_image
+from pipeline.data import images as image_files
 from pipeline.data.records import PACKED
-from pipeline.latency import harness as latency
+from pipeline.latency import harness
 
 ROOT = Path(__file__).parents[2]
-ON_DEVICE = ROOT / "pipeline/deliver/on-device"
+ON_DEVICE = ROOT / "pipeline/bundle/on-device"
 STUDENT = "mnv4_small_050"
 COLOURS = ["red", "green", "blue"]
 PINS = [
@@ -88,8 +86,8 @@ def rewrite_sums(folder: Path) -> None:
 def test_every_artifact_becomes_a_folder_with_what_its_backend_needs(bundle: Path) -> None:
     common = {
         "README.md", "SHA256SUMS", "bench.py", "bundle.json", "common.py", "golden.npz",
-        "labels.txt", "latency.py", "model.onnx", "pixels.py", "preprocess.json", "run.py",
-        "runtime.py", "verify.py",
+        "harness.py", "labels.txt", "model.onnx", "pixels.py", "preprocess.json", "run.py",
+        "runtime.py", "session.py", "verify.py",
     }  # fmt: skip
     tensorrt = bundle.with_name(f"{STUDENT}-tensorrt-fp16")
     assert set(contents(bundle)) == common
@@ -269,45 +267,12 @@ def test_without_pillow_an_image_is_refused_with_the_command_that_installs_it(
     assert "pip install pillow" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_the_device_sees_the_pixels_that_training_saw(bundle: Path, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    noise = Image.fromarray(rng.integers(0, 256, (40, 30, 4)).astype(np.uint8), "RGBA")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    deep = Image.fromarray(rng.integers(0, 65536, (9, 20)).astype(np.uint16))
-    palette = noise.convert("RGB").quantize(16)
-    for name, image, options in (
-        ("rgba.png", noise, {}),
-        ("rgb.png", noise.convert("RGB").resize((8, 8)), {}),
-        ("grey.png", noise.convert("L"), {}),
-        ("grey_alpha.png", noise.convert("LA"), {}),
-        ("palette.png", palette, {}),
-        ("clear.png", palette, {"transparency": 3}),
-        ("deep.png", deep, {}),
-        ("bits.png", noise.convert("1"), {}),
-        ("turned.jpg", noise.convert("RGB"), {"exif": exif}),
-    ):
-        image.save(tmp_path / name, **options)
-    files = sorted(tmp_path.glob("*.*g"))
-    assert len(files) == 9
-    code = (
-        "import sys, pathlib, numpy; from pixels import load_image; numpy.savez(sys.argv[1], **{"
-        "f'{c}{file}': load_image(pathlib.Path(file), 8, c) for file in sys.argv[2:] "
-        "for c in (1, 3)})"
-    )
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", code, tmp_path / "seen.npz", *files], cwd=bundle
-    )
-    assert done.returncode == 0
-    seen = np.load(tmp_path / "seen.npz")
-    for file in files:
-        for channels in (1, 3):
-            expected = load_image(file, 8, channels)
-            assert (seen[f"{channels}{file}"] == expected).all(), (file.name, channels)
+def test_the_device_sees_the_pixels_that_training_saw(bundle: Path) -> None:
+    assert (bundle / "pixels.py").read_bytes() == Path(image_files.__file__).read_bytes()
 
 
 def test_bench_measures_with_the_labs_harness(bundle: Path, tmp_path: Path) -> None:
-    assert (bundle / "latency.py").read_bytes() == Path(latency.__file__).read_bytes()
+    assert (bundle / "harness.py").read_bytes() == Path(harness.__file__).read_bytes()
     done = python(
         bundle / "bench.py", "--rounds", "5", "--min-runs", "17", "--min-seconds", "0.001",
         "--batch", "4", "--json", tmp_path / "result.json",
@@ -322,7 +287,7 @@ def test_bench_measures_with_the_labs_harness(bundle: Path, tmp_path: Path) -> N
     assert {"cpu", "cores", "kernel", "python", "numpy"} <= set(result["machine"])
     low, high = result["p90_interval_ms"]
     assert low <= times["p90"] <= high
-    assert result["warm_up"]["inferences"] >= latency.WINDOWS * latency.WINDOW_RUNS
+    assert result["warm_up"]["inferences"] >= harness.WINDOWS * harness.WINDOW_RUNS
     assert len(result["cpus"]) == 1 and result["peak_rss_bytes"] > 10e6
     usable = len(os.sched_getaffinity(0))
     assert result["machine"]["cores"] == result["throughput"]["threads"] == usable
@@ -370,30 +335,29 @@ def test_a_throughput_that_fails_leaves_the_latency(
     assert f"no throughput: {reason}" in done.stdout and "what to do: " in done.stdout
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "tflite"])
-def test_a_batch_has_the_logits_of_its_images(
-    backend: str, shipped: dict[str, list[Path]], tmp_path: Path
-) -> None:
-    code = (
-        "import sys, numpy; from common import golden, open_model; images = golden()[0][:6]; "
-        "one, many = open_model(1)[0], open_model(2, batch=6)[0]; "
-        "numpy.save(sys.argv[1], [numpy.concatenate([one(i[None]) for i in images]), many(images)])"
+SHIPPED = {
+    script.name: script
+    for script in (
+        *sorted(ON_DEVICE.glob("*.py")),
+        Path(harness.__file__),
+        Path(image_files.__file__),
     )
-    for folder in shipped[backend]:
-        done = subprocess.run(
-            [sys.executable, "-B", "-c", code, tmp_path / "logits.npy"],
-            cwd=folder, text=True, capture_output=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        alone, together = np.load(tmp_path / "logits.npy")
-        np.testing.assert_allclose(together, alone, rtol=1e-3, atol=1e-3)
+} | {
+    f"{name}/{target}": script
+    for name in backend_names()
+    for target, script in backend(name).bundle_files().items()
+    if target.endswith(".py")
+}
+"""Sources of all scripts that bundles hold."""
 
 
-@pytest.mark.parametrize("file", [*sorted(ON_DEVICE.glob("*.py")), Path(latency.__file__)])
+@pytest.mark.parametrize("file", SHIPPED.values(), ids=list(SHIPPED))
 def test_shipped_scripts_are_python_3_8_and_import_numpy_alone(file: Path) -> None:
     tree = ast.parse(file.read_text(), feature_version=(3, 8))
-    siblings = {script.stem for script in ON_DEVICE.glob("*.py")} | {"latency", "runtime"}
+    siblings = {"common", "harness", "runtime"}
     allowed = set(sys.stdlib_module_names) | siblings | {"numpy"}
+    if file.name == "images.py":  # imported where there are image files
+        allowed.add("PIL")
     for node in tree.body:  # what is imported before anything is run
         if isinstance(node, ast.Import):
             assert {alias.name.split(".")[0] for alias in node.names} <= allowed
@@ -434,14 +398,15 @@ def test_tensorrts_graph_is_verified_without_a_gpu(bundle: Path) -> None:
     assert done.returncode == 0, done.stdout
     done = python(folder / "verify.py")  # no engine was built yet
     assert done.returncode == 1
-    assert "what to do: " in done.stdout and "Traceback" not in done.stdout + done.stderr
+    assert "python build_engine.py" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_nvidias_builder_takes_the_settings_of_build_engine(shipped: dict[str, list[Path]]) -> None:
+def test_nvidias_builder_takes_the_settings_of_the_bundle(shipped: dict[str, list[Path]]) -> None:
     pytest.importorskip("tensorrt_rtx", reason="its builder needs no GPU; tensorrt's does")
     code = (
-        "import tensorrt_rtx, pathlib; from build_engine import build; "
-        "print(len(build(tensorrt_rtx, pathlib.Path('model.onnx'), 4, pathlib.Path('none'))))"
+        "import tensorrt_rtx, pathlib; from runtime import Network; "
+        "print(len(Network(tensorrt_rtx, pathlib.Path('model.onnx')).build(4)))"
     )
     assert len(shipped["tensorrt"]) == 2
     for folder in shipped["tensorrt"]:
@@ -455,21 +420,17 @@ def test_nvidias_builder_takes_the_settings_of_build_engine(shipped: dict[str, l
 def test_build_engine_refuses_a_gpu_that_is_not_served(shipped: dict[str, list[Path]]) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt names no compute capabilities")
     code = (
-        "import sys, tensorrt_rtx; from types import SimpleNamespace as Device; "
-        "from common import finish; from build_engine import check_device; "
-        "here = Device(name='NVIDIA H100', capability=(int(sys.argv[1]), 0)); "
-        "finish(lambda: check_device(tensorrt_rtx, here))"
+        "from types import SimpleNamespace as Device; import build_engine, common; "
+        "build_engine.Device = lambda: Device(name='NVIDIA H100', capability=(9, 0)); "
+        "common.finish(build_engine.main)"
     )
-    folder = shipped["tensorrt"][0]
-    runs = [
-        subprocess.run(
-            [sys.executable, "-B", "-c", code, major], cwd=folder, text=True, capture_output=True
-        )
-        for major in ("12", "9")
-    ]
-    assert [done.returncode for done in runs] == [0, 1], runs
-    assert "NVIDIA H100, of compute capability 9.0" in runs[1].stderr
-    assert "what to do: pip install 'tensorrt>=10.3'" in runs[1].stderr
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code],
+        cwd=shipped["tensorrt"][0], text=True, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "NVIDIA H100, of compute capability 9.0" in done.stderr
+    assert "what to do: pip install 'tensorrt>=10.3'" in done.stderr
 
 
 def test_an_engine_is_built_and_verified_on_a_gpu(shipped: dict[str, list[Path]]) -> None:
@@ -514,9 +475,9 @@ def test_bundles_verify_where_only_their_runtime_is_installed(
     device: tuple[str, Path], shipped: dict[str, list[Path]], tmp_path: Path
 ) -> None:
     name, executable = device
-    for backend, options in CLEAN[name]:
-        assert shipped[backend]
-        for folder in shipped[backend]:
+    for its, options in CLEAN[name]:
+        assert shipped[its]
+        for folder in shipped[its]:
             result = tmp_path / "result.json"
             done = python(folder / "verify.py", *options, "--json", result, executable=executable)
             assert done.returncode == 0, f"{folder.name}: {done.stdout}{done.stderr}"

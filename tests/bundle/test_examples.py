@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.backends.base.artifact import BUNDLES
+from pipeline.backends.base.registry import backend
 from pipeline.bundle.readme import readme
 from pipeline.bundle.records import Bundle
 from pipeline.bundle.write import _copy_scripts, _write_sums, write_bundles
 from pipeline.cli.params import Params
 from pipeline.data.images import load_image
 
-EXAMPLES = Path(__file__).parents[2] / "pipeline/deliver/on-device/examples"
+EXAMPLES = Path(__file__).parents[2] / "pipeline/backends/tflite/examples"
 NAMES = {"Classifier.kt", "Classifier.swift", "classifier.cc", "decode.h", "preprocess.h"}
 SHELL = """
 #include <cstdio>
@@ -108,7 +109,7 @@ def test_only_a_litert_bundle_carries_what_phones_need(tmp_path: Path, workspace
     for name in ("tflite", "onnxruntime"):
         folder = tmp_path / name
         folder.mkdir()
-        _copy_scripts(name, folder)
+        _copy_scripts(backend(name), folder)
         _write_sums(folder)
     sums = (tmp_path / "tflite/SHA256SUMS").read_text()
     assert {line[66:] for line in sums.splitlines()} >= {

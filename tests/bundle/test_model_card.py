@@ -9,10 +9,7 @@ import pytest
 from huggingface_hub import EvalResult
 from huggingface_hub import ModelCard as HubCard
 
-from pipeline.backends.base.artifact import (
-    BUNDLES,
-    Artifact,
-)
+from pipeline.backends.base.artifact import BUNDLES, Artifact
 from pipeline.backends.base.records import ArtifactRecord, FloatLayer, Partitions
 from pipeline.bundle.model_card import Lineage, model_card
 from pipeline.bundle.records import Bundle
@@ -183,7 +180,7 @@ def test_int8_is_told_with_what_stayed_in_float_and_how_it_was_found(records: Re
         "- 75.0% of 1,000 multiply-accumulates are in int8",
         "in float: stem (250 MACs)\n",
         "- not all int8 weights have a scale per output channel\n",
-        "delegate runs: 2; operators left to built-in kernels: 3 PAD int8\n",
+        "- partitions: 2 delegated; built-in kernels: 3 PAD int8\n",
         "the same bits on 64 images\n",
     ):
         assert said in text

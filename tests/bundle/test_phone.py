@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.backends.base.registry import backend
 from pipeline.bundle.write import _copy_scripts, _write_sums
 
 ADB = """#!/bin/sh
@@ -163,7 +164,7 @@ def stand(tmp_path: Path) -> Stand:
     for folder in (bundle, phone / "bin", phone / "data/local/tmp", tools):
         folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    _copy_scripts("tflite", bundle)
+    _copy_scripts(backend("tflite"), bundle)
     (bundle / "model.tflite").write_bytes(rng.bytes(5000))
     record = {
         "student": "tiny", "backend": "tflite", "precision": "int8", "model_file": "model.tflite",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,7 @@ from pipeline.cli.check import check
 from pipeline.cli.params import Params, load_params
 from pipeline.core.errors import PipelineError
 
-SHIPPED = Path(__file__).parents[1] / "params.yaml"
-
-
+SHIPPED = Path(__file__).parents[2] / "params.yaml"
 TREE = yaml.safe_load(SHIPPED.read_text())
 TRAINING = TREE["distill"]["training"]
 MISSING = TREE["teachers"]["zoo"]["resnet"] | {"source": "checkpoint", "checkpoint": "none"}
@@ -24,7 +23,7 @@ HEADLESS = {"features_only": True}
 
 
 def params(folder: Path, **groups: dict[str, Any]) -> Params:
-    tree = yaml.safe_load(SHIPPED.read_text())
+    tree = deepcopy(TREE)
     for group, changes in groups.items():
         tree[group] |= changes
     (folder / "params.yaml").write_text(yaml.safe_dump(tree))
@@ -33,7 +32,7 @@ def params(folder: Path, **groups: dict[str, Any]) -> Params:
 
 @pytest.mark.parametrize("profile", ["cpu", "gpu", "smoke"])
 def test_what_is_shipped_is_right(tmp_path: Path, profile: str) -> None:
-    tree = yaml.safe_load(SHIPPED.read_text()) | {"profile": profile}
+    tree = TREE | {"profile": profile}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
     check(load_params(tmp_path / "params.yaml"))
 
@@ -42,7 +41,24 @@ def test_what_is_shipped_is_right(tmp_path: Path, profile: str) -> None:
     ("groups", "said"),
     [
         ({"data": {"source": "folder", "folder": "/nowhere"}}, "there is no such folder"),
-        ({"distill": {"losses": [{"name": "kll", "weight": 1}]}}, "did you mean `kl`"),
+        ({"data": {"source": "foldr"}}, "no `foldr` among the sources; did you mean `folder`"),
+        (
+            {"distill": {"losses": [{"name": "kll", "weight": 1}]}},
+            "no `kll` among the losses; did you mean `kl`",
+        ),
+        (
+            {"quantize": {"rungs": ["default", "float_layer"]}},
+            "no `float_layer` among the rungs; did you mean `float_layers`",
+        ),
+        (
+            {"quantize": {"rungs": ["default", "prayer"]}},
+            "no `prayer` among the rungs; known are bias_correction, default, float_layers, ",
+        ),
+        (
+            {"backends": {"enabled": ["onnxruntime", "opnvino"]}},
+            "no `opnvino` among the backends; did you mean `openvino`",
+        ),
+        ({"gate": {"max_slowdwn": 1}}, "gate.max_slowdwn: unknown key; did you mean"),
         (
             {"distill": {"losses": [{"name": "cross_entropy", "weight": 1}, EARLY]}},
             "the student has no tap `early`",
@@ -80,4 +96,5 @@ def test_a_backend_whose_package_is_missing_is_named_unless_it_is_off(
     monkeypatch.setattr(OpenVino, "packages", ("openvino", "no-such-package"))
     with pytest.raises(PipelineError, match="no-such-package is not installed"):
         check(params(tmp_path))
-    check(params(tmp_path, backends={"openvino": {"precisions": []}}))
+    others = [name for name in TREE["backends"]["enabled"] if name != "openvino"]
+    check(params(tmp_path, backends={"enabled": others}))

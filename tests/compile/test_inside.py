@@ -12,14 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.backends.base.job import Job
-from pipeline.backends.base.registry import (
-    backend,
-)
-from pipeline.compile.inside import Inside, look_inside
+from pipeline.backends.base.registry import backend, backend_names
+from pipeline.compile.inside import Inside, layer_noise, look_inside
 from pipeline.core.errors import PipelineError
-from tests.backends.conftest import job, student, test_images, torch_logits
-
-__all__ = ["job", "student", "test_images", "torch_logits"]
+from tests.compile.conftest import compiler
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -38,18 +34,22 @@ def int8(
 
 def compiled(name: str, made: Job, folder: Path) -> Path:
     folder.mkdir()
-    return folder / backend(name).compile(made, folder).model_file
+    return folder / compiler(name).compile(made, folder).model_file
+
+
+def look(name: str, made: Job, model: Path) -> Inside:
+    return look_inside(backend(name), compiler(name), made, model)
 
 
 def decibels(inside: Inside) -> dict[str, float]:
     return {layer.name: np.inf if layer.snr_db is None else layer.snr_db for layer in inside.layers}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", backend_names())
 def test_every_layer_is_compared_and_the_input_is_exact(
     name: str, int8: Job, tmp_path: Path
 ) -> None:
-    inside = look_inside(backend(name), int8, compiled(name, int8, tmp_path / "made"), "here")
+    inside = look(name, int8, compiled(name, int8, tmp_path / "made"))
     assert inside.exact_input_images == 33  # 32 real ones, and one with every value
     found = decibels(inside)
     assert list(found) == [layer.name for layer in int8.layers] and inside.notes == ()
@@ -57,14 +57,14 @@ def test_every_layer_is_compared_and_the_input_is_exact(
 
 
 @pytest.mark.parametrize("student", ["relu"], indirect=True)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", backend_names())
 def test_layers_that_stay_in_float_add_no_noise(name: str, int8: Job, tmp_path: Path) -> None:
     first = tuple(layer.name for layer in int8.layers[:2])
     recipe = replace(int8.recipe, float_layers=first)
     made = compiled(name, replace(int8, recipe=recipe), tmp_path / "mixed")
-    mixed = decibels(look_inside(backend(name), int8, made, "here"))
+    mixed = decibels(look(name, int8, made))
     plain = compiled(name, int8, tmp_path / "plain")
-    before = decibels(look_inside(backend(name), int8, plain, "here"))
+    before = decibels(look(name, int8, plain))
     assert mixed[first[0]] > before[first[0]] + 10
 
 
@@ -80,12 +80,21 @@ def test_a_graph_that_rounds_its_pixels_is_refused(int8: Job, tmp_path: Path) ->
             tensor.CopyFrom(onnx.numpy_helper.from_array(wrong, scale))
     onnx.save(model, made)
     with pytest.raises(PipelineError, match="pixels are not its int8 input"):
-        look_inside(backend("onnxruntime"), int8, made, "here")
+        look("onnxruntime", int8, made)
 
 
 @pytest.mark.parametrize("student", ["relu"], indirect=True)
 def test_other_numbers_of_layers_are_told_not_guessed(int8: Job, tmp_path: Path) -> None:
     made = compiled("onnxruntime", int8, tmp_path / "made")
     fewer = replace(int8, layers=int8.layers[1:])
-    inside = look_inside(backend("onnxruntime"), fewer, made, "here")
+    inside = look("onnxruntime", fewer, made)
     assert inside.layers == () and "noise by layer is not known" in inside.notes[0]
+
+
+def test_noise_of_layers_is_the_ratio_of_powers() -> None:
+    reference = np.full((3, 4), 2.0, np.float32)
+    pairs = [(reference + 0.2, reference), (reference, reference), (reference, 0 * reference)]
+    first, exact, dead = layer_noise(("a", "b", "c"), pairs)
+    assert first.name == "a" and first.snr_db == pytest.approx(20, abs=0.01)
+    assert exact.snr_db is None
+    assert dead.snr_db is not None and dead.snr_db < -300

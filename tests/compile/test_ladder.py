@@ -11,18 +11,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.accuracy.metrics import (
-    top1,
-)
+from pipeline.accuracy.metrics import top1
 from pipeline.backends.base.job import Compiled, Job, Recipe
-from pipeline.backends.onnxruntime.spec import OnnxRuntime
-from pipeline.compile.ladder import Climbed, climb
+from pipeline.backends.onnxruntime.compile import Compiler
+from pipeline.backends.onnxruntime.spec import BACKEND
+from pipeline.compile.ladder import Climbed, climb, find_rung
 from pipeline.core.errors import PipelineError
 from pipeline.export.evaluate import logits_of
 from pipeline.export.onnx import export_onnx
 from pipeline.int8.params import Quantize
+from pipeline.int8.records import QUANTIZE_AWARE, STATUS, QuantizeAwareStatus
 from pipeline.int8.sensitivity import most_sensitive
 from pipeline.networks.weights import load_pixels_to_logits, save_model
+from tests.compile.conftest import SHIPPED
 
 one_student = pytest.mark.parametrize("student", ["relu"], indirect=True)
 """How the ladder climbs does not depend on the student; what it mends does."""
@@ -38,13 +39,11 @@ def settings(*rungs: str) -> Quantize:
             "rungs": ["default", *rungs],
             "float_layers": 4,
             "float_share": 1,
-            "training": {"epochs": 1, "lr": 0.001},
         }
     )
 
 
-def no_training(_job: Job) -> Job:
-    raise AssertionError("there was no need to train")
+COMPILER = Compiler(SHIPPED.settings("onnxruntime"))
 
 
 class Scripted:
@@ -60,13 +59,13 @@ class Scripted:
 
 
 def climbed(job: Job, folder: Path, rungs: tuple[str, ...], judge: Scripted) -> Climbed:
-    return climb(OnnxRuntime(), job, settings(*rungs), 0.900, judge, no_training, folder)
+    return climb(COMPILER, job, settings(*rungs), 0.900, judge, folder)
 
 
 @one_student
 def test_a_default_that_is_good_enough_is_all_that_is_made(int8: Job, tmp_path: Path) -> None:
     judge = Scripted([0.897])
-    result = climbed(int8, tmp_path, ("ranges", "training"), judge)
+    result = climbed(int8, tmp_path, ("ranges", "quantize_aware"), judge)
     (attempt,) = result.attempts
     assert (attempt.rung, attempt.kept, attempt.failure) == ("default", True, None)
     assert attempt.val_top1 == 0.897 and attempt.val_drop == pytest.approx(0.003)
@@ -78,7 +77,7 @@ def test_a_default_that_is_good_enough_is_all_that_is_made(int8: Job, tmp_path: 
 def test_each_rung_starts_from_the_best_below_it(int8: Job, tmp_path: Path) -> None:
     judge = Scripted([0.80, 0.85, 0.84, 0.86, 0.899])
     result = climbed(int8, tmp_path, ("ranges", "bias_correction", "float_layers"), judge)
-    wider, narrower = OnnxRuntime.ranges
+    wider, narrower = Compiler.ranges
     assert [attempt.rung for attempt in result.attempts] == [
         "default", "ranges", "ranges", "float_layers", "float_layers",
     ]  # fmt: skip
@@ -95,10 +94,10 @@ def test_no_more_of_the_network_stays_in_float_than_is_allowed(
 ) -> None:
     macs, weights = (sum(getattr(one, n) for one in int8.layers) for n in ("macs", "weights"))
     costs = {one.name: (one.macs / macs, one.weights / weights) for one in int8.layers}
-    worst = most_sensitive(int8)
+    worst = most_sensitive(int8.weights, int8.calibration)
     limits = settings("float_layers").model_copy(update={"float_share": share})
     judge = Scripted([0.80, 0.85, 0.85, 0.85, 0.86])
-    result = climb(OnnxRuntime(), int8, limits, 0.9, judge, no_training, tmp_path)
+    result = climb(COMPILER, int8, limits, 0.9, judge, tmp_path)
     kept = result.job.recipe.float_layers
     assert kept and all(sum(costs[name][i] for name in kept) <= share for i in (0, 1))
     assert result.compiled.execution.int8_mac_share >= 1 - share - 1e-9
@@ -109,7 +108,7 @@ def test_no_more_of_the_network_stays_in_float_than_is_allowed(
 @one_student
 def test_no_layer_stays_in_float_where_none_may(int8: Job, tmp_path: Path) -> None:
     limits = settings("float_layers").model_copy(update={"float_share": 0})
-    result = climb(OnnxRuntime(), int8, limits, 0.9, Scripted([0.8]), no_training, tmp_path)
+    result = climb(COMPILER, int8, limits, 0.9, Scripted([0.8]), tmp_path)
     assert [attempt.rung for attempt in result.attempts] == ["default"]
 
 
@@ -122,7 +121,7 @@ def test_the_best_stays_where_none_is_good_enough(int8: Job, tmp_path: Path) -> 
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
-class OnlyItsOwnRanges(OnnxRuntime):
+class OnlyItsOwnRanges(Compiler):
     """A tool that fails with any other ranges."""
 
     def compile(self, job: Job, folder: Path) -> Compiled:
@@ -133,25 +132,76 @@ class OnlyItsOwnRanges(OnnxRuntime):
 
 @one_student
 def test_a_rung_that_fails_is_recorded_and_passed(int8: Job, tmp_path: Path) -> None:
-    backend, limits = OnlyItsOwnRanges(), settings("ranges", "float_layers")
+    compiler = OnlyItsOwnRanges(SHIPPED.settings("onnxruntime"))
+    limits = settings("ranges", "float_layers")
     judge = Scripted([0.8, 0.9])
-    result = climb(backend, int8, limits, 0.9, judge, no_training, tmp_path)
+    result = climb(compiler, int8, limits, 0.9, judge, tmp_path)
     failures = [attempt.failure for attempt in result.attempts]
-    assert failures == [None, *(f"cannot do {ranges}" for ranges in OnnxRuntime.ranges), None]
+    assert failures == [None, *(f"cannot do {ranges}" for ranges in Compiler.ranges), None]
     with pytest.raises(PipelineError, match="cannot do"):
         odd = replace(int8, recipe=Recipe(ranges="percentile 99"))
-        climb(backend, odd, limits, 0.9, judge, no_training, tmp_path)
+        climb(compiler, odd, limits, 0.9, judge, tmp_path)
+
+
+@pytest.fixture
+def trained(int8: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the stage `quantize_aware` writes: other weights, by a tenth smaller in the head."""
+    monkeypatch.chdir(tmp_path)
+    folder = QUANTIZE_AWARE / int8.artifact.student
+    folder.mkdir(parents=True)
+    model, card = load_pixels_to_logits(int8.weights)
+    with torch.no_grad():
+        model.network.get_classifier().weight *= 0.9
+    save_model(folder, model.network, card)
+    export_onnx(*load_pixels_to_logits(folder), opset=20, file=folder / "model.onnx")
+    QuantizeAwareStatus(trained=True).write(folder / STATUS)
+    return folder
 
 
 @one_student
-def test_training_comes_last_and_brings_other_weights(int8: Job, tmp_path: Path) -> None:
-    trained = replace(int8, student="trained")
-    result = climb(
-        OnnxRuntime(), int8, settings("ranges", "training"), 0.9,
-        Scripted([0.8, 0.7, 0.81, 0.82, 0.899]), lambda _: trained, tmp_path,
-    )  # fmt: skip
-    assert result.job.student == "trained"
-    assert [attempt.rung for attempt in result.attempts][-2:] == ["training", "training"]
+def test_the_rung_quantize_aware_takes_the_weights_of_its_stage(
+    int8: Job, trained: Path, tmp_path: Path
+) -> None:
+    judge = Scripted([0.8, 0.7, 0.81, 0.82, 0.899])
+    (tmp_path / "made").mkdir()
+    result = climbed(int8, tmp_path / "made", ("ranges", "quantize_aware"), judge)
+    assert (result.job.weights, result.job.onnx) == (trained, trained / "model.onnx")
+    *_, plain, best = result.attempts
+    assert (plain.rung, best.rung) == ("quantize_aware", "quantize_aware")
+    assert plain.recipe == str(Recipe())  # first as the student, then as its best attempt
+    assert best.recipe == str(Recipe(ranges=Compiler.ranges[1])) and best.kept
+    assert judge.seen[3] not in judge.seen[:3], "other weights, other bytes"
+
+
+@one_student
+@pytest.mark.parametrize("status", ["none", "not trained"])
+def test_without_these_weights_the_rung_has_failed_and_the_ladder_goes_on(
+    int8: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if status == "not trained":
+        file = QUANTIZE_AWARE / int8.artifact.student / STATUS
+        QuantizeAwareStatus(trained=False, reason="nobody asked").write(file)
+    (tmp_path / "made").mkdir()
+    judge = Scripted([0.8, 0.899])
+    result = climbed(int8, tmp_path / "made", ("quantize_aware", "float_layers"), judge)
+    first, failed, last = result.attempts
+    assert (failed.rung, failed.val_top1, failed.kept) == ("quantize_aware", None, False)
+    assert failed.failure and str(QUANTIZE_AWARE / int8.artifact.student) in failed.failure
+    assert ("nobody asked" in failed.failure) == (status == "not trained")
+    assert (first.rung, last.rung, last.kept) == ("default", "float_layers", True)
+
+
+@one_student
+def test_an_unknown_rung_is_named_with_the_nearest_one_before_anything_is_compiled(
+    int8: Job, tmp_path: Path
+) -> None:
+    complaint = "no `biascorrection` among the rungs; did you mean `bias_correction`"
+    with pytest.raises(PipelineError, match=complaint):
+        find_rung("biascorrection")
+    with pytest.raises(PipelineError, match=complaint):
+        climbed(int8, tmp_path, ("biascorrection",), Scripted([]))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
@@ -160,7 +210,7 @@ def hard(int8: Job, tmp_path: Path) -> Job:
 
     Ranges per tensor leave the channels beside it a few levels.
     """
-    model, card = load_pixels_to_logits(int8.student_folder)
+    model, card = load_pixels_to_logits(int8.weights)
     modules = dict(model.network.named_modules())
     with torch.no_grad():
         norm = modules["blocks.1.0.bn2"]
@@ -171,7 +221,7 @@ def hard(int8: Job, tmp_path: Path) -> Job:
     folder.mkdir()
     save_model(folder, model.network, card)
     export_onnx(*load_pixels_to_logits(folder), opset=20, file=folder / "model.onnx")
-    return replace(int8, student_folder=folder, onnx=folder / "model.onnx")
+    return replace(int8, weights=folder, onnx=folder / "model.onnx")
 
 
 def test_it_recovers_a_student_that_is_hard_on_purpose(
@@ -180,13 +230,13 @@ def test_it_recovers_a_student_that_is_hard_on_purpose(
     images, labels = test_images
 
     def judge(_job: Job, compiled: Compiled, folder: Path) -> float:
-        runner = OnnxRuntime().load(folder / compiled.model_file, 1)
+        runner = BACKEND.load(folder / compiled.model_file, 1)
         return top1(logits_of(runner, images), labels)
 
     (tmp_path / "made").mkdir()
     known = top1(torch_logits, labels)
     rungs = settings("ranges", "float_layers")
-    result = climb(OnnxRuntime(), hard, rungs, known, judge, no_training, tmp_path / "made")
+    result = climb(COMPILER, hard, rungs, known, judge, tmp_path / "made")
     first = result.attempts[0].val_drop
     kept = next(attempt for attempt in result.attempts if attempt.kept)
     assert first is not None and first > 0.02
@@ -194,5 +244,6 @@ def test_it_recovers_a_student_that_is_hard_on_purpose(
 
 
 def test_the_layer_that_reads_uneven_channels_is_the_most_sensitive(hard: Job) -> None:
-    assert most_sensitive(hard)[0] == "blocks.2.0.conv_exp"
-    assert sorted(most_sensitive(hard)) == sorted(layer.name for layer in hard.layers)
+    found = most_sensitive(hard.weights, hard.calibration)
+    assert found[0] == "blocks.2.0.conv_exp"
+    assert sorted(found) == sorted(layer.name for layer in hard.layers)

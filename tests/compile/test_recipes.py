@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from pipeline.accuracy.metrics import agreement
 from pipeline.backends.base.job import Compiled, Job, Recipe
-from pipeline.backends.base.registry import (
-    backend,
-)
+from pipeline.backends.base.registry import backend, backend_names
 from pipeline.core.files import sha256
+from tests.compile.conftest import compiler
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -22,18 +21,18 @@ KEPT = ("blocks.3.0.conv_pw", "blocks.4.0.conv_dw")
 
 
 def recipes(name: str) -> list[Recipe]:
-    runtime = backend(name)
-    found = [Recipe(), *(Recipe(ranges=ranges) for ranges in runtime.ranges)]
-    found += [Recipe(bias_correction=True)] if runtime.bias_correction else []
+    its = compiler(name)
+    found = [Recipe(), *(Recipe(ranges=ranges) for ranges in its.ranges)]
+    found += [Recipe(bias_correction=True)] if its.bias_correction else []
     return [*found, Recipe(float_layers=KEPT)]
 
 
 def macs(compiled: Compiled) -> dict[str, int]:
-    return {product.name: product.macs for product in compiled.execution.in_float}
+    return {layer.name: layer.macs for layer in compiled.execution.in_float}
 
 
 @pytest.mark.parametrize("student", ["relu"], indirect=True)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", backend_names())
 def test_every_recipe_makes_another_artifact_that_still_knows_its_classes(
     name: str, int8: Job, test_images: Split, torch_logits: NDArray[np.float32], tmp_path: Path
 ) -> None:
@@ -41,7 +40,7 @@ def test_every_recipe_makes_another_artifact_that_still_knows_its_classes(
     for number, recipe in enumerate(recipes(name)):
         folder = tmp_path / str(number)
         folder.mkdir()
-        compiled = backend(name).compile(replace(int8, recipe=recipe), folder)
+        compiled = compiler(name).compile(replace(int8, recipe=recipe), folder)
         logits = backend(name).load(folder / compiled.model_file, 1)(test_images[0])
         assert agreement(logits, torch_logits) > 0.97, recipe
         digest = tuple(sha256(file) for file in sorted(folder.iterdir()))

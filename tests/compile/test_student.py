@@ -1,4 +1,4 @@
-"""What `pipeline.measure.compile` does around every backend, shown with ONNX Runtime."""
+"""What the stage `compile` does around every backend, shown with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -17,21 +17,18 @@ import yaml
 from numpy.typing import NDArray
 
 from pipeline.backends.base.artifact import Artifact
-from pipeline.backends.base.job import (
-    Compiled,
-    Job,
-    Recipe,
-)
+from pipeline.backends.base.job import Compiled, Job, Recipe
 from pipeline.backends.base.records import ArtifactRecord
-from pipeline.backends.onnxruntime.spec import OnnxRuntime
-from pipeline.cli.params import Params, load_params
+from pipeline.backends.base.registry import backend
+from pipeline.backends.onnxruntime.compile import Compiler
+from pipeline.backends.onnxruntime.spec import BACKEND, OnnxRuntime
 from pipeline.compile.evidence import Evidence
+from pipeline.compile.params import CompileParams
 from pipeline.compile.records import CompiledMetrics
-from pipeline.compile.student import (
-    compile_student,
-)
+from pipeline.compile.student import compile_artifact, compile_student
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256
+from pipeline.core.params import load
 from pipeline.data.records import load_split
 from pipeline.export.evaluate import Runner
 from pipeline.networks.records import ModelCard
@@ -39,10 +36,11 @@ from pipeline.networks.records import ModelCard
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 Jobs = Callable[[str], Job]
 ROOT = Path(__file__).parents[2]
-SHIPPED = load_params(ROOT / "params.yaml")
+SHIPPED = load(CompileParams, ROOT / "params.yaml")
+SETTINGS = SHIPPED.backends.settings("onnxruntime")
 
 
-def climbing(*rungs: str) -> Params:
+def climbing(*rungs: str) -> CompileParams:
     """The shipped params with a ladder of these rungs above the default."""
     settings = {"rungs": ("default", *rungs)}
     quantize = SHIPPED.quantize.model_copy(update=settings)
@@ -50,6 +48,18 @@ def climbing(*rungs: str) -> Params:
 
 
 PARAMS = climbing()
+
+
+def make(
+    precision: str,
+    compiler: type[Compiler] = Compiler,
+    params: CompileParams = PARAMS,
+    its: OnnxRuntime = BACKEND,
+    student: str = "tiny",
+) -> CompiledMetrics:
+    """The artifact of `student` for ONNX Runtime."""
+    artifact = Artifact(student, its.name, precision)
+    return compile_artifact(params, its, compiler(SETTINGS), artifact)
 
 
 @pytest.fixture
@@ -63,7 +73,7 @@ def project(
     """A folder in which everything up to the export of the student `tiny` has been run."""
     for folder in ("data/packed", "data/calibration", "models/onnx/tiny", "models/students"):
         (tmp_path / folder).mkdir(parents=True)
-    shutil.copytree(job("fp32").student_folder, tmp_path / "models/students/tiny")
+    shutil.copytree(job("fp32").weights, tmp_path / "models/students/tiny")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     job("fp32").manifest.write(tmp_path / "data/packed/manifest.json")
     for split in ("val", "test"):
@@ -84,13 +94,13 @@ def outputs(project: Path) -> list[Path]:
 
 
 def test_it_records_the_artifact_and_its_accuracy(project: Path) -> None:
-    metrics = compile_student(PARAMS, OnnxRuntime(), "tiny", "int8")
+    metrics = make("int8")
     folder = project / "models/compiled/onnxruntime/tiny/int8"
     artifact = ArtifactRecord.read(folder / "artifact.json")
-    evidence = Evidence.read(project / "metrics/evidence/onnxruntime/tiny/int8.json")
+    evidence = Evidence.read(folder / "evidence.json")
     assert (evidence.execution, evidence.digests) == (artifact.execution, artifact.digests)
     assert evidence.answers().mean() == metrics.top1
-    assert CompiledMetrics.read(project / "metrics/compiled/onnxruntime/tiny/int8.json") == metrics
+    assert CompiledMetrics.read(folder / "metrics.json") == metrics
     assert artifact.digests == {"model.onnx": sha256(folder / "model.onnx")}
     assert set(artifact.versions) == {"onnx", "onnxruntime"}
     assert artifact.execution.int8_mac_share == metrics.int8_mac_share == 1
@@ -103,7 +113,7 @@ def test_it_records_the_artifact_and_its_accuracy(project: Path) -> None:
 
 def test_only_int8_has_a_calibration(project: Path) -> None:
     for precision in ("fp32", "int8"):
-        compile_student(PARAMS, OnnxRuntime(), "tiny", precision)
+        make(precision)
         folder = project / f"models/compiled/onnxruntime/tiny/{precision}"
         digest = ArtifactRecord.read(folder / "artifact.json").calibration_digest
         assert (digest is None) == (precision == "fp32")
@@ -112,38 +122,58 @@ def test_only_int8_has_a_calibration(project: Path) -> None:
 def test_the_stage_script_runs_by_hand(project: Path) -> None:
     tree = yaml.safe_load((project / "params.yaml").read_text())
     tree["students"]["zoo"]["tiny"] = tree["students"]["zoo"]["mnv4_small_050"]
-    tree["backends"]["openvino"]["precisions"], tree["quantize"]["rungs"] = [], ["default"]
+    tree["backends"]["openvino"]["precisions"] = ["fp32"]
+    tree["quantize"]["rungs"] = ["default"]
     (project / "params.yaml").write_text(yaml.safe_dump(tree))
 
     def script(backend: str, student: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", f"stages.compile_{backend}", "--student", student],
+            [sys.executable, "-m", "stages.compile", "--backend", backend, "--student", student],
             cwd=project,
             env={"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
         )
 
-    done, nothing, failed = (
+    done, one, failed, unknown = (
         script(*of)
-        for of in (("onnxruntime", "tiny"), ("openvino", "tiny"), ("onnxruntime", "huge"))
-    )
-    assert done.returncode == nothing.returncode == 0, done.stderr + nothing.stderr
-    assert re.findall(r"^tiny onnxruntime (\w+): top-1", done.stdout, re.M) == ["fp32", "int8"]
-    assert nothing.stdout == "" and {path.parts[-3] for path in outputs(project)} == {"onnxruntime"}
-    for folder in ("models/compiled", "metrics/compiled", "metrics/evidence"):
-        assert not list((project / folder / "openvino/tiny").iterdir())  # DVC wants it there
-    assert (failed.returncode, failed.stdout) == (1, "")
+        for of in (
+            ("onnxruntime", "tiny"), ("openvino", "tiny"), ("onnxruntime", "huge"),
+            ("openvin", "tiny"),
+        )
+    )  # fmt: skip
+    assert done.returncode == one.returncode == 0, done.stderr + one.stderr
+    assert re.findall(r"^tiny/onnxruntime/(\w+): top-1", done.stdout, re.M) == ["fp32", "int8"]
+    assert re.findall(r"^tiny/openvino/(\w+): top-1", one.stdout, re.M) == ["fp32"]
+    (made,) = (project / "models/compiled/openvino/tiny").iterdir()
+    names = {"artifact.json", "evidence.json", "metrics.json", "model.bin", "model.xml"}
+    assert made.name == "fp32" and {file.name for file in made.iterdir()} == names
+    assert (failed.returncode, failed.stdout) == (unknown.returncode, unknown.stdout) == (1, "")
     assert "no student `huge`" in failed.stderr and "Traceback" not in failed.stderr
+    assert "no `openvin` among the backends; did you mean `openvino`" in unknown.stderr
 
 
 def test_precisions_are_those_of_the_parameters() -> None:
-    assert precisions("tflite") == ("fp32", "fp16", "int8")
+    assert backend("tflite").precisions == ("fp32", "fp16", "int8")
 
 
-def test_an_unknown_precision_is_an_error_that_names_the_known_ones() -> None:
-    with pytest.raises(PipelineError, match=r"no precision `int4`.*\n.*fp32, int8"):
-        compile_student(PARAMS, OnnxRuntime(), "tiny", "int4")
+@pytest.mark.usefixtures("project")
+def test_every_precision_that_is_asked_for_is_made_in_order() -> None:
+    made = dict(compile_student(PARAMS, "onnxruntime", "tiny"))
+    assert [str(artifact) for artifact in made] == [
+        "tiny/onnxruntime/fp32", "tiny/onnxruntime/int8",
+    ]  # fmt: skip
+    assert all(CompiledMetrics.read(one.folder / "metrics.json") == metrics for one, metrics in made.items())
+
+
+@pytest.mark.parametrize(("asked", "complaint"), [(["int4"], "'fp32' or 'int8'"), ([], "1 item")])
+def test_a_precision_that_is_unknown_or_missing_is_an_error_that_names_the_known_ones(
+    asked: list[str], complaint: str
+) -> None:
+    update = {"enabled": ["onnxruntime"], "onnxruntime": {"precisions": asked}}
+    backends = type(SHIPPED.backends).model_validate(update)
+    with pytest.raises(PipelineError, match=rf"backends\.onnxruntime\.precisions.*{complaint}"):
+        list(compile_student(PARAMS.model_copy(update={"backends": backends}), "onnxruntime", "a"))
 
 
 @pytest.mark.usefixtures("project")
@@ -152,34 +182,37 @@ def test_a_missing_package_is_an_error_that_names_it() -> None:
         packages = ("onnx", "a-package-that-is-not-there")
 
     with pytest.raises(PipelineError, match="a-package-that-is-not-there is not installed"):
-        compile_student(PARAMS, Lonely(), "tiny", "fp32")
+        make("fp32", its=Lonely())
 
 
 @pytest.mark.usefixtures("project")
 def test_a_student_that_is_not_exported_is_named() -> None:
     with pytest.raises(PipelineError, match="`huge` has not been exported"):
-        compile_student(PARAMS, OnnxRuntime(), "huge", "fp32")
+        make("fp32", student="huge")
 
 
 class Distorted(OnnxRuntime):
     """ONNX Runtime whose logits are distorted after the fact."""
 
+    __module__ = OnnxRuntime.__module__  # beside which its `run.py` is looked for
+
     def __init__(self, distort: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:
         self.distort = distort
 
-    def load(self, model: Path, threads: int) -> Runner:
-        run = super().load(model, threads)
+    def load(self, model: Path, threads: int, batch: int = 0) -> Runner:
+        run = super().load(model, threads, batch)
         return lambda images: self.distort(run(images))
 
 
-class FloatInside(OnnxRuntime):
+class FloatInside(Compiler):
     """Asked for int8, it makes float and its inspection says so."""
 
     def compile(self, job: Job, folder: Path) -> Compiled:
-        return super().compile(dataclasses.replace(job, precision="fp32"), folder)
+        artifact = dataclasses.replace(job.artifact, precision="fp32")
+        return super().compile(dataclasses.replace(job, artifact=artifact), folder)
 
 
-class Deaf(OnnxRuntime):
+class Deaf(Compiler):
     """Says that it keeps layers in float as the recipe asks, and does not."""
 
     def compile(self, job: Job, folder: Path) -> Compiled:
@@ -187,7 +220,7 @@ class Deaf(OnnxRuntime):
         return dataclasses.replace(compiled, kept_float=job.recipe.float_layers)
 
 
-class FloatInput(OnnxRuntime):
+class FloatInput(Compiler):
     """Its artifact takes floats."""
 
     def compile(self, job: Job, folder: Path) -> Compiled:
@@ -196,38 +229,57 @@ class FloatInput(OnnxRuntime):
         return dataclasses.replace(compiled, execution=execution)
 
 
+NOT_FINITE, UPSIDE_DOWN = Distorted(lambda z: z * np.float32(np.nan)), Distorted(lambda z: -z)
+
+
 @pytest.mark.parametrize(
-    ("backend", "precision", "complaint"),
+    ("its", "compiler", "precision", "complaint"),
     [
-        (FloatInside(), "int8", r"asked int8, but .* 100.0% .* in float: \S+ \([\d,]+ MACs\), "),
-        (FloatInput(), "fp32", "takes float32 and gives float32, where raw pixels are uint8"),
-        (Distorted(lambda z: z * np.float32(np.nan)), "fp32", "not finite"),
-        (Distorted(lambda z: -z), "fp32", "the conversion is broken"),
+        (
+            BACKEND, FloatInside, "int8",
+            r"asked for int8, but .* 100.0% .* in float: \S+ \([\d,]+ MACs\), ",
+        ),
+        (
+            BACKEND, FloatInput, "fp32",
+            "takes float32 and gives float32, where raw pixels are uint8",
+        ),
+        (NOT_FINITE, Compiler, "fp32", "not finite"),
+        (UPSIDE_DOWN, Compiler, "fp32", "the conversion is broken"),
     ],
-)
+)  # fmt: skip
 def test_an_unsound_artifact_leaves_nothing_behind(
-    project: Path, backend: OnnxRuntime, precision: str, complaint: str
+    project: Path, its: OnnxRuntime, compiler: type[Compiler], precision: str, complaint: str
 ) -> None:
     with pytest.raises(PipelineError, match=complaint):
-        compile_student(PARAMS, backend, "tiny", precision)
+        make(precision, compiler, its=its)
     assert outputs(project) == []
 
 
 @pytest.mark.usefixtures("project")
-def test_the_error_names_the_largest_float_products() -> None:
+def test_the_error_names_the_largest_float_layers() -> None:
     with pytest.raises(PipelineError) as error:
-        compile_student(PARAMS, FloatInside(), "tiny", "int8")
+        make("int8", FloatInside)
     named = [
         int(number.replace(",", ""))
         for number in re.findall(r"\(([\d,]+) MACs\)", str(error.value))
     ]
     assert len(named) == 5 and named == sorted(named, reverse=True)
-    compile_student(PARAMS, OnnxRuntime(), "tiny", "fp32")
-    products = ArtifactRecord.read(
+    make("fp32")
+    layers = ArtifactRecord.read(
         Artifact("tiny", "onnxruntime", "fp32").folder / "artifact.json"
     ).execution.in_float
-    assert all(str(product) in str(error.value) for product in products[:5])
-    assert f" and {len(products) - 5} more" in str(error.value)
+    assert all(str(layer) in str(error.value) for layer in layers[:5])
+    assert f" and {len(layers) - 5} more" in str(error.value)
+
+
+@pytest.mark.usefixtures("project")
+def test_so_much_in_float_passes_as_the_parameters_allow() -> None:
+    """A student with operators that a runtime has no int8 kernel for may ship all the same."""
+    quantize = PARAMS.quantize.model_copy(update={"min_int8_share": 0.0})
+    with pytest.raises(PipelineError, match=r"quantize\.min_int8_share"):
+        make("int8", FloatInside)
+    metrics = make("int8", FloatInside, PARAMS.model_copy(update={"quantize": quantize}))
+    assert metrics.int8_mac_share == 0
 
 
 def beyond_reach(project: Path) -> None:
@@ -238,7 +290,7 @@ def beyond_reach(project: Path) -> None:
 
 def test_layers_that_are_kept_in_float_on_purpose_are_no_fault(project: Path) -> None:
     beyond_reach(project)
-    metrics = compile_student(climbing("float_layers"), OnnxRuntime(), "tiny", "int8")
+    metrics = make("int8", params=climbing("float_layers"))
     sizes = [attempt.size_bytes for attempt in metrics.ladder if attempt.failure is None]
     assert len(sizes) > 1 and sizes == sorted(set(sizes))  # float weights are larger
     assert sum(attempt.kept for attempt in metrics.ladder) == 1
@@ -246,8 +298,8 @@ def test_layers_that_are_kept_in_float_on_purpose_are_no_fault(project: Path) ->
 
 def test_a_layer_that_was_to_stay_in_float_and_did_not_is_a_failure(project: Path) -> None:
     beyond_reach(project)
-    metrics = compile_student(climbing("float_layers"), Deaf(), "tiny", "int8")
-    assert "meant to keep" in str(metrics.ladder[1].failure)
+    metrics = make("int8", Deaf, climbing("float_layers"))
+    assert "asked to keep" in str(metrics.ladder[1].failure)
     assert metrics.ladder[0].kept and metrics.int8_mac_share == 1
 
 
@@ -262,13 +314,13 @@ def test_the_ladder_is_judged_on_val_and_test_is_looked_at_once(
 
     monkeypatch.setattr("pipeline.compile.student.load_split", noted)
     beyond_reach(project)
-    compile_student(climbing("ranges"), OnnxRuntime(), "tiny", "int8")
+    make("int8", params=climbing("ranges"))
     assert read == ["val", "test"]
 
 
 def test_an_unsound_artifact_leaves_the_last_sound_one(project: Path) -> None:
-    compile_student(PARAMS, OnnxRuntime(), "tiny", "fp32")
+    make("fp32")
     before = {path: sha256(path) for path in project.rglob("*") if path.is_file()}
     with pytest.raises(PipelineError):
-        compile_student(PARAMS, Distorted(lambda z: -z), "tiny", "fp32")
+        make("fp32", its=UPSIDE_DOWN)
     assert before == {path: sha256(path) for path in project.rglob("*") if path.is_file()}

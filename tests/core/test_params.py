@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from pipeline.cli.params import (
-    load_params,
-)
+from pipeline.bundle.params import BundleParams
+from pipeline.cli.params import Params, load_params
+from pipeline.compile.params import CompileParams
 from pipeline.core.errors import PipelineError
+from pipeline.core.params import Group, Selection, load
+from pipeline.data.params import FetchParams, PrepareParams
+from pipeline.distill.params import DistillParams, RecordingParams
+from pipeline.export.params import ExportParams
+from pipeline.gate.params import GateParams
+from pipeline.int8.quantize_aware import QuantizeAwareParams
+from pipeline.latency.params import BenchmarkParams
+from pipeline.report.params import ReportParams
+from pipeline.training.params import TeacherParams
 
-SHIPPED = Path(__file__).parents[1] / "params.yaml"
+SHIPPED = Path(__file__).parents[2] / "params.yaml"
+TREE = yaml.safe_load(SHIPPED.read_text())
+SELECTIONS = (
+    FetchParams, PrepareParams, TeacherParams, RecordingParams, DistillParams, ExportParams,
+    QuantizeAwareParams, CompileParams, BenchmarkParams, BundleParams, ReportParams, GateParams,
+)  # fmt: skip
+QUANTIZE_AWARE = {
+    "quantize.rungs": ["default", "quantize_aware"],
+    "quantize_aware": {"epochs": 9, "lr": 0.001},
+}
 
 
 def write(folder: Path, change: dict[str, Any]) -> Path:
     """The shipped file with dotted keys set to other values."""
-    tree = yaml.safe_load(SHIPPED.read_text())
+    tree = deepcopy(TREE)
     for dotted, value in change.items():
         *path, last = dotted.split(".")
         node = tree
@@ -30,14 +49,14 @@ def write(folder: Path, change: dict[str, Any]) -> Path:
     return file
 
 
-@pytest.mark.parametrize("profile", yaml.safe_load(SHIPPED.read_text())["profiles"])
+@pytest.mark.parametrize("profile", TREE["profiles"])
 def test_every_shipped_profile_is_valid(tmp_path: Path, profile: str) -> None:
     assert load_params(write(tmp_path, {"profile": profile})).profile == profile
 
 
 def test_a_profile_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> None:
     teachers = {"zoo": {"resnet": {"views": {"epochs": 7}}}}
-    over = {group: {} for group in OVERRIDABLE} | {"teachers": teachers}
+    over = {group: {} for group in TREE["profiles"]["cpu"]} | {"teachers": teachers}
     plain = load_params(SHIPPED)
     params = load_params(write(tmp_path, {"profiles.cpu": over}))
     assert params.teachers.zoo["resnet"].views.epochs == 7
@@ -84,8 +103,16 @@ def test_a_profile_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> N
         ),
         ({"quantize.rungs": ["ranges"]}, "`rungs` begin with `default`"),
         ({"quantize.rungs": ["default", "ranges", "ranges"]}, "`rungs` names one twice"),
-        ({"quantize.rungs": ["default", "prayer"]}, "quantize.rungs.1: input should be 'default'"),
-        ({"quantize.training.epochs": 9}, "quantize.training.epochs: 9 are more than the 2 of"),
+        ({"backends.openvino.precisons": []}, "backends.openvino.precisons: unknown key; did you"),
+        ({"backends.openvino": None}, "backends.openvino: missing"),
+        ({"backends.enabled": ["openvinno"]}, "`openvinno` among the backends; did you mean `open"),
+        ({"backends.tflight": {}}, "`tflight` among the backends; did you mean `tflite`?"),
+        ({"quantize.rungs": []}, "quantize.rungs: tuple should have at least 1 item"),
+        ({"quantize.min_int8_share": 2}, "quantize.min_int8_share: input should be less than or"),
+        ({"limits.max_latency_ms": 1}, "limits.max_latency_ms: unknown key"),
+        ({"profiles.cpu.teachers": {"folder": "x"}}, "set teachers.folder instead"),
+        ({"profiles.cpu.gaet": {}}, "profiles.cpu.gaet: a profile cannot override this; did you"),
+        (QUANTIZE_AWARE, "quantize_aware.epochs: 9 are more than the 2 of"),
         ({"students.zoo.resnet": {"arch": "a"}, "students.enabled": ["resnet"]}, "rename one"),
     ],
 )
@@ -95,13 +122,67 @@ def test_a_mistake_is_named_with_its_place(
     with pytest.raises(PipelineError) as error:
         load_params(write(tmp_path, change))
     assert said in str(error.value)
-    assert str(tmp_path / "params.yaml") in str(error.value)
+    assert str(error.value).startswith(f"{tmp_path / 'params.yaml'}: ")
+    assert ": :" not in str(error.value)
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(PipelineError) as error:
         load_params(write(tmp_path, {"data.x": 1, "gate.y": 2}))
     assert "data.x" in str(error.value) and "gate.y" in str(error.value)
+
+
+def groups(kind: type[Selection]) -> set[str]:
+    """The groups of params.yaml that a stage reads."""
+    return set(kind.model_fields)
+
+
+def overridable(kind: type[Selection]) -> set[str]:
+    """Those of them that a profile may override."""
+    kinds = {name: info.annotation for name, info in kind.model_fields.items()}
+    found = {name: its for name, its in kinds.items() if isinstance(its, type)}
+    return {name for name, its in found.items() if issubclass(its, Group) and its.overridable}
+
+
+def test_all_groups_together_are_what_the_stages_and_the_gate_read() -> None:
+    assert groups(Params) == set().union(*map(groups, SELECTIONS)) == TREE.keys() - {"profiles"}
+
+
+@pytest.mark.parametrize("profile", TREE["profiles"])
+def test_every_profile_names_every_group_that_it_may_override(profile: str) -> None:
+    assert TREE["profiles"][profile].keys() == overridable(Params)
+
+
+@pytest.mark.parametrize("kind", SELECTIONS)
+def test_a_stage_is_stopped_by_the_groups_that_it_reads_and_by_no_other(
+    tmp_path: Path, kind: type[Selection]
+) -> None:
+    every = {name for name, value in TREE.items() if isinstance(value, dict)} - {"profiles"}
+    others = {f"{group}.enabeld": 1 for group in every - groups(kind)}
+    others |= {f"profiles.cpu.{group}": {"x": 1} for group in overridable(Params) - groups(kind)}
+    assert load(kind, write(tmp_path, others)) == load(kind, SHIPPED)
+    for group in every & groups(kind) - {
+        "backends"
+    }:  # which checks the settings when they are read
+        with pytest.raises(PipelineError, match=rf"{group}\.enabeld: unknown key"):
+            load(kind, write(tmp_path, {f"{group}.enabeld": 1}))
+    for group in overridable(kind):
+        with pytest.raises(PipelineError, match=rf"{group}\.x: unknown key"):
+            load(kind, write(tmp_path, {f"profiles.cpu.{group}": {"x": 1}}))
+
+
+def test_a_mistake_in_the_gate_stops_no_training_but_is_found_by_check(tmp_path: Path) -> None:
+    file = write(tmp_path, {"gate.max_slowdwn": 1})
+    assert load(DistillParams, file).distill.losses
+    with pytest.raises(PipelineError, match="did you mean `max_slowdown`"):
+        load_params(file)
+
+
+def test_a_stage_is_told_of_wrong_settings_of_a_backend_when_it_reads_them(tmp_path: Path) -> None:
+    params = load(CompileParams, write(tmp_path, {"backends.openvino": {"precisions": ["int4"]}}))
+    assert params.backends.settings("tflite").precisions
+    with pytest.raises(PipelineError, match=r"backends\.openvino\.precisions.*'fp32' or 'int8'"):
+        params.backends.settings("openvino")
 
 
 def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:

@@ -90,9 +90,9 @@ def test_a_folder_of_images_needs_no_torch(images: Path, tmp_path: Path) -> None
     script = """
 import sys
 from pathlib import Path
+from pipeline.data.params import Data
 from pipeline.data.prepare import prepare
 from pipeline.data.sources import fetch
-from pipeline.params import Data
 if __name__ == "__main__":
     settings = Data.model_validate_json(sys.argv[1])
     fetch(settings, Path("raw"))

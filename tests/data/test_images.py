@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.core.errors import PipelineError
-from pipeline.data.images import is_grey, load_image, upright_size
+from pipeline.data.images import ImageError, is_grey, load_image, upright_size
 
 GRADIENT = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 
@@ -102,35 +101,34 @@ def test_the_shorter_side_is_resized_and_the_centre_kept(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "gif", "tif", "webp", "bmp", "jp2", "avif"])
-def test_a_truncated_file_is_named(tmp_path: Path, kind: str) -> None:
+def test_a_truncated_file_is_broken(tmp_path: Path, kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     file = saved(tmp_path, Image.fromarray(noise), f"broken.{kind}")
     content = file.read_bytes()
     file.write_bytes(content[:-100])
-    with pytest.raises(PipelineError, match="broken image") as error:
+    with pytest.raises(ImageError, match="broken image"):
         load_image(file, 8, 3)
-    assert str(file) in str(error.value)
 
 
-def test_an_avif_without_its_item_is_named(tmp_path: Path) -> None:
+def test_an_avif_without_its_item_is_broken(tmp_path: Path) -> None:
     """Pillow reports this format's faults as RuntimeError."""
     file = saved(tmp_path, Image.fromarray(GRADIENT), "broken.avif")
     file.write_bytes(file.read_bytes().replace(b"iloc", b"free"))
-    with pytest.raises(PipelineError, match="broken image"):
+    with pytest.raises(ImageError, match="broken image"):
         load_image(file, 8, 3)
 
 
-def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("hello")
-    with pytest.raises(PipelineError, match="not an image"):
+    with pytest.raises(ImageError, match="not an image"):
         load_image(tmp_path / "a.png", 8, 3)
-    with pytest.raises(PipelineError, match="no such image"):
+    with pytest.raises(ImageError, match="no such image"):
         load_image(tmp_path / "b.png", 8, 3)
 
 
 def test_float_pixels_are_refused_as_their_white_is_not_known(tmp_path: Path) -> None:
     file = saved(tmp_path, Image.fromarray(np.ones((8, 8), np.float32)), "a.tiff")
-    with pytest.raises(PipelineError, match="what is white is not known"):
+    with pytest.raises(ImageError, match="what is white is not known"):
         load_image(file, 8, 1)
 
 

@@ -105,7 +105,7 @@ def test_wrong_options_are_one_clear_error(
 
 
 def test_preparing_before_fetching_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match="not there") as error:
+    with pytest.raises(PipelineError, match="missing or incomplete") as error:
         prepare(settings(tmp_path), 1, tmp_path / "raw", tmp_path / "p", tmp_path / "c")
     assert error.value.fix is not None and "stages.fetch" in error.value.fix
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from pipeline.core.errors import PipelineError
 from pipeline.distill.losses.logits import kl
 from pipeline.distill.objective import Distillation
 from pipeline.distill.params import LossTerm
-from tests.distill.conftest import RESNET, TERMS, TINY, distillation, model, split, teachers
+from tests.distill.conftest import LOSSES, TERMS, distillation, teachers
+from tests.training.conftest import RESNET, TINY, model, run, same, split, weights
 
 
 def batch(n: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,5 +146,29 @@ def test_attention_over_a_single_position_is_refused() -> None:
 
 
 def test_losses_that_leave_the_classifier_untrained_are_refused() -> None:
-    with pytest.raises(PipelineError, match="no term reaches the classifier"):
+    with pytest.raises(PipelineError, match="no term trains the classifier"):
         distillation((term("hint"), term("rkd")))
+
+
+@pytest.mark.usefixtures("folder")
+def test_adapters_train_with_the_student_and_the_teacher_never_does() -> None:
+    student = model()
+    objective = distillation(student=student)
+    teacher = objective._teachers["resnet"]
+    before, start = weights(teacher), weights(student)
+    adapters = {name: tensor.clone() for name, tensor in objective.adapters.state_dict().items()}
+    run(objective, "d")
+    assert same(before, weights(teacher)) and not teacher.training
+    assert not same(start, weights(student))
+    trained = {name for name, _ in objective.adapters.named_parameters()}
+    now = objective.adapters.state_dict()
+    assert trained and not any(torch.equal(adapters[name], now[name]) for name in trained)
+    assert not any("adapter" in name for name in student.state_dict())
+
+
+@pytest.mark.usefixtures("folder")
+def test_every_term_has_a_curve_of_its_own() -> None:
+    run(distillation(), "d", epochs=2)
+    series = Path("metrics/curves/net/plots/metrics")
+    for term in ("kl", "cross_entropy", "hint", "attention_transfer", "review"):
+        assert len((series / f"loss_{term}.tsv").read_text().splitlines()) == 3

@@ -1,4 +1,4 @@
-"""Recorded teacher_logits: the very logits of the very views, and never those of others."""
+"""Recorded teacher logits: exactly those of the views that students see, and no others."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_recording_for_other_views_is_refused(
 ) -> None:
     record_teacher_logits(taught())
     manifest = Manifest.read(PACKED / "manifest.json")
-    with pytest.raises(PipelineError, match=r"(?s)recorded for other .*record them anew"):
+    with pytest.raises(PipelineError, match=r"(?s)recorded for other .*record them again"):
         RecordedLogits(wanted(taught(**change), manifest))
 
 
@@ -126,6 +126,17 @@ def test_a_recording_of_the_same_weights_normalised_otherwise_is_refused(
 def test_a_teacher_that_is_not_there_is_named(configured: Callable[..., Params]) -> None:
     with pytest.raises(PipelineError, match="the teacher `resnet` is not there"):
         record_teacher_logits(configured())
+
+
+def test_a_teacher_of_other_train_images_is_refused_by_name(
+    taught: Callable[..., Params],
+) -> None:
+    file = Path("models/teachers/resnet/card.json")
+    ModelCard.read(file).model_copy(update={"data_digest": "0" * 64}).write(file)
+    with pytest.raises(PipelineError, match="other train images") as refused:
+        record_teacher_logits(taught())
+    assert refused.value.where == str(file)
+    assert not TEACHER_LOGITS.exists()
 
 
 def test_a_full_disk_ends_a_recording_in_one_error_and_leaves_none(
@@ -169,14 +180,14 @@ def test_a_stopped_recording_goes_on_from_its_last_whole_epoch(
     record_teacher_logits(params)
     assert epochs == [0, 1, 1, 2]
     assert np.array_equal(np.load(TEACHER_LOGITS / "resnet/logits.npy"), whole)
-    assert not list(Path(".work/signals").rglob("*.npy"))
+    assert not list(Path(".work/teacher_logits").rglob("*.npy"))
 
 
 def test_nothing_is_recorded_where_teachers_run_in_every_step(
     taught: Callable[..., Params],
 ) -> None:
     record_teacher_logits(taught(teacher_logits={"record": False}))
-    assert [file.name for file in TEACHER_LOGITS.iterdir()] == ["signals.json"]
+    assert [file.name for file in TEACHER_LOGITS.iterdir()] == ["record.json"]
 
 
 def test_the_rest_of_a_recording_is_a_log_of_mass() -> None:

@@ -1,40 +1,28 @@
-"""The stages of this room on real images: teachers of every origin, students, real kills."""
+"""The stages of this room on real images: teachers, students, real kills."""
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from pipeline.cli.params import Params
-from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256
 from pipeline.distill.recording import record_teacher_logits
 from pipeline.distill.records import TeacherLogitsRecord
 from pipeline.distill.student import distill_student
-from pipeline.networks.build import build_network
 from pipeline.networks.inference import predict
-from pipeline.networks.params import Network
 from pipeline.networks.records import ModelCard
 from pipeline.networks.weights import load_pixels_to_logits
 from pipeline.training.records import ModelMetrics
-from pipeline.training.task import checkpoint_seconds
-from pipeline.training.teacher import train_teacher
-from tests.distill.conftest import RESNET, ROOT
+from tests.distill.conftest import DISTILL, teach
+from tests.training.conftest import ROOT, STUDENT, stage
 
-STUDENT = "mnv3_small_050"
-CHECKPOINTS = Path("checkpoints")
 TEACHER_WEIGHTS = Path("models/teachers/resnet/model.safetensors")
 STUDENT_WEIGHTS = Path(f"models/students/{STUDENT}/model.safetensors")
 
@@ -43,12 +31,6 @@ ONLINE = [
     {"name": "cross_entropy", "weight": 0.1},
     {"name": "hint", "weight": 0.1, "taps": ["late"]},
 ]
-
-
-def teach(params: Params) -> None:
-    for name in params.teachers.enabled:
-        train_teacher(params, name)
-    record_teacher_logits(params)
 
 
 def test_a_teacher_is_trained_and_taught_from(configured: Callable[..., Params]) -> None:
@@ -80,7 +62,7 @@ def test_two_teachers_of_different_sizes_teach_one_student(
     model.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
     logits = predict(model, np.load("data/packed/val_images.npy")[:4])
     assert seen[0][2:] == (40, 40) and logits.shape == (4, 10)
-    record = TeacherLogitsRecord.read(Path("models/teacher_logits/signals.json"))
+    record = TeacherLogitsRecord.read(Path("models/teacher_logits/record.json"))
     assert list(record.teachers) == ["resnet", "large"]
     distill_student(params, STUDENT)
     recorded = ModelMetrics.read(Path(f"metrics/students/{STUDENT}.json"))
@@ -98,91 +80,6 @@ def test_a_student_alone_needs_no_teacher(configured: Callable[..., Params]) -> 
     )
     distill_student(params, STUDENT)
     assert STUDENT_WEIGHTS.exists() and not TEACHER_WEIGHTS.exists()
-
-
-def test_a_checkpoint_can_be_used_as_it_is(configured: Callable[..., Params]) -> None:
-    train_teacher(configured(), "resnet")
-    before = load_file(TEACHER_WEIGHTS)
-    CHECKPOINTS.mkdir()
-    TEACHER_WEIGHTS.parent.rename(CHECKPOINTS / "mine")
-    mine = {"source": "checkpoint", "checkpoint": "mine/model.safetensors"}
-    train_teacher(configured(mine | {"views": {"epochs": 0}}), "resnet")
-    after = load_file(TEACHER_WEIGHTS)
-    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
-
-
-def test_a_checkpoint_without_a_card_needs_its_normalisation(
-    configured: Callable[..., Params],
-) -> None:
-    model = build_network(RESNET, classes=10, channels=1, image_size=28)
-    CHECKPOINTS.mkdir()
-    save_file(model.state_dict(), CHECKPOINTS / "bare.safetensors")
-    bare: dict[str, Any] = {"source": "checkpoint", "checkpoint": "bare.safetensors"}
-    with pytest.raises(PipelineError, match="normalised is not known"):
-        train_teacher(configured(bare), "resnet")
-    bare["normalisation"] = {"mean": [70] * 3, "std": [90] * 3}
-    with pytest.raises(PipelineError, match="other channels than the images' 1"):
-        train_teacher(configured(bare), "resnet")
-    bare["normalisation"] = {"mean": [70], "std": [90]}
-    train_teacher(configured(bare), "resnet")
-    assert ModelCard.read(TEACHER_WEIGHTS.with_name("card.json")).normalisation.mean == (70.0,)
-
-
-def test_a_checkpoint_of_other_classes_stops_the_stage(
-    configured: Callable[..., Params],
-) -> None:
-    model = build_network(RESNET, classes=7, channels=1, image_size=28)
-    CHECKPOINTS.mkdir()
-    save_file(model.state_dict(), CHECKPOINTS / "other.safetensors")
-    other = {"source": "checkpoint", "checkpoint": "other.safetensors"}
-    with pytest.raises(PipelineError, match="the checkpoint knows 7 classes"):
-        train_teacher(configured(other), "resnet")
-    assert not Path("models").exists()
-
-
-def test_pretrained_weights_are_taken_and_the_head_is_new(tmp_path: Path) -> None:
-    """timm reads its weights from a local file here; the way through the network is timm's."""
-    source = build_network(RESNET, classes=1000, channels=3, image_size=28)
-    save_file(source.state_dict(), tmp_path / "imagenet.safetensors")
-    overlay = {"file": str(tmp_path / "imagenet.safetensors"), "custom_load": False}
-    args = {**RESNET.args, "pretrained_cfg_overlay": overlay}
-    network = RESNET.model_copy(update={"args": args})
-    model = build_network(network, classes=10, channels=1, image_size=28, pretrained=True)
-    found, given = model.state_dict(), source.state_dict()
-    assert torch.equal(found["layer4.0.conv1.weight"], given["layer4.0.conv1.weight"])
-    torch.testing.assert_close(
-        found["conv1.0.weight"], given["conv1.0.weight"].sum(dim=1, keepdim=True)
-    )
-    assert found["fc.weight"].shape[0] == 10
-
-
-def test_pretrained_weights_that_cannot_be_had_are_one_error() -> None:
-    network = Network(
-        arch="resnet10t", args={"pretrained_cfg_overlay": {"file": "nowhere.safetensors"}}
-    )
-    with pytest.raises(PipelineError, match="pretrained weights could not be loaded"):
-        build_network(network, classes=10, channels=1, image_size=28, pretrained=True)
-
-
-def stage(*command: str, **more: str) -> subprocess.Popen[str]:
-    """A stage as DVC starts it, in the current folder."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | more
-    return subprocess.Popen(
-        [sys.executable, *command], env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("text", ["soon", "nan", "-1"])
-def test_a_time_between_checkpoints_that_is_none_is_refused(
-    text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("EDGESTILL_CHECKPOINT_SECONDS", text)
-    with pytest.raises(PipelineError, match="no number of seconds"):
-        checkpoint_seconds()
-
-
-DISTILL = ("-m", "stages.distill", "--student", STUDENT)
 
 
 def test_a_stage_that_is_killed_again_and_again_ends_with_the_same_bits(

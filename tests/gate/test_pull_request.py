@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.deliver.test_gate import FLOAT, INT8, ROOT, answer, commit, measure, project, set_gate
 
 from pipeline.latency.records import BENCHMARK
+from tests.gate.test_gate import FLOAT, INT8, ROOT, answer, commit, measure, project, set_group
 
 __all__ = ["project"]
 
@@ -85,7 +85,7 @@ def test_what_cannot_be_told_is_treated_as_params_say(judge: Judge) -> None:
     measure(seed=10, int8=1.08)
     commit()
     assert judge("base")[0] == 3
-    set_gate(inconclusive="pass")
+    set_group("gate", inconclusive="pass")
     commit()
     code, verdict = judge("base")
     assert code == 0 and verdict.startswith("### The gate: INCONCLUSIVE\n")
@@ -118,7 +118,7 @@ def test_records_that_are_none_are_invalid(judge: Judge) -> None:
 
 def test_a_revision_that_does_not_exist_is_named(judge: Judge) -> None:
     code, said = judge("nowhere")
-    assert code == 2 and "nowhere is no revision" in said
+    assert code == 2 and "nowhere is not a revision" in said
 
 
 def test_the_workflow_runs_no_code_of_a_pull_request_beside_a_token_that_writes() -> None:

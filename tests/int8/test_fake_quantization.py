@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import copy
-import functools
-import tempfile
-from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from pipeline.backends.base.job import Job
-from pipeline.backends.base.qdq import quantize
-from pipeline.export.onnx import export_onnx
-from pipeline.export.session import open_session
 from pipeline.int8.fake_quantization import (
     PIXELS,
     Grid,
@@ -31,11 +22,12 @@ from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits
 from pipeline.networks.records import ModelCard
 from tests import students as drawn
-from tests.distill.conftest import TINY, model, same, split, weights
+from tests.int8.conftest import int8_logits, make_uneven, trained
+from tests.training.conftest import TINY, model, same, split, weights
 
 IMAGES = split(1)[0]
 RELU = Network(arch="mobilenetv4_conv_small_050")
-PRODUCTS = (nn.Conv2d, nn.Linear)
+LAYERS = (nn.Conv2d, nn.Linear)
 
 
 def test_a_weight_is_off_by_half_a_step_at_most_per_output_channel() -> None:
@@ -112,10 +104,10 @@ def test_rounding_and_batch_norms_scale_commute() -> None:
 
 
 @pytest.mark.parametrize("network", [TINY, RELU], ids=["hard-swish and SE", "ReLU"])
-def test_every_product_takes_rounded_inputs_and_weights(network: Network) -> None:
+def test_every_layer_takes_rounded_inputs_and_weights(network: Network) -> None:
     student = model(network)
     grids = calibrate(student, IMAGES)
-    layers = {n: m for n, m in student.network.named_modules() if isinstance(m, PRODUCTS)}
+    layers = {n: m for n, m in student.network.named_modules() if isinstance(m, LAYERS)}
     assert grids.keys() == layers.keys()
     assert [path for path, grid in grids.items() if grid == PIXELS] == ["conv_stem"]
     seen: dict[str, torch.Tensor] = {}
@@ -175,48 +167,6 @@ def test_a_copy_rounds_its_own_weights() -> None:
             parameter.data.zero_()
         assert not predict(other, IMAGES).any()
         assert predict(student, IMAGES).any()
-
-
-@functools.cache
-def _trained(act: str) -> tuple[nn.Module, ModelCard]:
-    return drawn.train(act)
-
-
-def trained(act: str) -> tuple[PixelsToLogits, ModelCard]:
-    """A student of ten classes, as if loaded from its folder."""
-    network, card = copy.deepcopy(_trained(act))
-    channels_last = network.to(memory_format=torch.channels_last)
-    return PixelsToLogits(channels_last, card.normalisation).eval(), card
-
-
-@torch.no_grad()
-def make_uneven(network: nn.Module, factor: float = 128) -> None:
-    """Make one channel per activation so much larger, and what reads it that much smaller.
-
-    With ReLU between them the float network stays the same, and per-tensor ranges get steps
-    that are too coarse for all other channels. `network` is a `drawn.train("relu")`.
-    """
-    readers = [
-        (network.bn1, network.blocks[0][0].conv.weight[:, 0]),
-        (network.bn2, network.classifier.weight[:, 0]),
-    ]
-    readers += [(stage[0].bn1, stage[0].conv_dw.weight[0]) for stage in network.blocks[3:]]
-    for norm, reader in readers:
-        norm.weight[0] *= factor
-        norm.bias[0] *= factor
-        reader /= factor
-
-
-def int8_logits(
-    student: PixelsToLogits, card: ModelCard, calibration: np.ndarray, images: np.ndarray
-) -> torch.Tensor:
-    """What ONNX Runtime answers once its own quantizer has made the student int8."""
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
-        export_onnx(student, card, opset=20, file=source)
-        job = Job("student", "int8", source, Path(folder), calibration, manifest=None)
-        onnx.save(quantize(job, "uint8").model, target)
-        return torch.from_numpy(open_session(target, 1)(images))
 
 
 def compared(

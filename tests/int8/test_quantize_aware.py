@@ -6,30 +6,43 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tests.distill.test_fake_quantization import int8_logits, make_uneven, trained
 
 from pipeline.cli.params import Params, load_params
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256
 from pipeline.data.records import CALIBRATION, PACKED, Manifest
 from pipeline.distill.student import distill_student
+from pipeline.export.session import open_runner
 from pipeline.int8.fake_quantization import calibrate, fake_quantization
+from pipeline.int8.params import QUANTIZE_AWARE as RUNG
+from pipeline.int8.quantize_aware import train_quantize_aware
+from pipeline.int8.records import (
+    METRICS_FOLDER,
+    QUANTIZE_AWARE,
+    QuantizeAwareMetrics,
+    QuantizeAwareStatus,
+    trained_weights,
+)
 from pipeline.networks.inference import evaluate
 from pipeline.networks.pixels import PixelsToLogits
 from pipeline.networks.records import STUDENTS, ModelCard
 from pipeline.networks.weights import load_pixels_to_logits, save_model
 from tests import students as drawn
-from tests.distill.conftest import ROOT
-from tests.distill.test_stages import STUDENT, stage, teach
+from tests.distill.conftest import teach
+from tests.int8.conftest import int8_logits, make_uneven, trained
+from tests.training.conftest import ROOT, STUDENT, stage
 
-OUT = Path(".work/rounded")
+OUT = QUANTIZE_AWARE / "tiny"
+METRICS = METRICS_FOLDER / "tiny.json"
 WEIGHTS = "model.safetensors"
+ASKED = {"rungs": ["default", RUNG]}
 
 
 @pytest.fixture
@@ -38,7 +51,6 @@ def uneven(folder: Path) -> Params:
     student, card = trained("relu")
     make_uneven(student.network)
     (STUDENTS / "tiny").mkdir(parents=True)
-    save_model(STUDENTS / "tiny", student.network, card)
     PACKED.mkdir(parents=True)
     CALIBRATION.mkdir(parents=True)
     for split, count, seed in (("train", 1280, 1), ("val", 300, 2)):
@@ -53,6 +65,8 @@ def uneven(folder: Path) -> Params:
         channels=drawn.CHANNELS, counts=counts, digests=digests, calibration_digest="",
         mean=(128.0,) * 3, std=(64.0,) * 3, rejected=(),
     ).write(PACKED / "manifest.json")  # fmt: skip
+    card = card.model_copy(update={"data_digest": digests["train_images.npy"]})
+    save_model(STUDENTS / "tiny", student.network, card)
     tree = yaml.safe_load((ROOT / "params.yaml").read_text())
     network = {"arch": card.arch, "args": card.args, "stem_stride": card.stem_stride}
     tree["students"] = {"enabled": ["tiny"], "zoo": {"tiny": network}}
@@ -60,7 +74,8 @@ def uneven(folder: Path) -> Params:
     tree["distill"]["losses"] = [{"name": "cross_entropy", "weight": 1.0}]
     recipe = {"batch_size": 32, "optimizer": "adamw", "weight_decay": 0.0, "ema": 0.9}
     tree["distill"]["training"] |= recipe
-    tree["quantize"]["training"] = {"epochs": 1, "lr": 0.001}
+    tree["quantize"] |= ASKED
+    tree["quantize_aware"] = {"epochs": 1, "lr": 0.001}
     (folder / "params.yaml").write_text(yaml.safe_dump(tree))
     return load_params(folder / "params.yaml")
 
@@ -77,38 +92,55 @@ def rounded_top1(student: PixelsToLogits) -> float:
 
 
 def files() -> dict[Path, str]:
-    return {file: sha256(file) for file in Path.cwd().rglob("*") if file.is_file()}
+    return {file: sha256(file) for file in Path().rglob("*") if file.is_file()}
 
 
 def test_int8_recovers_and_the_result_is_a_student_as_any_other(uneven: Params) -> None:
-    """No metrics are written, the source stays, the test split is not even there."""
+    """The source and all curves stay as they are, the test split is not even there."""
     before, _ = load_pixels_to_logits(STUDENTS / "tiny")
     bad = rounded_top1(before)
     assert evaluate(before, *val())[1] > bad + 0.05
     there = files()
-    quantization_aware_student(uneven, "tiny", OUT)
+    train_quantize_aware(uneven, "tiny")
     made = {file for file, digest in files().items() if there.get(file) != digest}
-    assert made == {OUT.absolute() / "card.json", OUT.absolute() / WEIGHTS}
+    names = ("card.json", WEIGHTS, "model.onnx", "status.json")
+    assert made == {METRICS, *(OUT / name for name in names)}
+    assert trained_weights("tiny") == OUT
     after, card = load_pixels_to_logits(OUT)
     assert rounded_top1(after) > bad + 0.03
     answers = int8_logits(after, card, np.load(CALIBRATION / "images.npy"), val()[0])
     assert np.mean(answers.argmax(1).numpy() == val()[1]) > bad + 0.03
 
 
-def test_the_card_says_what_was_done(uneven: Params) -> None:
+def test_the_exported_file_computes_what_the_weights_do(uneven: Params) -> None:
+    train_quantize_aware(uneven, "tiny")
+    student, _ = load_pixels_to_logits(OUT)
+    images = val()[0]
+    with torch.no_grad():
+        expected = student(torch.from_numpy(images))
+    found = open_runner(str(OUT / "model.onnx"), threads=1)(images)
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_card_and_the_metrics_say_what_was_done(uneven: Params) -> None:
     there = load_pixels_to_logits(STUDENTS / "tiny")
-    quantization_aware_student(uneven, "tiny", OUT)
+    metrics = train_quantize_aware(uneven, "tiny")
     student, card = load_pixels_to_logits(OUT)
-    assert (card.quantization_aware, card.epochs, card.best_epoch) == (True, 1, 1)
+    assert (card.epochs, card.best_epoch, card.arch) == (1, 1, there[1].arch)
+    assert card.data_digest == there[1].data_digest
     with fake_quantization(
         student.network, calibrate(there[0], np.load(CALIBRATION / "images.npy"))
     ):
         assert evaluate(student, *val())[1] == card.val_top1
-    assert not there[1].quantization_aware and there[1].arch == card.arch
+    assert (
+        QuantizeAwareMetrics.read(METRICS)
+        == metrics
+        == QuantizeAwareMetrics(val_top1=card.val_top1)
+    )
 
 
 def test_batch_norm_keeps_its_statistics_and_all_else_learns(uneven: Params) -> None:
-    quantization_aware_student(uneven, "tiny", OUT)
+    train_quantize_aware(uneven, "tiny")
     one, two = load_file(STUDENTS / "tiny" / WEIGHTS), load_file(OUT / WEIGHTS)
     assert one.keys() == two.keys()
     same = {name for name, tensor in one.items() if torch.equal(tensor, two[name])}
@@ -116,45 +148,84 @@ def test_batch_norm_keeps_its_statistics_and_all_else_learns(uneven: Params) -> 
     assert same == {name for name in one if name.endswith(statistics)}
 
 
-COMMAND = """
-from pathlib import Path
-from pipeline.distill.quantization_aware import quantization_aware_student
-from pipeline.params import load_params
-quantization_aware_student(load_params(), "tiny", Path(".work/rounded"))
-"""
+COMMAND = ("-m", "stages.quantize_aware", "--student", "tiny")
 
 
 def test_a_run_that_is_killed_ends_with_the_same_bits(uneven: Params) -> None:
-    quantization_aware_student(uneven, "tiny", Path("undisturbed"))
-    disturbed = stage("-c", COMMAND, EDGESTILL_CHECKPOINT_SECONDS="0")
+    train_quantize_aware(uneven, "tiny")
+    undisturbed = {file.name: sha256(file) for file in OUT.iterdir()}
+    for file in OUT.iterdir():
+        file.unlink()
+    OUT.rmdir()
+    disturbed = stage(*COMMAND, EDGESTILL_CHECKPOINT_SECONDS="0")
     end = time.monotonic() + 120
     while not list(Path(".work").glob("checkpoints/*.pt")) and time.monotonic() < end:
         assert disturbed.poll() is None, disturbed.communicate()
     disturbed.send_signal(signal.SIGKILL)
     disturbed.wait()
     assert list(Path(".work/checkpoints").glob("*.pt")) and not OUT.exists()
-    quantization_aware_student(uneven, "tiny", OUT)
-    assert sha256(OUT / WEIGHTS) == sha256(Path("undisturbed", WEIGHTS))
+    train_quantize_aware(uneven, "tiny")
+    assert {file.name: sha256(file) for file in OUT.iterdir()} == undisturbed
     assert not list(Path(".work/checkpoints").iterdir())
 
 
-def test_the_teachers_recorded_logits_are_replayed(
-    configured: Callable[..., Params], folder: Path
+def test_nothing_is_trained_where_the_rung_is_not_asked_for(folder: Path) -> None:
+    """The stage ends at once: it reads neither data nor students, and says why it made nothing."""
+    (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    done = stage(*COMMAND[:-1], STUDENT)
+    said, _ = done.communicate(timeout=60)
+    assert done.returncode == 0 and "`quantize_aware` is not among quantize.rungs" in said
+    out = QUANTIZE_AWARE / STUDENT
+    assert [file.name for file in out.iterdir()] == ["status.json"]
+    status = QuantizeAwareStatus.read(out / "status.json")
+    assert not status.trained and status.reason == "`quantize_aware` is not among quantize.rungs"
+    metrics = METRICS_FOLDER / f"{STUDENT}.json"
+    assert QuantizeAwareMetrics.read(metrics).val_top1 is None
+    assert set(files()) == {
+        Path("params.yaml"), Path(".dvc/config"), metrics, out / "status.json"
+    }  # fmt: skip
+    with pytest.raises(PipelineError, match=r"is not among quantize\.rungs"):
+        trained_weights(STUDENT)
+
+
+def test_weights_of_an_earlier_run_go_where_the_rung_is_no_longer_asked_for(
+    uneven: Params,
 ) -> None:
+    train_quantize_aware(uneven, "tiny")
+    quantize = uneven.quantize.model_copy(update={"rungs": ("default",)})
+    train_quantize_aware(uneven.model_copy(update={"quantize": quantize}), "tiny")
+    assert [file.name for file in OUT.iterdir()] == ["status.json"]
+
+
+def test_a_student_of_other_train_images_is_refused(uneven: Params) -> None:
+    file = STUDENTS / "tiny" / "card.json"
+    ModelCard.read(file).model_copy(update={"data_digest": "0" * 64}).write(file)
+    with pytest.raises(PipelineError, match="other train images") as refused:
+        train_quantize_aware(uneven, "tiny")
+    assert refused.value.where == str(file)
+    assert not OUT.exists()
+
+
+def test_the_teachers_recorded_logits_are_replayed(configured: Callable[..., Params]) -> None:
     """Two epochs are recorded, the first serves; a recording for other views is refused."""
-    params = configured(views={"epochs": 2})
-    teach(params)
-    distill_student(params, STUDENT)
-    quantization_aware_student(params, STUDENT, folder / "recorded")
-    card = ModelCard.read(folder / "recorded" / "card.json")
+
+    def params(epochs: int = 2, **more: Any) -> Params:
+        return configured(views={"epochs": epochs}, quantize=ASKED, **more)
+
+    out = QUANTIZE_AWARE / STUDENT
+    recorded = params()
+    teach(recorded)
+    distill_student(recorded, STUDENT)
+    train_quantize_aware(recorded, STUDENT)
+    card = ModelCard.read(out / "card.json")
     assert (card.epochs, card.channels) == (1, 1)
-    online = configured(views={"epochs": 2}, teacher_logits={"record": False})
-    quantization_aware_student(online, STUDENT, folder / "online")
-    one, two = (load_file(folder / name / WEIGHTS) for name in ("recorded", "online"))
-    before = load_file(STUDENTS / STUDENT / WEIGHTS)
+    one = load_file(out / WEIGHTS)
+    train_quantize_aware(params(teacher_logits={"record": False}), STUDENT)
+    two, before = load_file(out / WEIGHTS), load_file(STUDENTS / STUDENT / WEIGHTS)
     moved = sum((one[name] - before[name]).square().sum() for name in one)
     apart = sum((one[name] - two[name]).square().sum() for name in one)
     assert apart < 0.05 * moved
+    kept = sha256(out / WEIGHTS)
     with pytest.raises(PipelineError, match="recorded for other views"):
-        quantization_aware_student(configured(views={"epochs": 3}), STUDENT, folder / "stale")
-    assert not (folder / "stale").exists()
+        train_quantize_aware(params(epochs=3), STUDENT)
+    assert sha256(out / WEIGHTS) == kept

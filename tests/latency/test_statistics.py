@@ -7,11 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from pipeline.accuracy.paired import holm, mcnemar, mcnemar_power
-from pipeline.latency.statistics import (
-    paired_log_ratio,
-    unpaired_log_ratio,
-)
+from pipeline.latency.statistics import LogRatio, paired_log_ratio, unpaired_log_ratio
 
 
 def rounds(rng: np.random.Generator, count: int, noise: float = 0.02) -> np.ndarray:
@@ -19,84 +15,44 @@ def rounds(rng: np.random.Generator, count: int, noise: float = 0.02) -> np.ndar
     return np.exp(rng.normal(0, noise, count))
 
 
+def student_quantile(probability: float, freedom: float) -> float:
+    """As the bounds of a log ratio of 0 with a standard error of 1 show it."""
+    return LogRatio(0.0, 1.0, freedom).upper(1 - probability)
+
+
 @pytest.mark.parametrize("p", [0.6, 0.975, 0.9997])
-def test_student_quantiles_are_those_of_the_closed_forms(p: float) -> None:
+def test_bounds_are_those_of_the_closed_forms_of_student(p: float) -> None:
     assert student_quantile(p, 1) == pytest.approx(math.tan(math.pi * (p - 0.5)))
     a = 2 * p - 1
     assert student_quantile(p, 2) == pytest.approx(a * math.sqrt(2 / (1 - a * a)))
     assert student_quantile(1 - p, 7) == pytest.approx(-student_quantile(p, 7))
-    assert student_quantile(p, math.inf) == NormalDist().inv_cdf(p)
-    assert student_quantile(p, 1000) == pytest.approx(student_quantile(p, 1001), rel=0.005)
+    assert LogRatio(0.0, 1.0, 7).lower(1 - p) == -student_quantile(p, 7)
+    assert student_quantile(p, math.inf) == pytest.approx(NormalDist().inv_cdf(p), rel=1e-12)
+    assert student_quantile(p, 1e300) == pytest.approx(student_quantile(p, math.inf))
+    assert student_quantile(p, 1000) == pytest.approx(student_quantile(p, math.inf), rel=0.005)
 
 
 @pytest.mark.parametrize(
     ("degrees", "table"), [(3, 3.182), (4, 2.776), (9, 2.262), (10, 2.228), (29, 2.045)]
 )
-def test_student_quantiles_are_those_of_the_tables(degrees: int, table: float) -> None:
+def test_bounds_are_those_of_the_tables_of_student(degrees: int, table: float) -> None:
     assert student_quantile(0.975, degrees) == pytest.approx(table, abs=5e-4)
-    assert student_quantile(0.975, degrees + 0.9) == student_quantile(0.975, degrees)
+    between = student_quantile(0.975, degrees + 0.5)  # Welch's degrees of freedom are not whole
+    assert student_quantile(0.975, degrees + 1) < between < student_quantile(0.975, degrees)
 
 
-def test_student_needs_a_degree_of_freedom() -> None:
-    with pytest.raises(ValueError, match="degree of freedom"):
-        student_quantile(0.9, 0)
+def test_one_round_has_no_degree_of_freedom() -> None:
+    with pytest.raises(ValueError, match="two or more"):
+        paired_log_ratio([1.0], [2.0])
+    with pytest.raises(ValueError, match="two or more"):
+        unpaired_log_ratio([1.0, 1.1], [2.0], 0.01)
 
 
-@pytest.mark.parametrize("flips", range(9))
-def test_mcnemar_is_what_counting_all_equally_likely_flips_gives(flips: int) -> None:
-    losses = [sum(lost) for lost in itertools.product((0, 1), repeat=flips)]
-    for lost in range(flips + 1):
-        distance = abs(lost - flips / 2)
-        as_far = sum(abs(other - flips / 2) >= distance for other in losses)
-        assert mcnemar(lost, flips - lost) == pytest.approx(as_far / len(losses))
-
-
-def test_mcnemar_keeps_its_level() -> None:
-    for flips in (5, 20, 101):
-        chance = [math.comb(flips, lost) / 2**flips for lost in range(flips + 1)]
-        for level in (0.05, 0.01, 0.0003):
-            alarms = sum(p for lost, p in enumerate(chance) if mcnemar(lost, flips - lost) <= level)
-            assert alarms <= level
-
-
-def test_many_flips_are_close_to_the_normal_distribution() -> None:
-    z = (5150 - 4850 - 1) / math.sqrt(10_000)
-    assert mcnemar(5150, 4850) == pytest.approx(2 * NormalDist().cdf(-z), rel=0.01)
-
-
-def test_the_power_is_the_share_of_losses_that_the_test_finds() -> None:
-    images, share, loss, level = 2000, 0.06, 0.02, 0.01
-    rng = np.random.default_rng(5)
-    chances = [(share + loss) / 2, (share - loss) / 2, 1 - share]
-    drawn = rng.multinomial(images, chances, size=3000)
-    found = {(a, b): mcnemar(a, b) <= level for a, b in {(a, b) for a, b, _ in drawn.tolist()}}
-    simulated = np.mean([found[a, b] for a, b, _ in drawn.tolist()])
-    power = mcnemar_power(images, round(share * images), loss, level)
-    assert 0.5 < power < 0.99
-    assert power == pytest.approx(simulated, abs=4 * math.sqrt(0.25 / 3000))
-
-
-def test_power_grows_with_the_loss_and_the_images_and_shrinks_with_the_flips() -> None:
-    power = mcnemar_power(10_000, 300, 0.005, 0.01)
-    assert mcnemar_power(10_000, 300, 0.01, 0.01) > power > mcnemar_power(10_000, 300, 0.002, 0.01)
-    assert mcnemar_power(40_000, 1200, 0.005, 0.01) > power > mcnemar_power(2_500, 75, 0.005, 0.01)
-    assert mcnemar_power(10_000, 150, 0.005, 0.01) > power > mcnemar_power(10_000, 600, 0.005, 0.01)
-    assert mcnemar_power(10_000, 300, 0.005, 0.05) > power
-    assert mcnemar_power(10_000, 300, 0.0, 0.01) <= 0.01
-    assert mcnemar_power(10_000, 0, 0.0, 0.01) == 0.0
-    assert mcnemar_power(10_000, 0, 0.005, 0.01) == pytest.approx(1)  # whatever flips is lost
-
-
-def test_holm_multiplies_the_smallest_by_all_and_never_decreases() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))
-    assert holm([0.7, 0.6]) == (1.0, 1.0)
-    assert holm([0.03]) == (0.03,) and holm([]) == ()
-
-
-def test_holm_keeps_the_level_over_all_tests() -> None:
-    rng = np.random.default_rng(2)
-    alarms = [min(holm(rng.random(20).tolist())) <= 0.05 for _ in range(2000)]
-    assert np.mean(alarms) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)
+def test_the_error_of_the_median_is_that_of_counting_all_resamples() -> None:
+    values = np.array([0.0, 0.1, 0.5, 0.6])
+    medians = [np.median(drawn) for drawn in itertools.product(values, repeat=4)]
+    found = paired_log_ratio(np.exp(values), np.ones(4))
+    assert found.error == pytest.approx(np.std(medians), rel=0.05)
 
 
 def test_a_slow_down_is_the_estimate_whatever_both_share() -> None:

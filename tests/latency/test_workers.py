@@ -4,8 +4,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from pipeline.backends.base.artifact import Artifact
 from pipeline.latency import workers
 from pipeline.latency.workers import Target, Worker, WorkerFailedError
 
@@ -44,3 +46,25 @@ def test_silence_is_told_even_while_the_process_is_being_ended(
         monkeypatch.setattr(worker._process, "kill", slowly)
         with pytest.raises(WorkerFailedError, match="no answer within"):
             worker.ask({})
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_worker_that_dies_says_how(tmp_path: Path) -> None:
+    images = tmp_path / "images.npy"
+    np.save(images, np.zeros((1, 8, 8, 3), np.uint8))
+    model = Artifact("mnv4_small_050", "onnxruntime", "fp32").folder / "model.onnx"
+    with Worker(Target("a", "onnxruntime", model, images), threads=1) as worker:
+        assert worker.ask({})["load_ms"] > 0
+        worker._process.kill()
+        with pytest.raises(WorkerFailedError, match="killed by signal 9"):
+            worker.ask({"min_runs": 1, "min_seconds": 0.001})
+
+
+def test_a_worker_that_is_silent_is_ended(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(workers, "ANSWER_SECONDS", 0.01)
+    target = Target("a", "onnxruntime", tmp_path / "none.onnx", tmp_path / "none.npy")
+    with (
+        Worker(target, threads=1) as worker,
+        pytest.raises(WorkerFailedError, match="no answer within"),
+    ):
+        worker.ask({})

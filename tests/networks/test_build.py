@@ -10,13 +10,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.core.errors import PipelineError
+from pipeline.data.records import Manifest
 from pipeline.networks.build import build_network
 from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, pretrained_normalisation, student_normalisation
-from pipeline.networks.records import ModelCard
-from pipeline.networks.weights import load_model, load_weights, save_model
+from pipeline.networks.records import STUDENTS, ModelCard
+from pipeline.networks.weights import check_card, load_model, load_weights, save_model
 
 MOBILENET = Network(arch="mobilenetv3_small_050")
+RESNET = Network(arch="resnet10t", args={"channels": [8, 8, 16, 16]})
 
 
 def build(network: Network = MOBILENET, size: int = 28, classes: int = 10) -> nn.Module:
@@ -94,6 +96,27 @@ def test_a_saved_model_loads_with_the_same_answers(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded(images), network(images))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data_digest": "2" * 64}, "other train images than data/packed has"),
+        ({"classes": ("cat", "dog")}, "made for the classes cat, dog; the data has a, b"),
+    ],
+)
+def test_a_network_made_from_other_data_is_refused_by_name(
+    change: dict[str, object], said: str
+) -> None:
+    packed = Manifest(
+        source="", licence="", classes=tuple("abcdefghij"), image_size=28, channels=1, counts={},
+        digests={"train_images.npy": "1" * 64}, calibration_digest="", mean=(0.0,), std=(1.0,),
+        rejected=(),
+    )  # fmt: skip
+    check_card(card(data_digest="1" * 64), packed, STUDENTS / "mine")
+    with pytest.raises(PipelineError, match=said) as refused:
+        check_card(card(**{"data_digest": "1" * 64} | change), packed, STUDENTS / "mine")
+    assert refused.value.where == "models/students/mine/card.json"
+
+
 def test_a_checkpoint_of_other_classes_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file(build(classes=7).state_dict(), file)
@@ -126,3 +149,27 @@ def test_pretrained_statistics_are_in_pixels_and_grey_takes_their_mean() -> None
     rgb = pretrained_normalisation(model, 3)
     assert rgb.mean == pytest.approx((0.485 * 255, 0.456 * 255, 0.406 * 255))
     assert pretrained_normalisation(model, 1).mean == pytest.approx((sum(rgb.mean) / 3,))
+
+
+def test_pretrained_weights_are_taken_and_the_head_is_new(tmp_path: Path) -> None:
+    """timm reads its weights from a local file here; the way through the network is timm's."""
+    source = build_network(RESNET, classes=1000, channels=3, image_size=28)
+    save_file(source.state_dict(), tmp_path / "imagenet.safetensors")
+    overlay = {"file": str(tmp_path / "imagenet.safetensors"), "custom_load": False}
+    args = {**RESNET.args, "pretrained_cfg_overlay": overlay}
+    network = RESNET.model_copy(update={"args": args})
+    model = build_network(network, classes=10, channels=1, image_size=28, pretrained=True)
+    found, given = model.state_dict(), source.state_dict()
+    assert torch.equal(found["layer4.0.conv1.weight"], given["layer4.0.conv1.weight"])
+    torch.testing.assert_close(
+        found["conv1.0.weight"], given["conv1.0.weight"].sum(dim=1, keepdim=True)
+    )
+    assert found["fc.weight"].shape[0] == 10
+
+
+def test_pretrained_weights_that_cannot_be_had_are_one_error() -> None:
+    network = Network(
+        arch="resnet10t", args={"pretrained_cfg_overlay": {"file": "nowhere.safetensors"}}
+    )
+    with pytest.raises(PipelineError, match="pretrained weights could not be loaded"):
+        build_network(network, classes=10, channels=1, image_size=28, pretrained=True)

@@ -14,9 +14,7 @@ import pytest
 from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.records import ArtifactRecord
 from pipeline.cli.params import Params
-from pipeline.compile.evidence import (
-    Evidence,
-)
+from pipeline.compile.evidence import Evidence
 from pipeline.compile.records import CompiledMetrics
 from pipeline.data.records import PACKED, Manifest
 from pipeline.latency.fingerprint import read_fingerprint
@@ -70,9 +68,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def enable(params: Params) -> Params:
     """The same with every artifact of `FIGURES`."""
     tree = params.model_dump()
-    for backend in tree["backends"]:
-        asked = tuple(precision for name, precision in FIGURES if name == backend)
-        tree["backends"][backend]["precisions"] = asked
+    backends = dict.fromkeys(backend for backend, _ in FIGURES)
+    tree["backends"] = {"enabled": list(backends)} | {
+        backend: {"precisions": [precision for name, precision in FIGURES if name == backend]}
+        for backend in backends
+    }
     return Params.model_validate(tree)
 
 

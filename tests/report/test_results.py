@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
@@ -55,9 +57,9 @@ def test_rows_are_what_params_ask_for_whatever_lies_on_disk(workspace: Params) -
     stale = Artifact("another", "onnxruntime", "fp32").metrics
     CompiledMetrics.read(Artifact(STUDENT, "onnxruntime", "fp32").metrics).write(stale)
     rows = gather(workspace)
-    assert [(row.student, row.backend, row.precision) for row in rows] == [
-        (STUDENT, "onnxruntime", "fp32"),
-        (STUDENT, "tensorrt", "fp16"),
+    assert [row.artifact for row in rows] == [
+        Artifact(STUDENT, "onnxruntime", "fp32"),
+        Artifact(STUDENT, "tensorrt", "fp16"),
     ]
 
 
@@ -75,7 +77,7 @@ def test_a_row_that_was_not_measured_has_a_reason_and_no_latency(workspace: Para
     assert (row.status, row.p50) == ("not_measured", None)
     assert row.notes == (
         "latency not measured: no NVIDIA GPU here",
-        "accuracy taken with onnxruntime 1.32.0 on the same graph",
+        "accuracy measured with onnxruntime 1.32.0 on the same graph",
     )
     assert "not measured [1, 2]" in text([row]) and "[1] latency not measured" in text([row])
 
@@ -101,25 +103,26 @@ def test_a_file_that_is_no_record_is_an_error(workspace: Params) -> None:
         gather(workspace)
 
 
-def test_the_gate_limits_are_those_of_params(workspace: Params) -> None:
+def test_the_limits_are_those_of_params(workspace: Params) -> None:
     record(onnxruntime=measured(0.25), tensorrt=NO_GPU)
-    gate = workspace.gate
-    change("onnxruntime", "fp32", top1_drop=gate.max_top1_drop, agreement=gate.min_agreement)
+    limits = workspace.limits
+    change("onnxruntime", "fp32", top1_drop=limits.max_top1_drop, agreement=limits.min_agreement)
     assert gather(workspace)[0].within_limits
-    change("onnxruntime", "fp32", top1_drop=gate.max_top1_drop + 0.001)
+    change("onnxruntime", "fp32", top1_drop=limits.max_top1_drop + 0.001)
     row = gather(workspace)[0]
     assert row.excess == ("its top-1 drops by more than 0.01",)
     assert row.cells()["Limits"] == "outside"
-    change("onnxruntime", "fp32", agreement=gate.min_agreement - 0.001)
+    change("onnxruntime", "fp32", agreement=limits.min_agreement - 0.001)
     assert len(gather(workspace)[0].notes) == 2
 
 
 def test_the_best_is_the_fastest_within_the_limits(workspace: Params) -> None:
     record(onnxruntime=measured(0.25), tensorrt=NO_GPU)
     row, unmeasured = gather(workspace)
-    slower = row.__class__(**{**vars(row), "precision": "int8", "latency": measured(0.5)})
-    faster = row.__class__(**{**vars(row), "precision": "fp16", "latency": measured(0.1)})
-    outside = row.__class__(**{**vars(faster), "excess": ("too far off",)})
+    int8, fp16 = (replace(row.artifact, precision=other) for other in ("int8", "fp16"))
+    slower = replace(row, artifact=int8, latency=measured(0.5))
+    faster = replace(row, artifact=fp16, latency=measured(0.1))
+    outside = replace(faster, excess=("too far off",))
     best = best_per_backend([slower, row, outside, unmeasured])
     assert best == {"onnxruntime": row, "tensorrt": None}
     assert best_per_backend([row, faster])["onnxruntime"] is faster
@@ -128,8 +131,8 @@ def test_the_best_is_the_fastest_within_the_limits(workspace: Params) -> None:
 def under(params: Params, **limits: float) -> list[Row]:
     """The rows of ONNX Runtime (0.25 ms) and TensorRT (not measured) under these limits."""
     record(onnxruntime=measured(0.25), tensorrt=NO_GPU)
-    gate = params.gate.model_copy(update=limits)
-    return gather(params.model_copy(update={"gate": gate}))
+    its = params.limits.model_copy(update=limits)
+    return gather(params.model_copy(update={"limits": its}))
 
 
 def test_a_latency_limit_is_kept_by_what_was_measured_within_it(workspace: Params) -> None:
@@ -152,8 +155,8 @@ def test_a_size_limit_counts_thousands_of_bytes(workspace: Params) -> None:
 
 def test_the_verdict_names_the_limits_the_fastest_and_why_there_is_none(workspace: Params) -> None:
     rows = under(workspace, max_p50_ms=0.3)
-    gate = workspace.gate.model_copy(update={"max_p50_ms": 0.3})
-    said = verdict(rows, gate)
+    limits = workspace.limits.model_copy(update={"max_p50_ms": 0.3})
+    said = verdict(rows, limits)
     assert said["count"] == "1 of 2" and said["fastest"].startswith(f"{rows[0].name}, p50 0.250")
     bounds = "p50 at most 0.3 ms, top-1 drop at most 0.01, agreement at least 0.95"
     assert said["limits"] == bounds
@@ -191,8 +194,9 @@ def beside_int8(params: Params, **latencies: BenchmarkRow) -> list[Row]:
     record()
     BenchmarkRecord.read(BENCHMARK).model_copy(update={"rows": rows}).write(BENCHMARK)
     tree = params.model_dump()
-    for backend in tree["backends"]:
-        tree["backends"][backend]["precisions"] = tuple(asked.get(backend, ()))
+    tree["backends"] = {"enabled": list(asked)} | {
+        backend: {"precisions": precisions} for backend, precisions in asked.items()
+    }
     return gather(Params.model_validate(tree))
 
 

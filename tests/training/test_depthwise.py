@@ -1,3 +1,5 @@
+"""Weight gradients of depthwise convolutions: the same numbers as torch's, computed another way."""
+
 from __future__ import annotations
 
 from contextlib import nullcontext
@@ -6,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pipeline.core.patches import conv2d
 from pipeline.training import depthwise
 from pipeline.training.depthwise import small_depthwise
 
@@ -21,7 +24,7 @@ def both_ways(
     weights = torch.randn(CHANNELS, 1, kernel, kernel), torch.randn(CHANNELS)
     leaves = [leaf.to(dtype).requires_grad_() for leaf in (image, *weights)]
     found = []
-    for mode in (nullcontext(), small_depthwise()):
+    for mode in (nullcontext(), conv2d(small_depthwise)):
         with mode:
             out = F.conv2d(*leaves, groups=CHANNELS, **options)  # type: ignore[call-overload]
         slope = torch.linspace(-1, 1, out.numel(), dtype=dtype).reshape(out.shape)
@@ -51,7 +54,7 @@ def test_in_double_precision_they_agree_to_its_last_digits() -> None:
 
 
 def test_after_a_failure_the_convolution_is_torchs_again() -> None:
-    with pytest.raises(ZeroDivisionError), small_depthwise():
+    with pytest.raises(ZeroDivisionError), conv2d(small_depthwise):
         raise ZeroDivisionError
     assert F.conv2d is torch.conv2d
 
@@ -76,7 +79,7 @@ def test_without_gradients_and_outside_of_it_all_is_torchs() -> None:
     image, weight = torch.randn(1, CHANNELS, 2, 2), torch.randn(CHANNELS, 1, 5, 5)
     weight.requires_grad_()
     outside = F.conv2d(image, weight, padding=2, groups=CHANNELS)
-    with small_depthwise():
+    with conv2d(small_depthwise):
         inside = F.conv2d(image, weight, padding=2, groups=CHANNELS)
         with torch.no_grad():
             assert F.conv2d(image, weight, padding=2, groups=CHANNELS).grad_fn is None

@@ -22,9 +22,10 @@ from pipeline.distill.student import distill_student
 from pipeline.training.devices import launch, synchronise_batch_norm
 from pipeline.training.records import read_curve
 from pipeline.training.teacher import train_teacher
-from tests.distill.conftest import distillation, split
-from tests.distill.test_stages import DISTILL, STUDENT, STUDENT_WEIGHTS, stage
+from tests.distill.conftest import DISTILL, LOSSES, distillation
+from tests.training.conftest import STUDENT, split, stage
 
+STUDENT_WEIGHTS = Path(f"models/students/{STUDENT}/model.safetensors")
 BATCHWISE = [
     {"name": "kl", "weight": 0.9, "options": {"temperature": 4.0}},
     {"name": "cross_entropy", "weight": 0.1},
@@ -140,7 +141,7 @@ def test_a_launcher_whose_processes_would_all_write_is_refused(
 ) -> None:
     monkeypatch.setenv("SLURM_PROCID", "1")
     monkeypatch.setenv("SLURM_NTASKS", "2")
-    with pytest.raises(PipelineError, match="would not know of each other"):
+    with pytest.raises(PipelineError, match="would not find each other"):
         launch()
 
 

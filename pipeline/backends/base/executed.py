@@ -11,7 +11,7 @@ from pipeline.backends.base.records import ExecutionReport, FloatLayer, Partitio
 
 @dataclass(frozen=True)
 class ExecutedLayer:
-    """A convolution or matrix product that a runtime executes for one image."""
+    """A conv or linear layer that a runtime executes for one image."""
 
     name: str
     """The runtime's own."""
@@ -28,7 +28,7 @@ def matrix_macs(left: Sequence[int], output: Sequence[int]) -> int:
 
     Args:
         left: shape of the left operand, which may be transposed to [..., K, M].
-        output: shape of the product.
+        output: shape of the result.
     """
     inner = left[-2] * left[-1] // output[-2]
     return math.prod(output) * inner

@@ -1,4 +1,4 @@
-"""What happens inside an ONNX student or its Q/DQ model, computed by ONNX Runtime."""
+"""Layer outputs and logits for float input of ONNX models, computed by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _FOLLOWED = ("Relu", "Clip", "QuantizeLinear", "DequantizeLinear")
 
 
 def layer_outputs(file: Path, images: NDArray[np.uint8]) -> LayerOutputs:
-    """`Backend.layer_outputs` of a float or Q/DQ model.
+    """`Compiler.layer_outputs` of a float or Q/DQ model, without the graph optimizer.
 
-    The graph is computed as it stands, each pair of Q/DQ as the rounding that it means.
+    Each Q/DQ pair is computed as a rounding.
     """
     model = onnx.load(file)
     layers = [node for node in model.graph.node if node.op_type in LAYERS]
@@ -35,7 +35,7 @@ def layer_outputs(file: Path, images: NDArray[np.uint8]) -> LayerOutputs:
 
 
 def _as_read(model: onnx.ModelProto, tensor: str) -> str:
-    """What becomes of `tensor` before another layer reads it: rounded, and through a ReLU."""
+    """The tensor that the next layer reads in place of `tensor`: behind a ReLU, and rounded."""
     while True:
         readers = [node for node in model.graph.node if tensor in node.input]
         if len(readers) != 1 or readers[0].op_type not in _FOLLOWED:
@@ -44,10 +44,14 @@ def _as_read(model: onnx.ModelProto, tensor: str) -> str:
 
 
 def float_fed(file: Path, *, int8_kernels: bool = True) -> FloatRunner:
-    """`Backend.float_fed` of a Q/DQ model, whether it casts its pixels or takes them as they are.
+    """`Compiler.float_fed` of a Q/DQ model that casts its pixels or takes them as quantized.
 
-    `int8_kernels` as for `open_session`. Raises `PipelineError` for a graph that begins in
-    neither way.
+    Args:
+        file: the model.
+        int8_kernels: see `open_session`.
+
+    Raises:
+        PipelineError: for a graph that begins in another way.
     """
     model = onnx.load(file)
     graph = model.graph

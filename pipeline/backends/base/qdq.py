@@ -28,7 +28,7 @@ _ARITHMETIC = ("Cast", "Sub", "Add", "Mul", "Div")
 
 @dataclass(frozen=True)
 class Quantized:
-    """A Q/DQ model, the front of its graph, and the names of the products left in float."""
+    """A Q/DQ model, the front of its float graph, and the names of the layers left in float."""
 
     model: onnx.ModelProto
     front: Front
@@ -44,25 +44,22 @@ class Front:
 
 
 def quantize(job: Job, activations: Literal["uint8", "int8 symmetric"]) -> Quantized:
-    """A Q/DQ model of an exported student by the job's recipe.
+    """Quantize an exported student by the job's recipe.
 
-    The input is quantized at the scale 1/64 that the pixels already have (zero point 128,
-    symmetric: 0), thus without any error. Ranges are the least and largest values over the
-    calibration set, or a percentile of them. (Its entropy method, with the 128 bins that
-    it offers for as many levels, has nothing to choose from.)
+    The input is quantized at scale 1/64, the step that pixels already have, and therefore without
+    error. Ranges are the smallest and largest values over the calibration set, or a percentile of
+    them. (The quantizer's entropy method has 128 bins for 128 levels, so nothing to choose.)
 
-    `uint8`: asymmetric activations around every operator that has an integer kernel, but
-    float logits. `int8 symmetric`: only the inputs of convolutions and products, zero
-    point 0, float biases: what TensorRT fuses best and its parser demands.
+    Args:
+        job: what to quantize.
+        activations: `uint8`: asymmetric, around every operator that has an integer kernel, with
+            float logits. `int8 symmetric`: only the inputs of conv and linear layers, zero point
+            0, float biases, as TensorRT's parser demands and its builder fuses best.
 
-    Raises `PipelineError` if the student does not normalise by (x - 128) / 64.
+    Raises:
+        PipelineError: for a student that does not normalise by (x - 128) / 64.
     """
-    from onnxruntime.quantization import (
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     symmetric = activations == "int8 symmetric"
@@ -113,7 +110,7 @@ def _options(symmetric: bool) -> dict[str, Any]:
 
 
 def find_front(model: onnx.ModelProto) -> Front:
-    """Follow the pixels through casts and arithmetic; check that they become (x - 128) / 64."""
+    """The nodes from the pixels to (x - 128) / 64; `PipelineError` for another normalisation."""
     nodes: list[str] = []
     tensor, kind = "image", ""
     while kind != "Transpose":
@@ -134,7 +131,7 @@ def find_front(model: onnx.ModelProto) -> Front:
 
 
 def _is_exact(model: onnx.ModelProto, tensor: str) -> bool:
-    """Run the front on every pixel value there is."""
+    """Whether `tensor` is (x - 128) / 64 in NCHW for each of the 256 pixel values x."""
     shape = tuple(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:])
     if not all(shape):
         return False

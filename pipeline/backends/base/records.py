@@ -13,7 +13,7 @@ from pipeline.core.records import Record
 
 
 class FloatLayer(Record):
-    """A convolution or matrix product that is not computed in int8."""
+    """A conv or linear layer that is not computed in int8."""
 
     name: str = Field(description="the runtime's own")
     macs: int
@@ -25,17 +25,21 @@ class FloatLayer(Record):
 
 
 class Partitions(Record):
-    """How LiteRT shares a graph between a delegate and its built-in kernels."""
+    """How LiteRT divides a graph between a delegate and its built-in kernels."""
 
     delegated: int = Field(description="partitions that the delegate runs")
     builtin: dict[str, int] = Field(description="operators left to built-in kernels, by kind")
+
+    def __str__(self) -> str:
+        rest = ", ".join(f"{count} {kind}" for kind, count in self.builtin.items())
+        return f"{self.delegated} delegated; built-in kernels: {rest or 'none'}"
 
 
 class ExecutionReport(Record):
     """How an artifact computes one image, read from what its runtime executes.
 
-    Only convolutions and matrix products have multiply-accumulates (MACs): output elements
-    times kernel elements of one output channel, or times the inner dimension.
+    Multiply-accumulates (MACs) are counted in convolutions and matrix products alone: output
+    elements times the kernel elements of one output channel, or times the inner dimension.
     """
 
     macs: int
@@ -50,8 +54,8 @@ class ExecutionReport(Record):
     @property
     def int8_mac_share(self) -> float:
         """Share of multiply-accumulates in int8; 0 for a network without any."""
-        inexact = sum(product.macs for product in self.in_float)
-        return (self.macs - inexact) / self.macs if self.macs else 0.0
+        in_float = sum(layer.macs for layer in self.in_float)
+        return (self.macs - in_float) / self.macs if self.macs else 0.0
 
 
 class ArtifactRecord(Record):
@@ -81,7 +85,11 @@ class ArtifactRecord(Record):
 
     @classmethod
     def read_whole(cls, folder: Path) -> Self:
-        """The record in a compiled folder; `PipelineError` unless its files are as compiled."""
+        """The record in a compiled folder whose files all have the recorded digests.
+
+        Raises:
+            PipelineError: for a missing record, and a file that is missing or was changed.
+        """
         artifact = cls.read(folder / "artifact.json")
         for file, digest in artifact.digests.items():
             if not (folder / file).is_file() or sha256(folder / file) != digest:

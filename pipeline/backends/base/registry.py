@@ -19,7 +19,7 @@ def backend(name: str) -> Backend:
     Raises:
         PipelineError: for an unknown name, with the nearest known one.
     """
-    found: Backend = plugins.find(KIND, name)
+    found: Backend = plugins.find(KIND, name, its=Backend)
     return found
 
 

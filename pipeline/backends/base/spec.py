@@ -26,9 +26,9 @@ class BackendSettings(Group):
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far the logits of another machine may lie from the ones recorded here.
+    """How far another machine's logits may differ from the recorded ones.
 
-    Errors are shares of the largest recorded logit.
+    Errors are relative to the largest absolute recorded logit.
     """
 
     min_same_argmax: float
@@ -42,23 +42,23 @@ FLOAT32 = Tolerance(
     max_error=2e-4,
     mean_error=5e-5,
     reason=(
-        "float32 sums differ by their order, about 1e-6; bfloat16 and float16, which some runtimes "
-        "use without being asked, lie beyond this"
+        "the order of float32 sums changes logits by about 1e-6; bfloat16 and float16, which some "
+        "runtimes use without being asked, change them by more than this"
     ),
 )
-"""Between kernels 2e-6 was seen."""
+"""The largest error seen between kernels is 2e-6."""
 
 INT8 = Tolerance(
     min_same_argmax=0.9,
     max_error=0.12,
     mean_error=0.02,
     reason=(
-        "int8 kernels round differently on other CPUs, GPUs and versions, and one step of rounding "
-        "grows through the layers; sums that overflow lie beyond this"
+        "int8 kernels round differently on other CPUs, GPUs and versions, and a difference of one "
+        "step grows through the layers; sums that overflow differ by more than this"
     ),
 )
-"""Between kernels at most 0.07, and 0.012 in the mean, were seen. int8 that overflows on x86
-without VNNI, which is a defect, differs by 0.11 to 0.25."""
+"""The largest errors seen between kernels are 0.07 and 0.012 in the mean. Sums that overflow on
+x86 without VNNI, a defect, differ by 0.11 to 0.25."""
 
 
 class Backend:
@@ -70,9 +70,9 @@ class Backend:
     """
 
     name: ClassVar[str]
-    """As params.yaml has it; also the name of the extra in pyproject.toml."""
+    """In params.yaml, and of the extra in pyproject.toml."""
     title: ClassVar[str]
-    """For people."""
+    """In tables, plots and messages."""
     colour: ClassVar[str]
     """In plots, as #rrggbb."""
     packages: ClassVar[tuple[str, ...]]
@@ -107,13 +107,14 @@ class Backend:
         literal = get_args(self.settings.model_fields["precisions"].annotation)[0]
         return get_args(literal)
 
-    def _module(self, name: str) -> ModuleType:
+    def module(self, name: str) -> ModuleType:
+        """A module of this backend's folder; it may import the runtime or a converter."""
         package = type(self).__module__.rpartition(".")[0]
         return importlib.import_module(f"{package}.{name}")
 
     def compiler(self, settings: BackendSettings) -> Compiler:
-        """What makes and inspects this backend's artifacts, from `compile.py` of its folder."""
-        compiler: Compiler = self._module("compile").Compiler(settings)
+        """The `Compiler` of this backend's `compile.py`."""
+        compiler: Compiler = self.module("compile").Compiler(settings)
         return compiler
 
     def load(self, model: Path, threads: int, batch: int = 0) -> Runner:
@@ -135,7 +136,18 @@ class Backend:
             )
         if not model.is_file():
             raise PipelineError("there is no such model", where=str(model), fix="run `dvc repro`")
-        run: Runner = self._module("run").load(str(model), threads, batch)
+        try:
+            return self.open(model, threads, batch)
+        except PipelineError:
+            raise
+        except Exception as error:  # each runtime has its own
+            raise PipelineError(
+                f"{self.title} cannot open the model: {error}", where=str(model)
+            ) from error
+
+    def open(self, model: Path, threads: int, batch: int) -> Runner:
+        """`load` without its checks, for backends that open files in another way."""
+        run: Runner = self.module("run").load(str(model), threads, batch)
         return run
 
     def evaluator(self) -> str | None:
@@ -156,11 +168,11 @@ class Backend:
         return evaluator.startswith(tuple(f"{package} " for package in self.runtimes))
 
     def bundle_files(self) -> dict[str, Path]:
-        """What a bundle gets beside the model and the general scripts: source by name there."""
+        """Files of a bundle beside the model and the general scripts: source by name in it."""
         return {"runtime.py": self.folder / "run.py"}
 
     def install(self) -> dict[str, tuple[str, ...]]:
-        """By script module of the bundle: commands, any of which installs what it imports."""
+        """By module of the bundle that needs packages: commands, any of which installs them."""
         return {"runtime": (pinned(self.runtimes[0]),)}
 
 

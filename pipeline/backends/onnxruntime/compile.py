@@ -20,8 +20,8 @@ from pipeline.backends.onnxruntime.inspect import inspect
 MODEL = "model.onnx"
 
 _ALL_BITS = (
-    "weights use all 8 bits on every build machine; `session.x64quantprecision` makes x86 "
-    "processors without VNNI, whose 8-bit sums overflow, take exact and slower kernels"
+    "weights use all 8 bits; on x86 processors without VNNI, whose 8-bit sums overflow, "
+    "`session.x64quantprecision` selects exact and slower kernels"
 )
 _FLOAT_LAYERS = (
     "open it with `disabled_optimizers=['WeightBiasQuantization']`, or ONNX Runtime rounds the "
@@ -67,11 +67,10 @@ class Compiler:
 
 
 def _feed_pixels(model: onnx.ModelProto, front: Front) -> bool:
-    """Put the raw pixels where their quantized normalised values stand: they are the same.
+    """Replace casting, normalising and quantizing the pixels by a transposition of bytes.
 
-    x = round(((x - 128) / 64) / (1 / 64)) + 128, so casting, normalising and quantizing
-    give way to a transposition of bytes. False, and nothing changed, for a graph that also
-    uses the float values.
+    The values are the same, as x = round(((x - 128) / 64) / (1 / 64)) + 128. Returns False, and
+    changes nothing, for a graph that also uses the float values.
     """
     graph = model.graph
     removed = [node for node in graph.node if node.name in front.nodes]

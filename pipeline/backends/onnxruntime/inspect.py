@@ -1,4 +1,4 @@
-"""What ONNX Runtime executes of a model: the graph as a session on this machine optimizes it."""
+"""What ONNX Runtime executes of a model: the graph that a session on this machine optimizes."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _BLOCKED = "com.microsoft.nchwc"
 
 
 def inspect(file: Path) -> ExecutionReport:
-    """The execution report of an ONNX file, by the graph that a session here really runs."""
+    """The execution report of an ONNX file, from the graph that a session here really runs."""
     executed = _optimized(file, "ALL")
     found = [node for node in executed.graph.node if node.op_type in (*_FLOAT, *_INT8)]
     blocked = [node for node in found if node.domain == _BLOCKED]
-    # A blocked layout pads channels with zeros and names a convolution after its output in the
-    # graph before this last step of optimisation, which has the true channels and names.
+    # A blocked layout pads channels with zeros and renames convolutions after their outputs. The
+    # graph before that last step of optimisation has the true channels and names.
     before = _optimized(file, "EXTENDED")
     makers = {node.output[0]: node for node in before.graph.node}
     unblocked = [makers[re.sub(r"_nchwc(_token_\d+)?$", "", node.name)] for node in blocked]
-    products = _products(executed, [node for node in found if node.domain != _BLOCKED])
+    layers = _layers(executed, [node for node in found if node.domain != _BLOCKED])
     given, taken = (
         onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
         for value in (*executed.graph.input, *executed.graph.output)
     )
-    return execution_report([*products, *_products(before, unblocked)], given, taken)
+    return execution_report([*layers, *_layers(before, unblocked)], given, taken)
 
 
 def _optimized(file: Path, level: str) -> onnx.ModelProto:
@@ -53,13 +53,13 @@ def _optimized(file: Path, level: str) -> onnx.ModelProto:
         return onnx.load(optimized)
 
 
-def _products(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> list[ExecutedLayer]:
-    """`nodes` of an optimised graph as they compute one image."""
+def _layers(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> list[ExecutedLayer]:
+    """The conv and linear layers `nodes` of an optimised graph, for one image."""
     inputs = [_INT8.get(node.op_type, (1, 0)) for node in nodes]
     weights = [node.input[i] for node, (i, _) in zip(nodes, inputs, strict=True)]
     shapes = _shapes(model, [*weights, *(t for n in nodes for t in (n.input[0], n.output[0]))])
     constants = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
-    products = []
+    layers = []
     for node, (_, scale), weight in zip(nodes, inputs, weights, strict=True):
         output, int8 = shapes[node.output[0]], node.op_type in _INT8
         if "Conv" in node.op_type:
@@ -73,7 +73,7 @@ def _products(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> list[Execu
             channels = output[-1]
             macs = matrix_macs(shapes[node.input[0]], output)
         per_channel = int8 and weight in constants
-        products.append(
+        layers.append(
             ExecutedLayer(
                 name=re.sub(r"/\w+Fusion/?$", "", node.name),
                 macs=macs,
@@ -81,11 +81,11 @@ def _products(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> list[Execu
                 per_channel=constants[node.input[scale]] == channels if per_channel else None,
             )
         )
-    return products
+    return layers
 
 
 def _shapes(model: onnx.ModelProto, tensors: list[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes for one image, found by computing one: optimisation loses many of them."""
+    """Shapes for one image, found by computing one: the optimizer drops many of them."""
     (image,) = model.graph.input
     size = [1, *(d.dim_value for d in image.type.tensor_type.shape.dim[1:])]
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}

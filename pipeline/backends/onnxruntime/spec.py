@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from pipeline.backends.base.spec import FLOAT32, INT8, Backend
 from pipeline.backends.onnxruntime.params import Settings
@@ -18,7 +19,7 @@ class OnnxRuntime(Backend):
     packages = ("onnxruntime", "onnx")
     runtimes = ("onnxruntime",)
     settings = Settings
-    tolerances = {"fp32": FLOAT32, "int8": INT8}
+    tolerances: ClassVar = {"fp32": FLOAT32, "int8": INT8}
     library = "onnx"
 
     def bundle_files(self) -> dict[str, Path]:

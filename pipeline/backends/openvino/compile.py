@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.xml"
 PRECISION_NOTE = (
-    "layers that are not int8 run in float32: runtime.py sets INFERENCE_PRECISION_HINT=f32, "
-    "without it OpenVINO takes bfloat16 where the CPU has it"
+    "layers that are not int8 run in float32: runtime.py sets INFERENCE_PRECISION_HINT=f32; "
+    "without it OpenVINO uses bfloat16 where the CPU has it"
 )
 BATCH = 32
 """Calibration images that NNCF sees at once."""
@@ -98,25 +98,23 @@ def _convert(onnx: Path) -> openvino.Model:
     no_telemetry()
     import openvino
 
-    # `read_model` takes ONNX, too, but leaves the weights of depthwise convolutions behind a
-    # reshape, where NNCF does not find them: they would stay float.
+    # `read_model` reads ONNX, too, but leaves the weights of depthwise convolutions behind a
+    # reshape. NNCF does not find them there, and they would stay in float.
     return openvino.convert_model(onnx)
 
 
 def _quantize(model: openvino.Model, job: Job) -> tuple[openvino.Model, tuple[str, ...]]:
-    """`model` by NNCF, and the names of the products that the recipe left in float.
+    """Quantize `model` by NNCF. Returns it and the names of the layers that stay in float.
 
-    Ranges are NNCF's own and bias correction is its fast one where the recipe has no others.
-
-    By default a bound is the mean, over batches, of a batch's extreme value. Over single images,
-    which NNCF's examples take, it cuts off more, and int8 of small images lost 1.5 to 2 times as
-    much; it also took three times as long. `histogram` takes the ranges with the least square
-    error.
+    Without `ranges` in the recipe a bound is the mean, over batches, of a batch's extreme value.
+    Batches of one image, as in NNCF's examples, cut off more: int8 of small images lost 1.5 to 2
+    times as much accuracy, and quantizing took three times as long. `histogram` chooses the ranges
+    with the least square error.
     """
     import nncf
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-    nncf.set_log_level(logging.ERROR)  # it tells for each layer which estimator it cannot use
+    nncf.set_log_level(logging.ERROR)  # it warns, layer by layer, of estimators that it cannot use
     advanced = nncf.AdvancedQuantizationParameters()
     if job.recipe.ranges == "histogram":
         advanced.activations_range_estimator_params = RangeEstimatorParametersSet.HISTOGRAM
@@ -136,9 +134,9 @@ def _quantize(model: openvino.Model, job: Job) -> tuple[openvino.Model, tuple[st
 
 
 def _pin_input_range(model: openvino.Model) -> str:
-    """Quantize the input at scale 1/64, whatever pixels the calibration images lack.
+    """Quantize the input at scale 1/64, also where calibration images lack some pixel values.
 
-    Returns a note that says whether the graph has a quantizer at its input at all.
+    Returns a note that says whether the graph has a quantizer at its input.
     """
     from openvino import opset13
 
@@ -155,12 +153,12 @@ def _pin_input_range(model: openvino.Model) -> str:
 
 
 def _as_read(output: openvino.Output) -> openvino.Output:
-    """What becomes of a product's output before another layer reads it."""
+    """A layer's output as the next layer reads it: with bias and activation, and rounded."""
     while True:
-        readers = readers(output)
-        if len(readers) != 1:
+        following = readers(output)
+        if len(following) != 1:
             return output
-        (node,) = readers
+        (node,) = following
         bias = node.get_type_name() == "Add" and _is_constant(node.input_value(1).get_node())
         if not bias and node.get_type_name() not in ("Relu", "Clamp", "FakeQuantize"):
             return output
@@ -177,8 +175,8 @@ def _save(model: openvino.Model, path: Path) -> None:
     import openvino
 
     openvino.save_model(model, path, compress_to_fp16=False)
-    # OpenVINO names nameless layers by a counter of the process: `Constant_1234`. Layer ids
-    # are theirs in the file's own order, so that equal networks give equal files.
+    # OpenVINO names nameless layers by a counter of the process: `Constant_1234`. Named by their
+    # ids, which count in the file's own order, equal networks give equal files.
     text = re.sub(
         r'<layer id="(\d+)" name="([A-Z][A-Za-z]*)_\d+"',
         r'<layer id="\1" name="\2_id\1"',

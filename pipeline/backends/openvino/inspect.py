@@ -31,10 +31,10 @@ def readers(output: openvino.Output) -> list[openvino.Node]:
 
 
 def inspect(path: Path) -> ExecutionReport:
-    """Every product of the model, in int8 where the runtime's graph for one image says so.
+    """The execution report of an .xml file, by the precisions in the runtime's graph for one image.
 
-    That graph fuses and reorders and moves scales away from weights, so shapes and scales are
-    those of the model. A product that the graph does not mention counts as float.
+    That graph fuses and reorders layers and moves scales away from weights, so shapes and scales
+    are taken from the model. A layer that the graph does not mention counts as float.
     """
     model = read(str(path))
     compiled = compile_model(model, threads=1, batch=1)  # from here on `model` is of batch 1, too
@@ -45,16 +45,16 @@ def inspect(path: Path) -> ExecutionReport:
             for name in info["originalLayersNames"].split(","):
                 precisions[name.split("/Dequantization")[0]] = info["runtimePrecision"]
     return execution_report(
-        (_product(node, precisions) for node in conv_and_linear(model)),
+        (_layer(node, precisions) for node in conv_and_linear(model)),
         compiled.input().get_element_type().to_dtype().name,
         compiled.output().get_element_type().to_dtype().name,
     )
 
 
-def _product(node: openvino.Node, precisions: dict[str, str]) -> ExecutedLayer:
-    """A convolution or product of a model, by the precision of the kernel that contains it."""
+def _layer(node: openvino.Node, precisions: dict[str, str]) -> ExecutedLayer:
+    """A conv or linear layer of a model, by the precision of the kernel that contains it."""
     name, output = node.get_friendly_name(), tuple(node.output(0).get_shape())
-    # A product that is fused with its bias may be known by the bias's name alone.
+    # The kernel of a layer that is fused with its bias may mention the bias alone.
     names = [name, *(reader.get_friendly_name() for reader in readers(node.output(0)))]
     found = next((precisions[name] for name in names if name in precisions), "unknown")
     if node.get_type_name() == "MatMul":
@@ -67,7 +67,7 @@ def _product(node: openvino.Node, precisions: dict[str, str]) -> ExecutedLayer:
 
 
 def _weight_scales(node: openvino.Node) -> int | None:
-    """How many scales the int8 weights of a product have; None without such weights."""
+    """How many scales the int8 weights of a layer have; None without such weights."""
     scaled = node.input_value(1).get_node()
     if scaled.get_type_name() != "Multiply":
         return None

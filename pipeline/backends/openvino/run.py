@@ -65,9 +65,9 @@ def versions() -> dict[str, str]:
 
 
 def no_telemetry() -> None:
-    """Keep OpenVINO and NNCF from reporting each use to their makers.
+    """Keep OpenVINO 2024 to 2026 and NNCF 2 and 3 from reporting each use to their makers.
 
-    They do (OpenVINO 2024 to 2026, NNCF 2 and 3) unless this package cannot be imported.
+    They report unless the package openvino_telemetry cannot be imported.
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
@@ -82,7 +82,7 @@ def _openvino() -> Any:
 def _fixed(compiled: openvino.CompiledModel) -> Runner:
     """A request of fixed shape that reads and writes the same memory every time.
 
-    Handing it an array with each call would cost more than a small network takes to compute.
+    Passing an array with each call would cost more time than a small network needs.
     """
     request = compiled.create_infer_request()
     pixels = np.empty(tuple(compiled.input().get_shape()), np.uint8)

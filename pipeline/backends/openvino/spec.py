@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pipeline.backends.base.spec import FLOAT32, INT8, Backend
 from pipeline.backends.openvino.params import Settings
 
@@ -15,7 +17,7 @@ class OpenVino(Backend):
     packages = ("openvino", "nncf")
     runtimes = ("openvino",)
     settings = Settings
-    tolerances = {"fp32": FLOAT32, "int8": INT8}
+    tolerances: ClassVar = {"fp32": FLOAT32, "int8": INT8}
     library = "openvino"
 
 

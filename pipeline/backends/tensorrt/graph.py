@@ -1,8 +1,8 @@
 """Runs TensorRT's portable graph by ONNX Runtime on the CPU: in the lab, and in bundles.
 
-Each Q/DQ pair is computed as the rounding it stands for. ONNX Runtime's int8 kernels are not
-TensorRT's, and take three times as long for signed activations on x86 without VNNI.
-Needs NumPy and ONNX Runtime. In a bundle session.py lies beside this file.
+Each Q/DQ pair is computed as a rounding. ONNX Runtime's int8 kernels round otherwise than
+TensorRT's, and need three times as long for signed activations on x86 without VNNI. Needs NumPy
+and ONNX Runtime. In a bundle session.py lies beside this file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What TensorRT would execute: the network that NVIDIA's parser makes of a graph."""
+"""What TensorRT executes of a graph: the network that NVIDIA's parser makes of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TYPES = {"FLOAT": "float32", "HALF": "float16"}
 def inspect(trt: Any, network: Any) -> ExecutionReport:
     """The execution report of a parsed network.
 
-    A layer is in int8 where both operands come dequantized, thus from int8.
+    A layer is in int8 where both operands are outputs of dequantizing layers.
 
     Args:
         trt: TensorRT's module.
@@ -33,7 +33,7 @@ def inspect(trt: Any, network: Any) -> ExecutionReport:
 
 
 def _layer(trt: Any, layer: Any, dequantizers: dict[str, Any]) -> ExecutedLayer:
-    """A convolution or matrix product for one image: the batch of every shape is its -1."""
+    """A conv or linear layer for one image: the batch dimension of each shape is -1."""
     output = [abs(size) for size in layer.get_output(0).shape]
     operands = [layer.get_input(i) for i in range(layer.num_inputs)]
     sources = [dequantizers.get(operand.name) for operand in operands[:2] if operand is not None]

@@ -1,7 +1,8 @@
-"""Runs a TensorRT engine on an NVIDIA GPU: in the lab and, as runtime.py, in bundles.
+"""Builds and runs TensorRT engines on an NVIDIA GPU: in the lab and, as runtime.py, in bundles.
 
 For TensorRT 10.3 or newer and TensorRT for RTX. Needs NumPy, TensorRT and CUDA's driver, which
-handles the buffers and is there wherever an NVIDIA GPU works.
+handles the buffers and is installed wherever an NVIDIA GPU works. The precision is in the graph:
+networks are built strongly typed. All errors are `RuntimeError`, a missing package `ImportError`.
 """
 
 from __future__ import annotations
@@ -107,10 +108,98 @@ def tensorrt() -> Any:
     raise ImportError("neither tensorrt nor tensorrt_rtx is installed")
 
 
-def logger(trt: Any) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc]
-        """Keeps errors for our own messages; the rest is chatter."""
+class Network:
+    """A strongly typed network, as NVIDIA's parser reads it from an ONNX file.
 
+    Args:
+        trt: TensorRT's module.
+        model: path of the ONNX file.
+
+    Raises:
+        RuntimeError: with the first error of the builder or the parser.
+    """
+
+    def __init__(self, trt: Any, model: Path) -> None:
+        self._trt = trt
+        self._log = logger(trt)
+        version = f"{trt.__name__} {trt.__version__}"
+        try:
+            self._builder = trt.Builder(self._log)
+        except (TypeError, RuntimeError) as error:  # the bindings' answer to a null pointer
+            raise RuntimeError(
+                f"{version} does not start: {complaint(self._log, str(error))}. It needs an NVIDIA "
+                "GPU and its driver, which `nvidia-smi` (Jetson: `tegrastats`) shows; only the "
+                "builder of tensorrt-rtx-cu13 needs none"
+            ) from None
+        # Version 10 needs the flag; version 11 has no other networks and ignores it.
+        typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        self.network = self._builder.create_network(typed)
+        self._parser = trt.OnnxParser(self.network, self._log)  # owns the weights
+        if not self._parser.parse(model.read_bytes()):
+            fault = self._parser.get_error(0)
+            raise RuntimeError(
+                f"the parser of {version} refuses {fault.node_operator()} "
+                f"`{fault.node_name()}`: {fault.desc()}"
+            )
+
+    def build(self, max_batch: int, timing_cache: Path | None = None) -> bytes:
+        """A serialized engine for batches of 1 to `max_batch`, tuned for 1.
+
+        Args:
+            max_batch: the largest batch.
+            timing_cache: file of kernel timings, read and written to make later builds faster.
+                TensorRT for RTX chooses kernels without timing them and leaves it alone.
+        """
+        config = self._builder.create_builder_config()
+        profile = self._builder.create_optimization_profile()
+        shape = tuple(self.network.get_input(0).shape)[1:]
+        profile.set_shape("image", (1, *shape), (1, *shape), (max_batch, *shape))
+        config.add_optimization_profile(profile)
+        cache = timing_cache if self._trt.__name__ == "tensorrt" else None
+        if cache:
+            known = cache.read_bytes() if cache.is_file() else b""
+            config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+        engine = self._builder.build_serialized_network(self.network, config)
+        if engine is None:
+            raise RuntimeError(f"no engine could be built: {complaint(self._log)}")
+        if cache:
+            write_whole(cache, bytes(config.get_timing_cache().serialize()))
+        return bytes(engine)
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    scratch = file.with_name(f".{file.name}.partial")
+    scratch.write_bytes(content)
+    scratch.replace(file)
+
+
+def refusal(trt: Any, name: str, capability: tuple[int, int]) -> str | None:
+    """Why engines of the module `trt` do not run on a GPU; None where they do.
+
+    TensorRT for RTX builds on any machine, but its engines run only on the compute capabilities
+    that it names and on later ones. 1.7 names 7.5, 8.0, 8.6, 8.9, 12.0 and 12.1, neither Jetson
+    (8.7) nor Hopper (9.0); on 9.0 an engine was seen to fail.
+
+    Args:
+        trt: TensorRT's module.
+        name: of the GPU, for the message.
+        capability: its compute capability, major and minor.
+    """
+    if trt.__name__ != "tensorrt_rtx" or capability > (12, 1):
+        return None
+    if "SM{}{}".format(*capability) in trt.ComputeCapability.__members__:
+        return None
+    return (
+        f"{trt.__name__} {trt.__version__} runs no engine on {name}, of compute capability "
+        "{}.{}".format(*capability)
+    )
+
+
+def logger(trt: Any) -> Any:
+    """A logger for TensorRT that keeps errors in `errors` and drops everything else."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
@@ -122,12 +211,13 @@ def logger(trt: Any) -> Any:
     return Log()
 
 
-def complaint(log: Any) -> str:
-    return str(log.errors[0]) if log.errors else "no reason given"
+def complaint(log: Any, otherwise: str = "no reason given") -> str:
+    """The first error that a `logger` kept."""
+    return str(log.errors[0]) if log.errors else otherwise
 
 
 class Device:
-    """The first GPU: one stream, buffers, and copies to and fro, by CUDA's driver API.
+    """The first GPU, by CUDA's driver API: one stream, buffers, and copies in both directions.
 
     `name` is the driver's, `capability` CUDA's compute capability, major and minor.
     """
@@ -145,7 +235,7 @@ class Device:
         self._call("cuDeviceGetName", label, ctypes.c_int(len(label)), device)
         self.name = label.value.decode()
         self.capability = self._attribute(75, device), self._attribute(76, device)
-        # the primary context is the one that TensorRT itself computes in
+        # TensorRT computes in the primary context.
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         self._call("cuCtxSetCurrent", context)
         self._call("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(1))  # non-blocking
@@ -182,5 +272,5 @@ class Device:
         if status:
             text = ctypes.c_char_p()
             self._cuda.cuGetErrorString(ctypes.c_int(status), ctypes.byref(text))
-            said = (text.value or b"unknown error").decode()
-            raise RuntimeError(f"CUDA's {function} failed: {said}")
+            reason = (text.value or b"unknown error").decode()
+            raise RuntimeError(f"CUDA's {function} failed: {reason}")

@@ -6,10 +6,12 @@ import importlib.metadata
 import importlib.util
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import ClassVar, NamedTuple
 
 from pipeline.backends.base.spec import INT8, Backend, Tolerance, pinned
 from pipeline.backends.tensorrt.params import Settings
+from pipeline.core.errors import PipelineError
 from pipeline.export import session
 from pipeline.export.evaluate import Runner
 
@@ -17,12 +19,16 @@ MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx-cu13": "tensorrt_rtx"}
 """Module by distribution; on a GPU the first that is installed is used."""
 
 MODEL, ENGINE = "model.onnx", "model.engine"
+MAX_BATCH = 256
+"""Of engines that are built here."""
+
+_NOT_INSTALLED = "neither tensorrt nor tensorrt-rtx is installed"
 
 _HALF = Tolerance(
     min_same_argmax=0.9,
     max_error=0.02,
     mean_error=0.004,
-    reason="float16 has 11 bits, and the engine adds numbers in an order of its own",
+    reason="float16 has 11 significant bits, and the engine sums in an order of its own",
 )
 
 _BEFORE_USE = """
@@ -57,14 +63,14 @@ class Gpu(NamedTuple):
 
 
 class TensorRT(Backend):
-    """TensorRT: a portable, strongly typed ONNX graph, and an engine where there is a GPU for it."""
+    """TensorRT: a portable, strongly typed ONNX graph, and an engine where a GPU can run it."""
 
     name = "tensorrt"
     title = "TensorRT"
     colour = "#2da44e"
     runtimes = tuple(MODULES)
     settings = Settings
-    tolerances = {"fp16": _HALF, "int8": INT8}
+    tolerances: ClassVar = {"fp16": _HALF, "int8": INT8}
     library = "tensorrt"
     tags = ("onnx",)
     portable = MODEL
@@ -75,19 +81,19 @@ class TensorRT(Backend):
     def packages(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("onnxruntime", "onnx", *(installed() or ("tensorrt-rtx-cu13",)))
 
-    def load(self, model: Path, threads: int, batch: int = 0) -> Runner:
+    def open(self, model: Path, threads: int, batch: int) -> Runner:
         """The engine on the GPU; where none runs, the portable graph in ONNX Runtime.
 
-        An artifact that was compiled without a GPU is built first, in memory.
+        Where an artifact was compiled without a GPU, its engine is built first, in memory.
         """
         run: Runner
         if self.unmeasurable():
-            run = self._module("graph").load(str(model.with_name(MODEL)), threads, batch)
-        elif model.suffix == ".engine":
-            run = self._module("run").load(str(model), threads, batch)
-        else:
-            engine = self._module("compile").Network(model).build()
-            run = self._module("run").open_engine(engine)
+            run = self.module("graph").load(str(model.with_name(MODEL)), threads, batch)
+            return run
+        if model.suffix == ".engine":
+            return super().open(model, threads, batch)
+        module = self.module("run")
+        run = module.open_engine(module.Network(lab_module(), model).build(MAX_BATCH))
         return run
 
     def evaluator(self) -> str | None:
@@ -103,8 +109,9 @@ class TensorRT(Backend):
         if gpu is None:
             return "no NVIDIA GPU here"
         if not installed():
-            return "neither tensorrt nor tensorrt-rtx is installed"
-        return self._module("compile").refusal(gpu)  # type: ignore[no-any-return]
+            return _NOT_INSTALLED
+        reason = self.module("run").refusal(lab_module(), *gpu)
+        return f"{reason}: install tensorrt" if reason else None
 
     def bundle_files(self) -> dict[str, Path]:
         own = {name: self.folder / name for name in ("build_engine.py", "graph.py")}
@@ -118,6 +125,20 @@ class TensorRT(Backend):
 def installed() -> tuple[str, ...]:
     """The distributions of TensorRT that are installed."""
     return tuple(name for name, module in MODULES.items() if importlib.util.find_spec(module))
+
+
+def lab_module() -> ModuleType:
+    """TensorRT's module for the lab. Without a GPU TensorRT for RTX, whose builder needs none.
+
+    Raises:
+        PipelineError: where neither is installed.
+    """
+    names = installed() if find_gpu() else tuple(reversed(installed()))
+    if not names:
+        raise PipelineError(
+            _NOT_INSTALLED, fix="`python -m pipeline doctor` prints the command that installs it"
+        )
+    return importlib.import_module(MODULES[names[0]])
 
 
 @cache

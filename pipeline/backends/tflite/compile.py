@@ -6,8 +6,7 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,12 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.backends.base.job import Compiled, FloatRunner, Job, LayerOutputs
 from pipeline.backends.base.spec import BackendSettings
-from pipeline.backends.tflite.convert import (
-    Conversions,
-    quiet,
-    with_float_input,
-    with_pixel_input,
-)
+from pipeline.backends.tflite.convert import Conversions, quiet, with_float_input, with_pixel_input
 from pipeline.backends.tflite.inspect import LAYERS, inspect, layer_outputs
 from pipeline.backends.tflite.metadata import with_metadata
 from pipeline.backends.tflite.params import Settings
@@ -31,10 +25,11 @@ from pipeline.networks import grid
 MODEL_FILE = "model.tflite"
 SIGNATURE = "serving_default"
 
+_HALF = "ai-edge-quantizer: weights stored in float16, from which XNNPACK computes in float32"
 _HARD_SWISH = "HARD_SWISH int8"
 _SPLIT = (
-    "XNNPACK does not take {} int8 hard-swishes, which split the graph; `hard_swish: decomposed` "
-    "of backends.tflite writes them as operators that it takes"
+    "XNNPACK has no kernel for {} int8 hard-swishes, which split the graph; `hard_swish: "
+    "decomposed` of backends.tflite writes them as operators that it has"
 )
 
 
@@ -46,13 +41,8 @@ class Compiler:
 
     def __init__(self, settings: BackendSettings) -> None:
         assert isinstance(settings, Settings)
+        self._settings = settings
         self._conversions = Conversions()
-        int8 = partial(_int8, decompose_hard_swish=settings.hard_swish == "decomposed")
-        self._builders: dict[str, Callable[[Conversions, Job], _Built]] = {
-            "fp32": _float32,
-            "fp16": _float16,
-            "int8": int8,
-        }
 
     def compile(self, job: Job, folder: Path) -> Compiled:
         """Write `model.tflite`: input `image` uint8 [1, H, W, C], output `logits` float32.
@@ -61,8 +51,17 @@ class Compiler:
         inside the file.
         """
         artifact = job.artifact
+        quantizer: str | None = None
+        kept: tuple[str, ...] = ()
         with quiet():
-            content, quantizer, kept = self._builders[artifact.precision](self._conversions, job)
+            if artifact.int8:
+                quantizer = "ai-edge-quantizer: static, int8 weights per channel"
+                content, kept = self._int8(job)
+            else:
+                content = self._conversions.from_pixels(job)
+            if artifact.precision == "fp16":
+                quantizer = _HALF
+                content = _float16(content)
         channels, classes = job.manifest.channels, job.manifest.classes
         about = f"An image classifier of {len(classes)} classes, {artifact.precision}."
         path = folder / MODEL_FILE
@@ -79,55 +78,45 @@ class Compiler:
         return file
 
     def layer_outputs(self, model: Path, images: NDArray[np.uint8]) -> LayerOutputs:
-        """By LiteRT's own kernels: what a delegate computes between two layers cannot be read."""
+        """By LiteRT's built-in kernels: intermediate tensors of a delegate cannot be read."""
         with quiet():
             return layer_outputs(model, images)
 
     def float_fed(self, model: Path) -> FloatRunner:
         return load(with_float_input(model.read_bytes()), threads=1)
 
+    def _int8(self, job: Job) -> tuple[bytes, tuple[str, ...]]:
+        """Static int8, and the names of the layers that the recipe left in float.
 
-_Built = tuple[bytes, str | None, tuple[str, ...]]
-"""A .tflite, its quantizer, and the names of the layers that the recipe left in float."""
+        The network on normalised input is quantized, then fed with pixels. The pixel x is
+        (x - 128) / 64, quantized at scale 1/64 and zero point 128. A single QUANTIZE operator
+        changes it to int8 with zero point 0; no float arithmetic precedes it.
+        """
+        from ai_edge_quantizer.quantizer import Quantizer
+        from ai_edge_quantizer.recipe_manager import RecipeManager
+
+        recipe = RecipeManager()
+        recipe.add_static_config(".*", "*", activation_num_bits=8, weight_num_bits=8)
+        for boundary in ("INPUT", "OUTPUT"):  # which stay float
+            recipe.add_quantization_config(".*", boundary, algorithm_key="no_quantize")
+        decompose = self._settings.hard_swish == "decomposed"
+        content = self._conversions.from_normalised(job, decompose_hard_swish=decompose)
+        kept = _kept(content, job)
+        for _, scope, operator in kept:
+            recipe.add_quantization_config(scope, operator, algorithm_key="no_quantize")
+        ranges = _calibrate(content, recipe, grid.normalise(job.calibration), job.recipe.ranges)
+        quantizer = Quantizer(bytearray(content), recipe.get_quantization_recipe())
+        content = with_pixel_input(_quantized(quantizer, ranges))
+        return content, tuple(name for name, _, _ in kept)
 
 
-def _float32(conversions: Conversions, job: Job) -> _Built:
-    return conversions.from_pixels(job), None, ()
-
-
-def _float16(conversions: Conversions, job: Job) -> _Built:
+def _float16(content: bytes) -> bytes:
     from ai_edge_quantizer.quantizer import Quantizer
     from ai_edge_quantizer.recipe_manager import RecipeManager
 
     recipe = RecipeManager()
     recipe.add_weight_only_config(".*", "*", num_bits=16, algorithm_key="float_casting")
-    quantizer = Quantizer(bytearray(conversions.from_pixels(job)), recipe.get_quantization_recipe())
-    stored = "ai-edge-quantizer: weights stored in float16, from which XNNPACK computes in float32"
-    return _quantized(quantizer, None), stored, ()
-
-
-def _int8(conversions: Conversions, job: Job, *, decompose_hard_swish: bool) -> _Built:
-    """Static int8: the network on normalised input is quantized, then fed with pixels.
-
-    The pixel x of (x - 128) / 64 is the quantized input at scale 1/64, zero point 128. One
-    QUANTIZE operator moves the zero point to int8's; no float arithmetic precedes it.
-    """
-    from ai_edge_quantizer.quantizer import Quantizer
-    from ai_edge_quantizer.recipe_manager import RecipeManager
-
-    recipe = RecipeManager()
-    recipe.add_static_config(".*", "*", activation_num_bits=8, weight_num_bits=8)
-    for boundary in ("INPUT", "OUTPUT"):  # stay float in the signature
-        recipe.add_quantization_config(".*", boundary, algorithm_key="no_quantize")
-    content = conversions.from_normalised(job, decompose_hard_swish=decompose_hard_swish)
-    kept = _kept(content, job)
-    for _, scope, operator in kept:
-        recipe.add_quantization_config(scope, operator, algorithm_key="no_quantize")
-    ranges = _calibrate(content, recipe, grid.normalise(job.calibration), job.recipe.ranges)
-    quantizer = Quantizer(bytearray(content), recipe.get_quantization_recipe())
-    content = with_pixel_input(_quantized(quantizer, ranges))
-    names = tuple(name for name, _, _ in kept)
-    return content, "ai-edge-quantizer: static, int8 weights per channel", names
+    return _quantized(Quantizer(bytearray(content), recipe.get_quantization_recipe()), None)
 
 
 def _kept(content: bytes, job: Job) -> tuple[tuple[str, str, str], ...]:
@@ -159,16 +148,16 @@ def _calibrate(
 ) -> dict[str, Any]:
     """Ranges of all tensors over normalised `images`; the input's is set, not measured.
 
-    By default each bound is a moving average over the images. Over [-2, 127/64], all that
-    pixels can give, int8 has the step 1/64 and zero point 0.
+    By default each bound is a moving average over the images. The input's range [-2, 127/64],
+    which all pixels together have, gives int8 the step 1/64 and zero point 0.
     """
     from ai_edge_quantizer.calibrator import CalibrationMode, Calibrator
     from ai_edge_quantizer.utils.qsv_utils import min_max_update, moving_average_update
 
     updates = {None: moving_average_update, "min-max": min_max_update, "mean min-max": _mean}
     samples = [{"image": images[i : i + 1]} for i in range(len(images))]
-    # The interpreter itself notes each tensor's bounds. The default mode gives the same ones,
-    # but walks through the graph in Python for every image: fifteen times as long.
+    # In this mode the interpreter records each tensor's bounds. The default mode finds the same
+    # ones, but walks through the graph in Python for every image, in fifteen times the time.
     mode = CalibrationMode.CALIBRATION_PROFILER_BASED
     calibrator = Calibrator(content, 1, mode, updates[estimator])
     with _without_bars():
@@ -180,7 +169,7 @@ def _calibrate(
 
 
 def _mean(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Bounds averaged over all images so far, `new` being those of one more."""
+    """The mean bounds of all images so far and of one more, whose bounds are `new`."""
     images = known.get("images", 1) + 1
     means = {bound: known[bound] + (new[bound] - known[bound]) / images for bound in ("min", "max")}
     return means | {"images": images}

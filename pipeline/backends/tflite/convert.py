@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.backends.base.job import Job
-from pipeline.backends.tflite.run import open_interpreter, runner
+from pipeline.backends.tflite.run import load
 from pipeline.core.errors import PipelineError
 from pipeline.networks import grid
 from pipeline.networks.records import CARD, WEIGHTS
@@ -84,9 +84,9 @@ def _from_decomposed(job: Job) -> bytes:
     import torch
 
     class Decomposed(torch.nn.Module):
-        """Hard-swish in a form that litert-torch 0.10 does not recognise and put back.
+        """Hard-swish in a form that litert-torch 0.10 does not turn back into one operator.
 
-        It would in x * relu6(x + 3) / 6, however that is bracketed.
+        It recognises x * relu6(x + 3) / 6, with any brackets.
         """
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -118,9 +118,14 @@ def _from_normalised(job: Job, hard_swish: Callable[[], torch.nn.Module] | None 
 
 
 def convert(model: torch.nn.Module, samples: torch.Tensor) -> bytes:
-    """A .tflite of `model` with input `image`, one of `samples`, and output `logits`.
+    """Convert `model` to a .tflite with the input `image` and the output `logits`.
 
-    Raises `PipelineError` unless LiteRT's answers to `samples` are torch's.
+    Args:
+        model: takes `samples` and gives logits [N, classes].
+        samples: inputs [N, H, W, C] that check the conversion; the file takes one of them.
+
+    Raises:
+        PipelineError: where LiteRT's logits differ from torch's by more than `MAX_ERROR`.
     """
     import litert_torch
     import torch
@@ -137,15 +142,15 @@ def convert(model: torch.nn.Module, samples: torch.Tensor) -> bytes:
         def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"logits": self.model(image)}
 
-    # litert-torch 0.10 knows constants by the address of their contiguous copy. A weight in
-    # channels-last layout has a copy of a moment, and the next one at its address gets lost.
+    # litert-torch 0.10 identifies constants by the address of their contiguous copy. The copy of a
+    # weight in channels-last layout is freed at once, and the next one at its address gets lost.
     for tensor in (*folded.parameters(), *folded.buffers()):
         tensor.data = tensor.data.contiguous()
     converted = litert_torch.convert(Named().eval(), sample_kwargs={"image": samples[:1]})
     content = bytes(converted.model_content())
     with torch.no_grad():
         expected = model(samples).numpy()
-    error = np.abs(runner(open_interpreter(content))(samples.numpy()) - expected).max()
+    error = np.abs(load(content, threads=1)(samples.numpy()) - expected).max()
     if not error <= MAX_ERROR * np.abs(expected).max():
         raise PipelineError(
             f"litert-torch changed the network: logits of LiteRT and torch differ by {error:.2g}",
@@ -173,7 +178,7 @@ def _with_input(content: bytes, kind: str, **quantization: list[Any]) -> bytes:
 
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
     for buffer in model.buffers:
-        if buffer.data is not None:  # anything but an array is packed byte by byte, in seconds
+        if buffer.data is not None:  # other types than arrays are packed byte by byte: seconds
             buffer.data = np.frombuffer(buffer.data, np.uint8)
     graph = model.subgraphs[0]
     image = graph.tensors[graph.inputs[0]]
@@ -184,7 +189,7 @@ def _with_input(content: bytes, kind: str, **quantization: list[Any]) -> bytes:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what the converters say about themselves; errors and other warnings pass."""
+    """Silence the converters' progress and known warnings; errors and other warnings pass."""
     os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

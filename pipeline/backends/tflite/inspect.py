@@ -1,4 +1,4 @@
-"""What LiteRT executes: the products of a graph, and what XNNPACK takes of it."""
+"""What LiteRT executes: the layers of a graph, and the operators that XNNPACK takes of it."""
 
 from __future__ import annotations
 
@@ -10,30 +10,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backends.base.executed import (
-    ExecutedLayer,
-    execution_report,
-    matrix_macs,
-)
+from pipeline.backends.base.executed import ExecutedLayer, execution_report, matrix_macs
 from pipeline.backends.base.job import LayerOutputs, flat
 from pipeline.backends.base.records import ExecutionReport, Partitions
+from pipeline.backends.tflite.run import open_interpreter
 
 WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 LAYERS = (*WEIGHTED, "BATCH_MATMUL")
 
 
 def inspect(interpreter: Any) -> ExecutionReport:
-    """The execution of the graph that `interpreter` has open, products named by their output."""
-    interpreter.allocate_tensors()
-    # LiteRT has no public list of operators; this one holds the graph's own ones first, then
-    # one DELEGATE for each partition that XNNPACK has taken.
+    """The execution report of an open interpreter; layers are named by their output tensors."""
+    # LiteRT has no public list of operators. This one holds the graph's own operators, then a
+    # DELEGATE for each partition that XNNPACK has taken.
     nodes = interpreter._get_ops_details()
     graph = [node for node in nodes if node["op_name"] != "DELEGATE"]
     delegates = [node for node in nodes if node["op_name"] == "DELEGATE"]
     taken = set[int]().union(*(_inside(delegate, graph) for delegate in delegates))
     builtin = Counter(_kind(node) for i, node in enumerate(graph) if i not in taken)
     return execution_report(
-        [_product(interpreter, node) for node in graph if node["op_name"] in LAYERS],
+        [_layer(interpreter, node) for node in graph if node["op_name"] in LAYERS],
         np.dtype(interpreter.get_input_details()[0]["dtype"]).name,
         np.dtype(interpreter.get_output_details()[0]["dtype"]).name,
         Partitions(delegated=len(delegates), builtin=dict(sorted(builtin.items()))),
@@ -41,15 +37,15 @@ def inspect(interpreter: Any) -> ExecutionReport:
 
 
 def layer_outputs(model: Path, images: NDArray[np.uint8]) -> LayerOutputs:
-    """`Backend.layer_outputs` of a .tflite file, by position: converters name layers at will."""
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    """`Compiler.layer_outputs` of a .tflite file. Layers are named by their position, as the
+    names in a float file and in its int8 file differ."""
+    from ai_edge_litert.interpreter import OpResolverType
 
-    interpreter = Interpreter(
+    interpreter = open_interpreter(
         str(model),
         experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         experimental_preserve_all_tensors=True,
     )
-    interpreter.allocate_tensors()
     ends = [
         node["outputs"][0] for node in interpreter._get_ops_details() if node["op_name"] in LAYERS
     ]
@@ -64,7 +60,7 @@ def layer_outputs(model: Path, images: NDArray[np.uint8]) -> LayerOutputs:
 
 
 def _real(interpreter: Any, tensor: int) -> NDArray[np.float32]:
-    """The real numbers that a tensor stands for, channels first."""
+    """The dequantized values of a tensor, channels first."""
     values: NDArray[np.float32] = interpreter.get_tensor(tensor).astype(np.float32)
     details = interpreter._get_tensor_details(tensor, 0)
     if details["dtype"] == np.int8:
@@ -73,7 +69,7 @@ def _real(interpreter: Any, tensor: int) -> NDArray[np.float32]:
     return np.moveaxis(values, -1, 1)
 
 
-def _product(interpreter: Any, node: dict[str, Any]) -> ExecutedLayer:
+def _layer(interpreter: Any, node: dict[str, Any]) -> ExecutedLayer:
     left, right, output = (
         interpreter._get_tensor_details(tensor, 0)
         for tensor in (*node["inputs"][:2], node["outputs"][0])
@@ -81,8 +77,8 @@ def _product(interpreter: Any, node: dict[str, Any]) -> ExecutedLayer:
     int8 = node["operand_types"][:2] == [np.int8, np.int8]
     shape, per_channel = output["shape"].tolist(), None
     if node["op_name"] in WEIGHTED:
-        # kernels [O, H, W, I], depthwise [1, H, W, O], matrices [O, I]: each output channel has
-        # an equal share of the elements
+        # Kernels are [O, H, W, I], depthwise [1, H, W, O], matrices [O, I]: each output channel
+        # has an equal share of the elements.
         macs = math.prod(shape) * math.prod(right["shape"].tolist()) // shape[-1]
         if right["dtype"] == np.int8:
             per_channel = len(right["quantization_parameters"]["scales"]) == shape[-1]
@@ -96,7 +92,7 @@ def _kind(node: dict[str, Any]) -> str:
 
 
 def _inside(partition: dict[str, Any], graph: list[dict[str, Any]]) -> set[int]:
-    """Operators of `graph` that a delegate has taken: those between its inputs and outputs."""
+    """Operators of `graph` that a delegate replaces: those between its inputs and outputs."""
     producer = {tensor: i for i, node in enumerate(graph) for tensor in node["outputs"]}
     given = set(partition["inputs"])
     found = set[int]()

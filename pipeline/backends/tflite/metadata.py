@@ -41,8 +41,8 @@ def with_metadata(
     graph = model.subgraphs[0]
     quantization = graph.tensors[graph.inputs[0]].quantization
     quantized = quantization is not None and quantization.scale is not None
-    # Tools normalise by mean and std, then quantize by the tensor's scale and zero point. In the
-    # end there has to be the raw pixel.
+    # Tools normalise by mean and std, then quantize by the tensor's scale and zero point. The
+    # result has to be the raw pixel.
     mean = float(quantization.zeroPoint[0]) if quantized else 0.0
     std = 1 / float(quantization.scale[0]) if quantized else 1.0
     entry = MetadataT()
@@ -61,7 +61,7 @@ def with_metadata(
 
 
 class _Buffer:
-    """A buffer of a model whose data is aligned; Python's generated class aligns it to 4 bytes."""
+    """A buffer whose data is aligned to 16 bytes; the generated class aligns it to 4."""
 
     def __init__(self, data: Any) -> None:
         self.data = None if data is None else np.frombuffer(bytes(data), np.uint8)

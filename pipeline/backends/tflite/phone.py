@@ -3,10 +3,10 @@
     python phone.py [--serial S] [--benchmark-model FILE] [--units cpu,gpu,npu] [--threads N]
                     [--json FILE]
 
-It runs on the computer that the phone is connected to. Files go to the phone only where the
-phone's own SHA-256 of them differs. FILE is a benchmark_model for Android, LiteRT's or TensorFlow
-Lite's; without it one that lies on the phone is taken. What a GPU or NPU did not take has no
-times: benchmark_model would give those of the CPU. Exit code 1 if nothing could be measured.
+It runs on the computer that the phone is connected to. Files are pushed only where the SHA-256
+that the phone computes differs. FILE is LiteRT's or TensorFlow Lite's benchmark_model for Android;
+without it one that lies on the phone is used. A GPU or NPU that took no operators has no times, as
+benchmark_model would print those of the CPU. Exit code 1 if nothing could be measured.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from common import (
 
 THERE = "/data/local/tmp/edgestill"
 BINARIES = (f"{THERE}/benchmark_model", "/data/local/tmp/benchmark_model")
-"""Where benchmark_model lies on a phone; a FILE goes to the first."""
+"""Where benchmark_model lies on a phone; FILE is pushed to the first."""
 DOWNLOAD = "https://developers.google.com/edge/litert/next/benchmark"
 UNITS: dict[str, tuple[str, ...]] = {
     "cpu": (),
     "gpu": ("--use_gpu=true",),
     "npu": ("--use_npu=true", "--use_nnapi=true"),  # LiteRT's, TensorFlow Lite's
 }
-"""Flags by unit. benchmark_model warns of flags that it does not know, and goes on."""
+"""Flags by unit. benchmark_model warns of unknown flags and goes on."""
 ON_THE_CPU = ("TfLiteXNNPackDelegate", "YNNPackDelegate")
 TIMEOUT = 900
 """Seconds that one command may take."""
@@ -71,7 +71,7 @@ class Phone:
         return {file: digest for digest, file in lines}
 
     def machine(self) -> dict[str, Any]:
-        """The phone, by the names that bench.py gives a machine where it has them."""
+        """The phone's record, with the field names of bench.py where it has them."""
         found = re.findall(r"^\[(\S+)\]: \[(.*)\]\s*$", self.shell("getprop")[1], re.MULTILINE)
         known = dict(found)
         soc = f"{known.get('ro.soc.manufacturer', '')} {known.get('ro.soc.model', '')}".strip()
@@ -206,9 +206,9 @@ def deliver(phone: Phone, files: dict[str, Path]) -> None:
 def measure(
     phone: Phone, binary: str, folder: str, unit: str, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """What benchmark_model says of one unit; only `status` "measured" comes with times.
+    """The result of benchmark_model for one unit; times only with the `status` "measured".
 
-    TensorFlow Lite's is given a golden image, LiteRT's takes random pixels.
+    TensorFlow Lite's tool reads a golden image, LiteRT's makes random pixels.
     """
     size, channels = record()["image_size"], record()["channels"]
     flags = [
@@ -244,7 +244,7 @@ def measure(
 
 
 def delegates(text: str) -> list[dict[str, Any]]:
-    """Who took how many of the graph's operators, in how many pieces, as the runtime logs it."""
+    """How many operators each delegate took, in how many partitions, from the runtime's log."""
     line = r"Replacing (\d+) out of (\d+) node\(s\) with delegate \((\S+)\) node, yielding (\d+)"
     return [
         {"delegate": name, "operators": int(some), "of": int(every), "partitions": int(pieces)}
@@ -278,7 +278,7 @@ def parse(text: str) -> dict[str, Any] | None:
         return None
     first, last = counted[0], counted[-1]
     names = {"mean": "avg", "p50": "median", "p5": "p5", "p95": "p95", "min": "min", "max": "max"}
-    # only the last time is printed where all are the same
+    # where all times are the same, only the last one is printed
     row = {**dict.fromkeys(("avg", "min", "max"), last["curr"]), **last}
     result: dict[str, Any] = {
         "n": int(last["count"]),

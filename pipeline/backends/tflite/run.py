@@ -33,20 +33,7 @@ def load(
         batch: images per call; the runner takes any number.
     """
     del batch
-    return runner(open_interpreter(model, threads))
-
-
-def open_interpreter(model: str | bytes, threads: int = 1, **options: Any) -> Any:
-    """LiteRT's interpreter of a file or its content, tensors allocated."""
-    module = importlib.import_module(PACKAGES[_package()])
-    content = {"model_content": model} if isinstance(model, bytes) else {"model_path": model}
-    interpreter = module.Interpreter(**content, num_threads=threads, **options)
-    interpreter.allocate_tensors()
-    return interpreter
-
-
-def runner(interpreter: Any) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
-    """An open interpreter as a function of [N, H, W, C] to logits [N, classes]."""
+    interpreter = open_interpreter(model, threads)
     image = interpreter.get_input_details()[0]["index"]
     output = interpreter.get_output_details()[0]["index"]
 
@@ -62,6 +49,15 @@ def runner(interpreter: Any) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any,
         return np.concatenate([one(images[i : i + 1]) for i in range(len(images))])
 
     return run
+
+
+def open_interpreter(model: str | bytes, threads: int = 1, **options: Any) -> Any:
+    """LiteRT's interpreter of a file or its content, with its tensors allocated."""
+    module = importlib.import_module(PACKAGES[_package()])
+    content = {"model_content": model} if isinstance(model, bytes) else {"model_path": model}
+    interpreter = module.Interpreter(**content, num_threads=threads, **options)
+    interpreter.allocate_tensors()
+    return interpreter
 
 
 def versions() -> dict[str, str]:

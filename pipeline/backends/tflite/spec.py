@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from pipeline.backends.base.spec import FLOAT32, INT8, Backend, pinned
 from pipeline.backends.tflite.params import Settings
@@ -16,8 +17,8 @@ python phone.py --benchmark-model benchmark_model --units cpu,gpu,npu --json res
 
 pushes the model to an Android phone by `adb`, where the phone's own SHA-256 of it differs, and
 times it there with LiteRT's `benchmark_model`
-(<https://developers.google.com/edge/litert/next/benchmark>). Operators that the GPU or NPU did not take
-are not counted as theirs.
+(<https://developers.google.com/edge/litert/next/benchmark>). Operators that the GPU or NPU did not
+take are not counted as theirs.
 
 examples/ classifies an image with LiteRT in Kotlin (Classifier.kt), Swift (Classifier.swift) and
 C++ (classifier.cc); your app needs model.tflite, labels.txt and preprocess.json. Each resizes with
@@ -36,7 +37,7 @@ class TFLite(Backend):
     packages = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer")
     runtimes = ("ai-edge-litert", "tflite-runtime")
     settings = Settings
-    tolerances = {"fp32": FLOAT32, "fp16": FLOAT32, "int8": INT8}
+    tolerances: ClassVar = {"fp32": FLOAT32, "fp16": FLOAT32, "int8": INT8}
     library = "litert"
     tags = ("tflite",)
     after_use = _AFTER_USE

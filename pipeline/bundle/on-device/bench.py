@@ -1,10 +1,10 @@
-"""Latency of one inference, raw pixels to logits, with the harness that the lab measured with.
+"""Measures the latency of one inference, raw pixels to logits, with the lab's own harness.
 
 python bench.py [--threads N] [--rounds N] [--min-runs N] [--min-seconds S] [--batch N]
                 [--json FILE]
 
-Latency first, by one process that keeps to as many CPUs as it has threads; then images per
-second in batches on all cores, by another one; where that fails, its reason is recorded.
+First the latency, in a process that is pinned to as many CPUs as it has threads. Then images per
+second in batches on all cores, in another process; if that fails, the reason is recorded.
 """
 
 from __future__ import annotations
@@ -19,15 +19,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
-from common import (
-    check_files,
-    finish,
-    golden,
-    identity,
-    machine,
-    open_model,
-    write_json,
-)
+from common import check_files, finish, golden, identity, machine, open_model, write_json
 from harness import (
     P90_LEVEL,
     THROUGHPUT_ROUNDS,
@@ -73,9 +65,9 @@ def main() -> int:
 
 
 def bench(threads: int, rounds: int, min_runs: int, min_seconds: float) -> dict[str, Any]:
-    """Percentiles over all rounds, once times are steady; times in milliseconds."""
+    """Percentiles over all rounds after a warm-up; times in milliseconds."""
     images = golden()[0]
-    here = machine()  # before this process keeps to some of its cores
+    here = machine()  # before this process is pinned to some of its cores
     with pinned(threads) as cpus:
         open_model(threads)  # loads the runtime's libraries, too
         start = time.perf_counter_ns()
@@ -86,7 +78,7 @@ def bench(threads: int, rounds: int, min_runs: int, min_seconds: float) -> dict[
         warm = harness.warm_up()
         times = [harness.round(min_runs, min_seconds) for _ in range(rounds)]
         added = overhead()
-        peak = peak_memory()  # before the limits take theirs
+        peak = peak_memory()  # before the resampling for the limits of p90 uses memory
     together = np.concatenate(times)
     return {
         "bundle": identity(),
@@ -121,15 +113,15 @@ def throughput(batch: int, min_seconds: float) -> dict[str, Any]:
 
 
 def attempt(batch: int, min_seconds: float) -> Attempt:
-    """`throughput`, or why there is none: too little memory, a model that takes no batches."""
+    """`throughput`, or the reason why there is none, such as too little memory."""
     try:
         return throughput(batch, min_seconds), None
-    except Exception as error:  # whatever a runtime raises, which may not travel between processes
+    except Exception as error:  # runtimes raise their own, which may not pickle
         return None, " ".join(str(error).split()) or type(error).__name__
 
 
 def _elsewhere(batch: int, min_seconds: float) -> Attempt:
-    """`attempt` in a fresh process: a runtime may have counted the cores once and for all."""
+    """`attempt` in a fresh process, as a runtime may count the cores only once."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(attempt, batch, min_seconds).result()
@@ -138,7 +130,7 @@ def _elsewhere(batch: int, min_seconds: float) -> Attempt:
 
 
 def show(result: dict[str, Any]) -> None:
-    """What was measured, in a few lines."""
+    """Print what was measured."""
     times, limits = result["latency_ms"], result["p90_interval_ms"]
     print("{student} for {backend}, {precision}; bundle {digest}".format(**result["bundle"]))
     print("{cpu}, kernel {kernel}, python {python}, numpy {numpy}".format(**result["machine"]))

@@ -1,4 +1,4 @@
-"""What the scripts of a bundle share: its record, its digests, this machine, and how they end."""
+"""What all scripts of a bundle use: its record, its digests, the model, this machine."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ FOLDER = Path(__file__).resolve().parent
 SUMS = "SHA256SUMS"
 
 
-class BundleError(Exception):
-    """Something that whoever runs a script can mend: what is wrong, and what to do about it."""
+class BundleError(RuntimeError):
+    """An error that the user of a script can mend: what is wrong, and what to do about it."""
 
     def __init__(self, what: str, fix: str | None = None) -> None:
         super().__init__(what + (f"\n  what to do: {fix}" if fix else ""))
@@ -42,12 +42,12 @@ def record() -> dict[str, Any]:
 
 
 def bundle_digest() -> str:
-    """SHA-256 of SHA256SUMS: one number for the whole content of the bundle."""
+    """SHA-256 of SHA256SUMS, which stands for the whole content of the bundle."""
     return _sha256(FOLDER / SUMS)
 
 
 def damaged() -> list[str]:
-    """What differs from SHA256SUMS, one sentence per file; files that it doesn't name are free."""
+    """Differences from SHA256SUMS, a sentence per file. Files that it does not name are ignored."""
     found = []
     digests = {line[66:]: line[:64] for line in _sums()}
     if "verify.py" not in digests:  # the last line of all
@@ -70,20 +70,28 @@ def check_files() -> None:
 def open_model(
     threads: int, module: str = "runtime", batch: int = 1
 ) -> tuple[Runner, dict[str, str]]:
-    """The model opened by runtime.py, and the versions of the packages that run it.
+    """Open the model of this bundle.
 
-    The runner takes images, uint8 [batch, H, W, C], and gives logits, float32 [batch, classes].
-    Raises `BundleError` with the command that installs a missing runtime.
+    Args:
+        threads: of the CPU.
+        module: the script that opens it: runtime or, for TensorRT's graph on the CPU, graph.
+        batch: images per call, exactly.
+
+    Returns:
+        A function of raw pixels uint8 [batch, H, W, C] to logits float32 [batch, classes], and
+        the versions of the packages that run it.
+
+    Raises:
+        BundleError: with the command that installs a missing runtime, or with the runtime's error.
     """
+    model = str(FOLDER / record()["model_file"])
     try:
         runtime = importlib.import_module(module)
-        run: Runner = runtime.load(str(FOLDER / record()["model_file"]), threads, batch)
+        run: Runner = runtime.load(model, threads, batch)
         return run, runtime.versions()
     except ImportError as error:
         raise BundleError(f"the runtime cannot be imported: {error}", install(module)) from None
-    except BundleError:
-        raise
-    except Exception as error:
+    except Exception as error:  # each runtime has its own
         text = " ".join(str(error).split()) or type(error).__name__
         raise BundleError(f"the runtime cannot open the model: {text}") from error
 
@@ -94,14 +102,14 @@ def install(module: str) -> str:
 
 
 def golden() -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]:
-    """Test images uint8 [N, H, W, C], labels int64 [N] and the logits float32 [N, classes]
-    that this model gave where it was made."""
+    """Test images uint8 [N, H, W, C], their labels int64 [N], and the logits float32 [N, classes]
+    that this model gave in the lab."""
     with np.load(str(FOLDER / "golden.npz"), allow_pickle=False) as arrays:
         return arrays["images"], arrays["labels"], arrays["logits"]
 
 
 def machine() -> dict[str, Any]:
-    """This machine as far as answers and latencies depend on it."""
+    """This machine: what logits and latencies depend on."""
     return {
         "cpu": _cpu(),
         "architecture": platform.machine(),
@@ -115,7 +123,7 @@ def machine() -> dict[str, Any]:
 
 
 def identity() -> dict[str, str]:
-    """Which bundle a result is about."""
+    """The bundle, for results that are about it."""
     names = {key: str(record()[key]) for key in ("student", "backend", "precision")}
     return {**names, "digest": bundle_digest()}
 
@@ -125,10 +133,13 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def finish(main: Callable[[], int]) -> None:
-    """Run a script and exit: 0 done, 1 an error that can be mended, 130 interrupted."""
+    """Run a script and exit: 0 done, 1 an error that can be mended, 130 interrupted.
+
+    Such errors are `BundleError`, and `RuntimeError` of runtime.py.
+    """
     try:
         code = main()
-    except BundleError as error:
+    except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
@@ -154,7 +165,7 @@ def _sha256(file: Path) -> str:
 def _cpu() -> str:
     lines = _text("/proc/cpuinfo").splitlines()
     names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
-    # Arm kernels name no model, but the board
+    # Arm kernels report no CPU model, but the board.
     board = _text("/proc/device-tree/model").strip("\0")
     return ", ".join(sorted(names)) or board or platform.processor() or platform.machine()
 

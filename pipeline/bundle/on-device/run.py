@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Iterator
 
 import numpy as np
 from common import FOLDER, BundleError, check_files, finish, identity, open_model, record
-from pixels import load_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,7 +54,7 @@ def _images(file: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     if not file.is_file():
         raise BundleError(f"{file}: there is no such file")
     if file.suffix != ".npy":
-        yield str(file), load_image(file, size, channels)[None]
+        yield str(file), _load(file, size, channels)[None]
         return
     try:
         array = np.load(str(file), allow_pickle=False)
@@ -68,6 +67,21 @@ def _images(file: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         )
     for i in range(len(array)):
         yield f"{file}[{i}]", np.ascontiguousarray(array[i : i + 1])
+
+
+def _load(file: Path, size: int, channels: int) -> NDArray[np.uint8]:
+    """Pixels uint8 [H, W, C] of an image file."""
+    try:
+        from pixels import ImageError, load_image  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise BundleError(
+            f"{file}: image files need Pillow ({error})", "pip install pillow, or give .npy files"
+        ) from None
+    try:
+        pixels: NDArray[np.uint8] = load_image(file, size, channels)
+    except ImageError as error:
+        raise BundleError(f"{file}: {error}") from None
+    return pixels
 
 
 def _likeliest(logits: NDArray[np.float32], classes: list[str], top: int) -> list[dict[str, Any]]:

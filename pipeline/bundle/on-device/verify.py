@@ -1,9 +1,9 @@
-"""Does this machine give the answers that the lab saw? One verdict, exit code 0 or 1.
+"""Compares this machine's logits with the recorded ones. One verdict, exit code 0 or 1.
 
     python verify.py [--json FILE]
 
-First every file against SHA256SUMS, then the golden images one by one against the logits
-that the same model gave where it was made, within the tolerances of bundle.json.
+First every file is compared with SHA256SUMS, then the logits of the golden images, one by one,
+with those that the same model gave in the lab, within the tolerances of bundle.json.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def verify(threads: int, module: str) -> dict[str, Any]:
-    """The verdict, why, and what it rests on."""
+    """The verdict, the reason, and the figures that it follows from."""
     result: dict[str, Any] = {"verdict": "FAILED", "why": "", "machine": machine()}
     try:
         wrong = damaged()
@@ -74,9 +74,7 @@ def compare(threads: int, module: str) -> dict[str, Any]:
     run, versions = open_model(threads, module)
     try:
         logits = np.concatenate([run(images[i : i + 1]) for i in range(len(images))])
-    except BundleError:
-        raise
-    except Exception as error:
+    except Exception as error:  # each runtime has its own
         text = " ".join(str(error).split()) or type(error).__name__
         raise BundleError(f"the runtime fails on a golden image: {text}") from error
     errors = np.abs(logits.astype(np.float64) - expected)
@@ -94,7 +92,7 @@ def compare(threads: int, module: str) -> dict[str, Any]:
 
 
 def _beyond(result: dict[str, Any]) -> list[str]:
-    """What lies outside the tolerances; a logit that is not a number lies outside."""
+    """What exceeds the tolerances; a logit that is not a number does."""
     limits, found = result["tolerances"], []
     if not result["same_argmax"] >= limits["min_same_argmax"]:
         found.append(f"the class is the lab's on {result['same_argmax']:.1%} of the images only")

@@ -1,4 +1,4 @@
-"""What a rung is given."""
+"""What a rung is given, and what it returns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Situation:
     """Where the ladder stands when a rung begins."""
 
     compiler: Compiler
-    """Of the backend; says which ranges and corrections it has."""
+    """Of the backend; it lists the ranges and corrections that it has."""
     plain: Job
     """The student with the plain recipe."""
     best: Job
@@ -23,4 +23,7 @@ class Situation:
 
 
 Rung = Callable[[Situation], Iterator[Job]]
-"""The jobs that a rung tries, each made only when it is asked for."""
+"""A generator of the jobs to be compiled in turn, until one loses little enough.
+
+A `PipelineError` that it raises is recorded as the failure of the rung.
+"""

@@ -1,4 +1,4 @@
-"""Full bias correction, which repairs more than other ranges do."""
+"""Full bias correction: the mean error of each channel is taken out of its bias."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ def candidates(situation: Situation) -> Iterator[Job]:
 def _kept(job: Job, settings: Quantize) -> Iterator[tuple[str, ...]]:
     """More and more layers to keep in float: the most sensitive ones that the settings allow.
 
-    Each brings the layer executed before it, because on backends whose int8 kernels write int8
-    that layer rounds what the sensitive one reads. A layer that would put too much of the network
-    into float is passed over: an artifact that is float where it counts is neither small nor fast.
+    Each is followed by the layer that is executed before it: where int8 kernels write int8, that
+    layer rounds the input of the sensitive one. A layer whose share of the network is too large is
+    skipped, because an artifact with its largest layers in float is neither small nor fast.
     """
     from pipeline.int8.sensitivity import most_sensitive  # it takes seconds to import torch
 

@@ -1,4 +1,4 @@
-"""Other weights: those of the stage `quantize_aware`, which int8's rounding hurts less."""
+"""The weights of the stage `quantize_aware`, which lose less by int8's rounding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.int8.records import trained_weights
 
 
 def candidates(situation: Situation) -> Iterator[Job]:
-    """The weights with the plain recipe, then with the best one for the weights before."""
+    """These weights with the plain recipe, then with the recipe of the best job so far."""
     plain, best = situation.plain, situation.best
     folder = trained_weights(plain.artifact.student)
     trained = replace(plain, onnx=folder / "model.onnx", weights=folder, recipe=Recipe())

@@ -1,6 +1,6 @@
 """Losses on features [N, F, H, W]: N samples, F channels, H x W positions.
 
-All are zero when the student equals the teacher.
+All are zero where the student equals the teacher.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ def hint(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 def cosine(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """2 (1 - cos θ) = ‖f_s/‖f_s‖ - f_t/‖f_t‖‖² at each position, a mean over N, H and W.
 
-    θ is the angle between the two channel vectors; for pooled features (H = W = 1) between
-    the two embeddings. It leaves the length free and asks for the direction, which is what
-    2011.01424 argues a student should mimic. Where one vector is 0 the value is 1, without a
-    gradient. Range [0, 4].
+    θ is the angle between the two channel vectors, or between the two embeddings for pooled
+    features (H = W = 1). The direction is compared and the length ignored, as 2011.01424 proposes.
+    Where one vector is 0, the value is 1 and the gradient 0. Range [0, 4].
     """
     return (unit(student, 1) - unit(teacher, 1)).square().sum(dim=1).mean()
 
@@ -38,8 +37,8 @@ def cosine_angle(
 ) -> torch.Tensor:
     """`hint` + λ (1 - cos θ), the second a mean over N, H and W; λ = `balance`.
 
-    θ as in `cosine`. The square alone is dominated by long vectors, the angle weighs all
-    positions alike. Range [0, inf).
+    θ is that of `cosine`. Long vectors dominate the square; the angle weights all positions
+    equally. Range [0, inf).
     """
     return hint(student, teacher) + balance / 2 * cosine(student, teacher)
 
@@ -62,10 +61,9 @@ def attention_transfer(student: torch.Tensor, teacher: torch.Tensor) -> torch.Te
 def review(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]) -> torch.Tensor:
     """Hierarchical context loss, a sum over levels. Chen et al. 2021, arXiv 2104.09044.
 
-    At each level the mean squared difference of the features, and of their averages over
-    4 x 4, 2 x 2 and 1 x 1 bins as far as these are coarser than the features; weights 1, 1/2,
-    1/4, 1/8 in this order, over their sum. `ReviewAdapter` fuses the student's levels first.
-    Range [0, inf).
+    At each level: the mean squared difference of the features, and of their averages over
+    4 x 4, 2 x 2 and 1 x 1 bins where these are coarser than the features, with the weights 1, 1/2,
+    1/4, 1/8 over their sum. `ReviewAdapter` fuses the student's levels before. Range [0, inf).
     """
     return torch.stack([_context(s, t) for s, t in zip(student, teacher, strict=True)]).sum()
 

@@ -1,7 +1,7 @@
 """Losses on logits. N samples, C classes, z logits, p = softmax(z / T), s student, t teacher.
 
-Means are over N, sums over C, unless said otherwise. Every loss is zero when the student
-equals the teacher, `cross_entropy` (which knows none) and `margin` apart.
+Means are over N and sums over C, unless a docstring says otherwise. Every loss is zero where the
+student equals the teacher, except `margin` and `cross_entropy`, which has no teacher.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def kl(
 ) -> torch.Tensor:
     """T² KL(p_t ‖ p_s). Hinton, Vinyals, Dean 2015, arXiv 1503.02531. Range [0, inf).
 
-    T² keeps the gradient's size when T changes. `standardise`: of z-scores (2403.01427).
+    T² keeps the size of the gradient when T changes. `standardise` uses z-scores (2403.01427).
     """
     log_s, log_t = _log_softmax(student, teacher, temperature, standardise)
     return temperature**2 * _divergence(log_t, log_s)
@@ -62,10 +62,10 @@ def symmetric_kl(
 
 @loss("logits")
 def mse(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """(z_s - z_t)², a mean over N and C, as 2105.08919 has it. Range [0, inf).
+    """(z_s - z_t)², a mean over N and C (2105.08919). Range [0, inf).
 
-    Ba, Caruana (1312.6184) take half the sum over C: C / 2 times this. Other than `kl` it
-    also compares the logits' mean over C, which softmax does not see.
+    Ba, Caruana (1312.6184) use half the sum over C, which is C / 2 times this. In contrast to `kl`,
+    it also compares the mean of the logits over C, which softmax ignores.
     """
     return F.mse_loss(student, teacher)
 
@@ -76,11 +76,11 @@ def margin(
 ) -> torch.Tensor:
     """max(0, d + δ) + λ max(0, δ - d) of d = z_t - z_s, a mean over N and C; λ = `balance`.
 
-    For λ = 1 this is 2δ + max(0, |d| - δ): an L1 distance that is blind within the margin δ,
-    and the constant 2δ. In general it is δ (1 + λ) when the student equals the teacher, and
-    its least value, 2δ min(1, λ), lies at d = -δ for λ < 1 and at d = δ for λ > 1: the less a
-    side counts, the further the student leans to it. The two-sided hinge of 1811.03233
-    (there squared, on activations), with the teacher's value in place of its sign.
+    For λ = 1 this is 2δ + max(0, |d| - δ): the constant 2δ and an L1 distance that ignores
+    differences within the margin δ. In general it is δ (1 + λ) where the student equals the
+    teacher. Its minimum 2δ min(1, λ) lies at d = -δ for λ < 1 and at d = δ for λ > 1, towards the
+    side with the smaller weight. It is the two-sided hinge of 1811.03233 (there squared, on
+    activations), with the teacher's value in place of its sign.
     """
     difference = teacher - student
     return (F.relu(difference + delta) + balance * F.relu(delta - difference)).mean()
@@ -101,8 +101,8 @@ def dkd(
 
     b is (p of the target class, p of all others together), q the softmax over the others
     alone. `alpha` 1 with `beta` 1 - p_t[target] is `kl`. Labels: int64 [N], or
-    probabilities [N, C], whose largest is the target. Two classes leave one other: its part
-    is 0. Range [0, inf).
+    probabilities [N, C], whose largest is the target. With two classes the second part is 0.
+    Range [0, inf).
     """
     if standardise:
         student, teacher = _standardise(student), _standardise(teacher)
@@ -136,8 +136,8 @@ def dist(
     mean over N; of a class over the batch, mean over C. Huang et al. 2022, arXiv 2205.10536.
     The paper has T = 1; T² is in the authors' code. Range [0, 2 T² (inter + intra)].
 
-    Where p is constant, r has no value: it adds 0 if both are, 1/2 if one is, and no
-    gradient. For a batch of one, the `intra` part is 0.
+    Where p is constant, r is undefined: 1 - r is then 0 if both are constant, 1/2 if one is, with
+    gradient 0. For a batch of one, the `intra` part is 0.
     """
     p_s, p_t = F.softmax(student / temperature, dim=1), F.softmax(teacher / temperature, dim=1)
     rows, columns = _correlation_distance(p_s, p_t, dim=1), _correlation_distance(p_s, p_t, dim=0)
@@ -153,16 +153,16 @@ def _log_softmax(
 
 
 def _divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """KL(p ‖ q), a sum over C (a mean would make it C times too small), a mean over N."""
+    """KL(p ‖ q), a sum over C and a mean over N."""
     return (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
 
 
 def _standardise(logits: torch.Tensor) -> torch.Tensor:
     """Each row's z-score (z - mean) / (std + 1e-7). Sun et al. 2024, arXiv 2403.01427.
 
-    The variance divides by C - 1, as in the authors' code. The student then has to match the
-    teacher's order and relative distances, not its scale; of two classes only the order is
-    left. A constant row gives 0 and no gradient.
+    The variance divides by C - 1, as in the authors' code. A student then has to match the order
+    and the relative distances of the teacher's logits, not their scale; with two classes only the
+    order. A constant row gives 0 and gradient 0.
     """
     scores = centred(logits, 1)
     norm = torch.linalg.vector_norm(scores, dim=1, keepdim=True)

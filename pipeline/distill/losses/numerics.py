@@ -1,4 +1,4 @@
-"""What the losses share: a precision that is enough, directions, and averages over positions."""
+"""Numerics of all losses: sufficient precision, unit vectors, deterministic averages."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ LossFunction = Callable[..., torch.Tensor]
 Operand = torch.Tensor | Sequence[torch.Tensor]
 
 EPSILON = 1e-12
-"""Vectors up to this L2 norm have no direction."""
+"""Vectors with at most this L2 norm count as 0."""
 
 
 def in_full_precision(function: LossFunction) -> LossFunction:
-    """`function` on operands of at least float32 whatever autocast says; its result, too.
+    """`function` with operands and result of at least float32, also under autocast.
 
-    Squares of features and exponentials of logits leave float16's range (65504), and
-    differences of near equals lose all of bfloat16's 8 bits.
+    Squares of features and exponentials of logits exceed the range of float16 (65504), and
+    differences of nearly equal numbers lose all 8 bits of bfloat16.
     """
 
     @functools.wraps(function)
@@ -42,20 +42,20 @@ def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def unit(vectors: torch.Tensor, dim: int) -> torch.Tensor:
-    """Vectors along `dim` over their L2 norm; a vector of no direction gives 0, and gradient 0.
+    """Vectors along `dim` divided by their L2 norm; a norm up to EPSILON gives 0 and gradient 0.
 
-    Clamping the norm instead, as `F.normalize` does, would give such vectors a gradient of
-    1 / EPSILON, and one dead sample would throw the student away.
+    `F.normalize` clamps the norm instead. Such vectors then have a gradient of 1 / EPSILON, and one
+    sample with features of 0 ruins the student.
     """
     norm = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
     return vectors * torch.where(norm > EPSILON, 1 / norm.clamp(min=EPSILON), 0)
 
 
 def centred(values: torch.Tensor, dim: int) -> torch.Tensor:
-    """Values less their mean along `dim`; where they are constant, exactly 0 and gradient 0.
+    """Values minus their mean along `dim`; exactly 0 with gradient 0 where they are constant.
 
-    Constant up to rounding, that is: what the mean of equal values leaves is noise, and would
-    pass for a direction.
+    Constant means up to rounding: the mean of equal values may differ from them in the last bit,
+    and the difference would become a unit vector later.
     """
     rest = values - values.mean(dim=dim, keepdim=True)
     with torch.no_grad():
@@ -67,9 +67,8 @@ def centred(values: torch.Tensor, dim: int) -> torch.Tensor:
 def average_to(features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Average [N, F, H, W] down to [N, F, *size]: the values of `F.adaptive_avg_pool2d`.
 
-    The backward of that function is not deterministic on CUDA, and an error where only
-    deterministic kernels are allowed. Plain pooling (sizes that divide) and matrix products
-    (others: the average is linear, and rows and columns separate) are deterministic.
+    The backward of that function is not deterministic on CUDA. Plain pooling is, for sizes that
+    divide; for others this uses matrix products, as the average is linear and separable.
     """
     height, width = features.shape[2:]
     if (height, width) == size:
@@ -81,7 +80,7 @@ def average_to(features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _averages(positions: int, bins: int, features: torch.Tensor) -> torch.Tensor:
-    """[bins, positions]: each row takes the mean over the positions that its bin touches."""
+    """[bins, positions]: each row is the mean over the positions that its bin overlaps."""
     position = torch.arange(positions, device=features.device)
     index = torch.arange(bins, device=features.device)[:, None]
     starts, ends = index * positions, (index + 1) * positions  # in units of 1 / bins

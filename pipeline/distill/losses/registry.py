@@ -1,4 +1,4 @@
-"""Losses by the names of params.yaml, and the check of what params.yaml says about them."""
+"""Losses by the names in params.yaml, and checks of the terms there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WHERE = "distill.losses"
 
 @dataclass(frozen=True)
 class Loss:
-    """A registered loss and what it compares: `function(student, other, *, options)`.
+    """A registered loss `function(student, other, *, options)`, and the target it compares.
 
     With N samples, C classes, F channels and H x W positions:
     labels: student logits [N, C] with labels, int64 [N] or class probabilities [N, C].
@@ -33,8 +33,8 @@ class Loss:
     relations: both [N, ...], equal in N.
     levels: two sequences of [N, F, H, W], shallow to deep, equal shapes at each level.
 
-    The value is a scalar of at least float32. Where a loss is `batchwise`, it compares samples
-    with each other: the mean over the parts of a batch is not the value of the whole batch.
+    The value is a scalar of at least float32. A `batchwise` loss compares samples with each other,
+    so its mean over parts of a batch is not its value for the whole batch.
     """
 
     function: LossFunction
@@ -45,12 +45,12 @@ class Loss:
     fractions: tuple[str, ...] = ()
 
     def __call__(self, *operands: Operand, **options: bool | float) -> torch.Tensor:
-        """The loss of a student's operand against the other ones."""
+        """The loss of the student's operand, which comes first, against the others."""
         return self.function(*operands, **options)
 
     @property
     def taps(self) -> bool:
-        """Whether it compares features, which taps take from a network."""
+        """Whether it compares features of taps."""
         return self.target not in ("labels", "logits")
 
 
@@ -99,7 +99,7 @@ def find_loss(term: LossTerm) -> Loss:
     Raises:
         PipelineError: for a wrong name, option, tap or teacher.
     """
-    found: Loss = plugins.find(KIND, term.name)
+    found: Loss = plugins.find(KIND, term.name, WHERE, Loss)
     _check_options(term, found)
     _check_taps(term, found)
     return found

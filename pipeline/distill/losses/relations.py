@@ -1,7 +1,7 @@
 """Losses on the relations between the samples of a batch, [N, ...]; shapes beyond N may differ.
 
-All are zero when the student equals the teacher. They depend on the whole batch: parts of it
-hold fewer relations.
+All are zero where the student equals the teacher. They depend on the whole batch, whose parts
+have fewer relations.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def rkd(
     """`distance` · Huber(ψ_D) + `angle` · Huber(ψ_A) on globally pooled features [N, F].
 
     ψ_D is the Euclidean distance of two samples over its mean over all pairs, ψ_A the cosine
-    of the angle that three samples span at one of them; Huber's δ is 1. Means are over all
-    N² pairs and N³ triples, degenerate ones (which are 0) included, as in the authors' code,
-    for which the weights are meant. Park et al. 2019, arXiv 1904.05068. Memory grows with
+    of the angle between the directions from one sample to two others; Huber's δ is 1. Means are
+    over all N² pairs and N³ triples, including degenerate ones (which are 0), as in the authors'
+    code, whose weights are the defaults. Park et al. 2019, arXiv 1904.05068. Memory grows with
     N² (N + F), time with N³ F. Range [0, inf).
     """
     differences_s, differences_t = _differences(student), _differences(teacher)
@@ -46,14 +46,16 @@ def rkd(
 
 
 def _differences(features: torch.Tensor) -> torch.Tensor:
-    """[N, N, F]: from each sample to each other. Squares through the Gram matrix would be
-    smaller, but cancel where samples are near each other and far from the origin."""
+    """[N, N, F]: from each sample to each other.
+
+    The Gram matrix needs less memory, but cancels for close samples far from the origin.
+    """
     pooled = features.flatten(2).mean(dim=2) if features.ndim > 2 else features
     return pooled[None] - pooled[:, None]
 
 
 def _distances(differences: torch.Tensor) -> torch.Tensor:
-    """[N, N], over the mean over pairs of different samples."""
+    """[N, N], divided by their mean over pairs of different samples."""
     n = len(differences)
     distances: torch.Tensor = torch.linalg.vector_norm(differences, dim=2)
     mean = distances.sum() / max(1, n * (n - 1))
@@ -61,6 +63,6 @@ def _distances(differences: torch.Tensor) -> torch.Tensor:
 
 
 def _cosines(differences: torch.Tensor) -> torch.Tensor:
-    """[N, N, N]: at the first sample, between the directions to the second and the third."""
+    """[N, N, N]: cosine between the directions from the first sample to the other two."""
     directions = unit(differences, 2)
     return torch.bmm(directions, directions.transpose(1, 2))

@@ -1,4 +1,4 @@
-"""How much a loss term counts as training goes on."""
+"""Schedules of the weight of a loss term."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Literal
 def weight_factor(
     schedule: Literal["constant", "warmup", "decay"], span: float, progress: float
 ) -> float:
-    """What a term's weight is multiplied with, in [0, 1].
+    """The factor in [0, 1] of a term's weight.
 
-    `progress` in [0, 1] is the share of all steps that are done, `span` in (0, 1] the share
-    in which the factor changes: `warmup` rises from 0 at the start to 1 at `span`, `decay`
-    stays 1 until `1 - span` and falls to 0 at the end, both linearly.
+    Args:
+        schedule: `warmup` rises linearly from 0 at the start to 1 at `span`; `decay` is 1 until
+            `1 - span` and falls linearly to 0 at the end; `constant` is 1.
+        span: share of all steps in which the factor changes, in (0, 1].
+        progress: share of all steps that are done, in [0, 1].
     """
     if schedule == "warmup":
         return min(1.0, progress / span)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import itertools
+import math
+from fractions import Fraction
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+
+from pipeline.accuracy.paired import holm, mcnemar, mcnemar_power
+
+
+@pytest.mark.parametrize("flips", range(9))
+def test_mcnemar_is_what_counting_all_equally_likely_flips_gives(flips: int) -> None:
+    losses = [sum(lost) for lost in itertools.product((0, 1), repeat=flips)]
+    for lost in range(flips + 1):
+        distance = abs(lost - flips / 2)
+        as_far = sum(abs(other - flips / 2) >= distance for other in losses)
+        assert mcnemar(lost, flips - lost) == pytest.approx(as_far / len(losses))
+
+
+def test_mcnemar_keeps_its_level() -> None:
+    for flips in (5, 20, 101):
+        chance = [math.comb(flips, lost) / 2**flips for lost in range(flips + 1)]
+        for level in (0.05, 0.01, 0.0003):
+            alarms = sum(p for lost, p in enumerate(chance) if mcnemar(lost, flips - lost) <= level)
+            assert alarms <= level
+
+
+def test_many_flips_are_close_to_the_normal_distribution() -> None:
+    z = (5150 - 4850 - 1) / math.sqrt(10_000)
+    assert mcnemar(5150, 4850) == pytest.approx(2 * NormalDist().cdf(-z), rel=0.01)
+
+
+def test_the_power_is_the_share_of_losses_that_the_test_finds() -> None:
+    images, share, loss, level = 2000, 0.06, 0.02, 0.01
+    rng = np.random.default_rng(5)
+    chances = [(share + loss) / 2, (share - loss) / 2, 1 - share]
+    drawn = rng.multinomial(images, chances, size=3000)
+    found = {(a, b): mcnemar(a, b) <= level for a, b in {(a, b) for a, b, _ in drawn.tolist()}}
+    simulated = np.mean([found[a, b] for a, b, _ in drawn.tolist()])
+    power = mcnemar_power(images, round(share * images), loss, level)
+    assert 0.5 < power < 0.99
+    assert power == pytest.approx(simulated, abs=4 * math.sqrt(0.25 / 3000))
+
+
+@pytest.mark.parametrize("level", [0.3, 0.05, 0.01, 3e-4, 1e-12, 1e-20])
+@pytest.mark.parametrize("images", [1, 7, 40, 100])
+def test_the_power_is_the_sum_over_all_that_can_flip(images: int, level: float) -> None:
+    """With few images the grid holds every number of flips, and the sum can be taken exactly."""
+    flips, loss = max(1, images // 3), 0.1
+    share = max(flips / images, loss)
+    lost = (share + loss) / (2 * share)
+
+    def chance(n: int, k: int, p: float) -> float:
+        return math.comb(n, k) * p**k * (1 - p) ** (n - k)
+
+    def tail(n: int, k: int) -> Fraction:
+        return Fraction(sum(math.comb(n, i) for i in range(k, n + 1)), 2**n)
+
+    expected = sum(
+        chance(images, n, share) * chance(n, k, lost)
+        for n in range(images + 1)
+        for k in range(n + 1)
+        if 2 * tail(n, k) <= level
+    )
+    assert mcnemar_power(images, flips, loss, level) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_power_at_the_ends() -> None:
+    assert mcnemar_power(100, 0, 0.0, 0.01) == 0.0  # nothing flips
+    assert mcnemar_power(2000, 2000, 1.0, 0.01) == pytest.approx(1)  # every image is lost
+    # as it is at a level whose bound lies far in the tail, where a test still can find it
+    assert mcnemar_power(2000, 2000, 1.0, 1e-300) == pytest.approx(1)
+    assert mcnemar_power(3, 3, 1.0, 0.2) == 0.0  # three losses have p = 1/4
+    assert mcnemar_power(3, 3, 1.0, 0.25) == pytest.approx(1)
+
+
+def test_without_flips_there_is_no_difference() -> None:
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(20, 0) == mcnemar(0, 20) == pytest.approx(2 * 2.0**-20)
+    assert 0 <= mcnemar(5000, 0) < 1e-300
+
+
+def test_power_grows_with_the_loss_and_the_images_and_shrinks_with_the_flips() -> None:
+    power = mcnemar_power(10_000, 300, 0.005, 0.01)
+    assert mcnemar_power(10_000, 300, 0.01, 0.01) > power > mcnemar_power(10_000, 300, 0.002, 0.01)
+    assert mcnemar_power(40_000, 1200, 0.005, 0.01) > power > mcnemar_power(2_500, 75, 0.005, 0.01)
+    assert mcnemar_power(10_000, 150, 0.005, 0.01) > power > mcnemar_power(10_000, 600, 0.005, 0.01)
+    assert mcnemar_power(10_000, 300, 0.005, 0.05) > power
+    assert mcnemar_power(10_000, 300, 0.0, 0.01) <= 0.01
+    assert mcnemar_power(10_000, 0, 0.0, 0.01) == 0.0
+    assert mcnemar_power(10_000, 0, 0.005, 0.01) == pytest.approx(1)  # whatever flips is lost
+
+
+def test_holm_multiplies_the_smallest_by_all_and_never_decreases() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))
+    assert holm([0.7, 0.6]) == (1.0, 1.0)
+    assert holm([0.03]) == (0.03,) and holm([]) == ()
+
+
+def test_holm_keeps_the_level_over_all_tests() -> None:
+    rng = np.random.default_rng(2)
+    alarms = [min(holm(rng.random(20).tolist())) <= 0.05 for _ in range(2000)]
+    assert np.mean(alarms) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)
