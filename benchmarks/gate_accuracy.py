@@ -21,7 +21,7 @@ from pipeline.compile.records import CompiledMetrics
 from pipeline.gate.accuracy import Flips, compare_answers, decide
 from pipeline.gate.params import Gate
 from pipeline.gate.snapshot import Recorded
-from pipeline.gate.verdict import Commands, Outcome
+from pipeline.gate.verdict import Outcome
 
 IMAGES, TOP1 = 10_000, 0.92
 SHARES, LOSSES = (0.015, 0.03), (0.0, 0.005)
@@ -62,15 +62,14 @@ def _trial(share: float, loss: float, rng: np.random.Generator) -> Flips:
     before = rng.random(IMAGES) < TOP1
     lost, won = (share + loss) / 2 / TOP1, (share - loss) / 2 / (1 - TOP1)
     after = before ^ (rng.random(IMAGES) < np.where(before, lost, won))
-    commands = Commands("benchmark")
-    found = compare_answers(KEY, _recorded(before), _recorded(after), commands)
+    found = compare_answers(KEY, _recorded(before), _recorded(after))
     assert isinstance(found, Flips)
     return found
 
 
 def _outcome(flips: Flips, tests: int, gate: Gate) -> Outcome:
     """The gate's decision; of several `tests`, by the strictest step of Holm's procedure."""
-    (finding,), _ = decide([flips], tests, gate, Commands("benchmark"))
+    (finding,), _ = decide([flips], tests, gate)
     return finding.outcome
 
 

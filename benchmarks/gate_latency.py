@@ -29,7 +29,7 @@ from pipeline.gate.latency import (
     decide,
 )
 from pipeline.gate.params import Gate
-from pipeline.gate.verdict import Commands, Finding, Outcome
+from pipeline.gate.verdict import Finding, Outcome
 from pipeline.latency import workers
 from pipeline.latency.benchmark import reference_target
 from pipeline.latency.fingerprint import read_fingerprint
@@ -52,7 +52,6 @@ IDLE, LOADED = "idle", "loaded"
 BASELINE = "baseline"
 SLOWDOWNS = (0.0, 0.05, 0.1, 0.2)
 """Injected into candidates; 0 is the baseline's own file again."""
-COMMANDS = Commands("benchmark")
 T = TypeVar("T")
 
 
@@ -151,7 +150,7 @@ def recorded(sessions: list[Session], plan: Plan, rounds: int, gate: Gate) -> It
                     if _name(injected) not in after.raw:
                         continue
                     new = _record(after, _name(injected), block, rounds, plan, machine)
-                    found = compare_recorded(model, old, new, gate, COMMANDS, changed=True)
+                    found = compare_recorded(model, old, new, gate, changed=True)
                     assert isinstance(found, Slowdown | Finding)
                     yield Trial(before.state, model, injected, found)
 
@@ -231,7 +230,7 @@ def _and_all(names: list[str]) -> list[str]:
 
 def _counted(trials: list[Trial], tests: int, gate: Gate) -> dict[str, Any]:
     slowdowns = [trial.found for trial in trials if isinstance(trial.found, Slowdown)]
-    found = Counter(decide(one, tests, gate, COMMANDS).outcome for one in slowdowns)
+    found = Counter(decide(one, tests, gate).outcome for one in slowdowns)
     disturbed = Counter(t.found.outcome for t in trials if isinstance(t.found, Finding))
     found += disturbed
     ratios = np.exp([one.ratio.estimate for one in slowdowns])

@@ -77,7 +77,7 @@ def _read(name: str, seeds: tuple[int, ...]) -> Arm:
     return Arm(
         name,
         tuple(100 * metrics.val_top1 for metrics in found),
-        tuple(100 * metrics.test_top1 for metrics in found),
+        tuple(100 * metrics.top1 for metrics in found),
     )
 
 
@@ -107,7 +107,7 @@ def _page(arms: list[Arm], alone: Arm, best: Arm) -> str:
         "",
         f"{student.arch}, stem stride {student.stem_stride}, {params.views.epochs} epochs of "
         f"{params.data.limit:,} training images for every arm; teacher and student see the same "
-        f"images. The teacher's top-1 on test is {100 * teacher.test_top1:.2f}. Top-1 in percent, "
+        f"images. The teacher's top-1 on test is {100 * teacher.top1:.2f}. Top-1 in percent, "
         f"mean ± standard deviation over {seeds} seeds (initialisation, order and augmentation); "
         "checkpoints and the best arm are chosen on val, test was looked at once a run.",
         "",

@@ -215,7 +215,7 @@ def write_training(kind: str, name: str) -> None:
         epochs=3, best_epoch=2, val_top1=0.9, data_digest="d" * 64, versions={},
     ).write(Path("models") / kind / name / "card.json")  # fmt: skip
     file = METRICS / kind / f"{name}.json"
-    ModelMetrics(val_top1=0.9, test_top1=0.8, parameters=1234).write(file)
+    ModelMetrics(val_top1=0.9, top1=0.8, parameters=1234).write(file)
     plots = CURVES / name / "plots" / "metrics"
     plots.mkdir(parents=True)
     for field in Epoch.model_fields:

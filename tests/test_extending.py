@@ -21,7 +21,7 @@ from PIL import Image
 from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.records import ArtifactRecord
 from pipeline.bundle.records import Bundle
-from pipeline.compile.records import CompiledMetrics
+from pipeline.compile.records import METRICS_FILE, CompiledMetrics
 from pipeline.core.files import sha256
 from pipeline.core.params import _merge
 from pipeline.data.records import CALIBRATION, PACKED, Manifest
@@ -123,7 +123,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], None]:
             calibration_digest=sha256(CALIBRATION / "images.npy"),
             mean=(0.0,) * 3, std=(1.0,) * 3, rejected=(),
         ).write(PACKED / "manifest.json")  # fmt: skip
-        metrics = ModelMetrics(val_top1=card.val_top1, test_top1=1.0, parameters=card.parameters)
+        metrics = ModelMetrics(val_top1=card.val_top1, top1=1.0, parameters=card.parameters)
         metrics.write(Path("metrics/students") / f"{STUDENT}.json")
         write_training("teachers", "resnet")
         change_params({"students": {"enabled": [STUDENT]}})
@@ -221,7 +221,8 @@ def test_a_rung_of_another_package_climbs_the_ladder(
     np.save(PACKED / "val_labels.npy", (labels + (np.arange(60) < 6)) % len(CLASSES))  # int8 loses
     change_params({"backends": {"onnxruntime": {"precisions": ["int8"]}}})
     python("-m", "stages.compile", "--backend", "onnxruntime", "--student", STUDENT)
-    metrics = CompiledMetrics.read(Artifact(STUDENT, "onnxruntime", "int8").metrics)
+    made = Artifact(STUDENT, "onnxruntime", "int8").folder
+    metrics = CompiledMetrics.read(made / METRICS_FILE)
     tried = [attempt for attempt in metrics.ladder if attempt.rung == "ends"]
     assert metrics.ladder[0].rung == "default" and len(tried) == 2
     assert all(attempt.failure is None and attempt.val_top1 for attempt in tried)

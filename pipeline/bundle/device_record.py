@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from pipeline.backends.base.artifact import Artifact
 from pipeline.bundle.records import Tolerances
 from pipeline.core.errors import PipelineError
-from pipeline.core.params import Count, Positive
+from pipeline.core.params import Amount, Count, Positive
 from pipeline.core.records import Record
 from pipeline.latency.records import Latency, Throughput, WarmUp
 
@@ -26,7 +26,6 @@ Name = Annotated[str, Field(pattern=r"^[^/\\]+$")]
 """A part of a folder's name."""
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Milliseconds = Positive
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 LogitError = Annotated[float | None, Field(ge=0), BeforeValidator(_finite_or_none)]
 """None where a logit is not a number: verify.py fails then, and JSON has no NaN."""
 
@@ -253,11 +252,8 @@ def parse_result(content: Any, where: str, fix: str) -> Result:
     elif isinstance(content, dict) and "latency_ms" in content:
         kind = Bench
     else:
-        raise PipelineError(
-            "not what bench.py or verify.py writes: there is neither `latency_ms` nor `verdict`",
-            where=where,
-            fix=fix,
-        )
+        what = "not what bench.py or verify.py writes: there is neither `latency_ms` nor `verdict`"
+        raise PipelineError(what, where=where, fix=fix)
     try:
         # From JSON strict types still accept lists as tuples and integers as floats.
         return kind.model_validate_json(json.dumps(content), strict=True)

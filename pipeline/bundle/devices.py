@@ -119,8 +119,8 @@ def _identified(content: Any, digests: dict[str, str], file: Path) -> Any:
     for name, digest in digests.items():
         if digest == bundle["digest"]:
             record = Bundle.read(BUNDLES / name / "bundle.json")
-            names = {key: getattr(record, key) for key in ("student", "backend", "precision")}
-            return {**content, "bundle": {**names, "digest": digest}}
+            names = record.model_dump(include={"student", "backend", "precision"})
+            return {**content, "bundle": names | bundle}
     raise _another_build(str(bundle["digest"]), f"any in {BUNDLES}", file)
 
 

@@ -17,7 +17,6 @@ from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.records import ArtifactRecord
 from pipeline.backends.base.registry import backend
 from pipeline.bundle.params import BundleParams
-from pipeline.bundle.readme import readme
 from pipeline.bundle.records import Bundle
 from pipeline.compile.records import CompiledMetrics
 from pipeline.core.records import METRICS
@@ -66,12 +65,9 @@ class Lineage:
     @classmethod
     def read(cls, student: str, params: BundleParams) -> Lineage:
         """From the records of `student` and its teachers; `PipelineError` for a missing one."""
-        return cls(
-            student=Trained.read(student, STUDENTS),
-            teachers=tuple(Trained.read(name, TEACHERS) for name in params.teachers.enabled),
-            combine=params.teachers.combine,
-            losses=params.distill.losses,
-        )
+        teachers = tuple(Trained.read(name, TEACHERS) for name in params.teachers.enabled)
+        combine, losses = params.teachers.combine, params.distill.losses
+        return cls(Trained.read(student, STUDENTS), teachers, combine, losses)
 
 
 def model_card(
@@ -97,15 +93,14 @@ def front_matter(bundle: Bundle, manifest: Manifest) -> str:
     its = backend(bundle.backend)
     tags = (its.library, *its.tags, bundle.precision, "knowledge-distillation")
     hub_id = HUB_DATASETS.get(manifest.source.removeprefix("torchvision "))
-    dataset = {
-        "type": hub_id or _identifier(manifest.source),
-        "name": _source(manifest),
-        "split": "test",
-        "args": {"images": bundle.test_images},
-    }
     result = {
         "task": {"type": "image-classification", "name": "Image Classification"},
-        "dataset": dataset,
+        "dataset": {
+            "type": hub_id or _identifier(manifest.source),
+            "name": _source(manifest),
+            "split": "test",
+            "args": {"images": bundle.test_images},
+        },
         "metrics": [{"type": "accuracy", "value": bundle.top1, "name": "Top-1"}],
     }
     name = Artifact(bundle.student, bundle.backend, bundle.precision).slug
@@ -120,6 +115,67 @@ def front_matter(bundle: Bundle, manifest: Manifest) -> str:
     }
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
     return f"---\n{text}---\n"
+
+
+def readme(bundle: Bundle) -> str:
+    """The part on its use, for readers who do not know this project."""
+    shape = f"[N, {bundle.image_size}, {bundle.image_size}, {bundle.channels}]"
+    colour = "grey" if bundle.channels == 1 else "RGB"
+    limits, golden = bundle.tolerances, bundle.golden
+    its = backend(bundle.backend)
+    square = f"{bundle.image_size}x{bundle.image_size}x{bundle.channels}"
+    graph = bundle.install.get("graph", ("",))[0]
+    return f"""# {bundle.student}, {bundle.precision}, for {its.title}
+
+An image classifier of {len(bundle.classes)} classes (labels.txt).
+
+- top-1 {bundle.top1:.4f} on {bundle.test_images:,} test images, taken with {bundle.evaluated_with}
+- the float network has {bundle.top1 + bundle.top1_drop:.4f}
+- everything else about it: bundle.json
+
+It needs Python 3.8 or newer, NumPy, and the runtime:
+
+```sh
+{_install(bundle)}
+```
+{its.before_use.format(shape=square, graph=graph)}
+## Use
+
+```sh
+python verify.py               # are these the answers that the lab saw? exit code 0 or 1
+python run.py photo.jpg        # classes with probabilities; image files need Pillow
+python run.py pixels.npy       # an array, uint8 {shape}
+python bench.py --threads 1    # latency of one inference, raw pixels to logits, and throughput
+sha256sum --check SHA256SUMS   # the files alone
+```
+
+With `--json` run.py prints, and with `--json FILE` verify.py and bench.py write, results that
+name the bundle's digest, the SHA-256 of SHA256SUMS; the latter two name this machine as well.
+{its.after_use}
+## Input and output
+
+- `image`: uint8 {shape}, raw {colour} pixels in [0, 255]. Normalisation is inside the
+  model: do not normalise. From image files to pixels: preprocess.json.
+- `logits`: float32 [N, {len(bundle.classes)}]; the largest is the class of that line in labels.txt,
+  softmax gives probabilities.
+
+## What verify.py compares
+
+First every file with SHA256SUMS. Then the {golden.images} test images of golden.npz, one by one,
+with the logits that this model gave through {golden.answered_by} (CPU: {golden.cpu}).
+PASSED means:
+
+- the same class on at least {limits.min_same_argmax:.0%} of them,
+- no logit further off than {limits.max_logit_error:g}, and {limits.mean_logit_error:g} in the mean.
+
+Why not less: {limits.reason}.
+"""
+
+
+def _install(bundle: Bundle) -> str:
+    """One command a line, alternatives as comments."""
+    first, *others = bundle.install["runtime"]
+    return "\n".join([first, *(f"# or {other}" for other in others)])
 
 
 def _source(manifest: Manifest) -> str:
@@ -156,8 +212,7 @@ def _made(artifact: ArtifactRecord, metrics: CompiledMetrics, lineage: Lineage) 
 
 
 def _term(term: LossTerm) -> str:
-    options = {name: f"{value:g}" for name, value in term.options.items()}
-    details = [f"{name} {value}" for name, value in options.items()]
+    details = [f"{name} {value:g}" for name, value in term.options.items()]
     if term.taps:
         details.append(f"taps {', '.join(term.taps)}")
     if term.schedule != "constant":
@@ -184,7 +239,7 @@ def _accuracy(metrics: CompiledMetrics, lineage: Lineage) -> str:
     rows = [
         (f"this artifact, through {metrics.evaluated_with}", metrics.top1),
         ("the float student, through torch", student),
-        *((f"the teacher `{one.name}`", one.metrics.test_top1) for one in lineage.teachers),
+        *((f"the teacher `{one.name}`", one.metrics.top1) for one in lineage.teachers),
     ]
     table = ["| top-1 | of |", "| ---: | --- |", *(f"| {top1:.4f} | {of} |" for of, top1 in rows)]
     text = (

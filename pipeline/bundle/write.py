@@ -7,6 +7,7 @@ this package; the hyphen keeps Python from importing them as a part of it.
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +33,12 @@ from pipeline.latency.fingerprint import read_fingerprint
 GOLDEN_IMAGES = 32
 SHARED = ("bench.py", "common.py", "run.py", "verify.py")
 """Scripts of every bundle, from on-device/."""
+
+_COPIED = {
+    "input", "output", "image_size", "channels", "classes", "quantizer", "calibration_digest",
+    "versions",
+}  # fmt: skip
+"""Fields that a bundle's record has from the artifact's."""
 
 STEPS = (
     "turn the image as its EXIF orientation says",
@@ -76,11 +83,7 @@ def golden_indices(images: int) -> NDArray[np.int64]:
 
 
 def _write_bundle(
-    artifact: Artifact,
-    lineage: Lineage,
-    manifest: Manifest,
-    tests: Arrays,
-    folder: Path,
+    artifact: Artifact, lineage: Lineage, manifest: Manifest, tests: Arrays, folder: Path
 ) -> Bundle:
     its, compiled = backend(artifact.backend), artifact.folder
     record = _record(compiled, manifest)
@@ -92,19 +95,10 @@ def _write_bundle(
     for file in digests:
         shutil.copyfile(compiled / file, folder / file)
     bundle = Bundle(
-        student=artifact.student,
-        backend=artifact.backend,
-        precision=artifact.precision,
+        **asdict(artifact),
+        **record.model_dump(include=_COPIED),
         model_file=its.portable or record.model_file,
-        input=record.input,
-        output=record.output,
-        image_size=record.image_size,
-        channels=record.channels,
-        classes=record.classes,
         install=its.install(),
-        quantizer=record.quantizer,
-        calibration_digest=record.calibration_digest,
-        versions=record.versions,
         digests=digests,
         top1=metrics.top1,
         top1_drop=metrics.top1_drop,
@@ -125,21 +119,16 @@ def _write_bundle(
 
 def _record(folder: Path, manifest: Manifest) -> ArtifactRecord:
     """The record of a compiled folder, checked against its files and the data."""
-    artifact = ArtifactRecord.read_whole(folder)
+    artifact, where = ArtifactRecord.read_whole(folder), str(folder / "artifact.json")
     for field in ("classes", "image_size", "channels"):
-        if getattr(artifact, field) != getattr(manifest, field):
-            raise PipelineError(
-                f"{field}: {getattr(artifact, field)}, but {getattr(manifest, field)} in {PACKED}",
-                where=str(folder / "artifact.json"),
-                fix="run `dvc repro`",
-            )
+        own, packed = getattr(artifact, field), getattr(manifest, field)
+        if own != packed:
+            what = f"{field}: {own}, but {packed} in {PACKED}"
+            raise PipelineError(what, where=where, fix="run `dvc repro`")
     for label in artifact.classes:
         if len(label.splitlines()) != 1:
-            raise PipelineError(
-                f"the class name {label!r} is not one line of labels.txt",
-                where=str(folder / "artifact.json"),
-                fix="rename the class in the data",
-            )
+            what = f"the class name {label!r} is not one line of labels.txt"
+            raise PipelineError(what, where=where, fix="rename the class in the data")
     return artifact
 
 

@@ -8,7 +8,6 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import RenderableType
@@ -41,12 +40,12 @@ class Diagnosis:
     """Why latencies cannot be measured here; None where they can."""
 
 
-def diagnose(name: str, project: Path = PROJECT) -> Diagnosis:
-    """What is installed of the backend `name`; `project` pins the versions to install."""
+def diagnose(name: str) -> Diagnosis:
+    """What is installed of the backend `name`."""
     its = backend(name)
-    packages, used, unmeasurable = its.packages, its.evaluator(), its.unmeasurable()
+    used, unmeasurable = its.evaluator(), its.unmeasurable()
     installed, missing = {}, []
-    for package in packages:
+    for package in its.packages:
         try:
             installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -58,7 +57,7 @@ def diagnose(name: str, project: Path = PROJECT) -> Diagnosis:
     return Diagnosis(
         backend=name,
         installed=installed,
-        install=install_command(missing, project) if missing else None,
+        install=install_command(missing) if missing else None,
         runs_with=used,
         no_compile=absent or (unusable if used is None else None),
         no_run=unusable,
@@ -66,12 +65,12 @@ def diagnose(name: str, project: Path = PROJECT) -> Diagnosis:
     )
 
 
-def install_command(packages: list[str], project: Path = PROJECT) -> str:
+def install_command(packages: list[str]) -> str:
     """The `pip install` of `packages` at the versions that pyproject.toml pins.
 
     It pins none for a backend of another package; there pip chooses.
     """
-    pins = {_name(pin): pin for pin in _requirements(project)}
+    pins = _pins()
     return "pip install " + " ".join(f"'{pins.get(package, package)}'" for package in packages)
 
 
@@ -109,20 +108,14 @@ def _answer(why_not: str | None, how: str = "") -> Text:
     return Text(f"yes: {how}" if how else "yes", style="green")
 
 
-def _requirements(project: Path) -> list[str]:
-    table = _project(project)
-    extras = table.get("optional-dependencies", {}).values()
-    return [*table["dependencies"], *(pin for extra in extras for pin in extra)]
-
-
-def _project(project: Path) -> dict[str, Any]:
+def _pins() -> dict[str, str]:
+    """The requirements of the project and its extras, by package."""
     try:
-        return dict(tomllib.loads(project.read_text())["project"])
+        project = tomllib.loads(PROJECT.read_text())["project"]
     except FileNotFoundError:
         raise PipelineError(
-            "there is no such file", where=str(project), fix="run from a clone of the project"
+            "there is no such file", where=str(PROJECT), fix="run from a clone of the project"
         ) from None
-
-
-def _name(pin: str) -> str:
-    return re.split(r"[\[=<>!~; ]", pin, maxsplit=1)[0]
+    groups = (project["dependencies"], *project.get("optional-dependencies", {}).values())
+    pins = [pin for group in groups for pin in group]
+    return {re.split(r"[\[=<>!~; ]", pin, maxsplit=1)[0]: pin for pin in pins}

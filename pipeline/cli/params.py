@@ -13,7 +13,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.params import PARAMS_FILE, load
 from pipeline.data.params import PrepareParams
 from pipeline.gate.params import GateParams
-from pipeline.int8.quantize_aware import QuantizeAwareParams
+from pipeline.int8.stage import QuantizeAwareParams
 
 
 class Params(GateParams, BundleParams, CompileParams, QuantizeAwareParams, PrepareParams):

@@ -29,12 +29,10 @@ def taps_table(name: str, size: int | None, *, every: bool) -> Table:
     """
     network, own = _known(name)
     manifest = PACKED / "manifest.json"
-    channels = _CHANNELS
+    channels, found = _CHANNELS, _SIZE
     if manifest.exists():
         data = Manifest.read(manifest)
         channels, found = data.channels, data.image_size
-    else:
-        found = _SIZE
     size = size or own or found
     model = build_network(network, classes=_CLASSES, channels=channels, image_size=size)
     modules = list_taps(model, torch.zeros(1, channels, size, size))

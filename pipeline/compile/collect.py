@@ -5,22 +5,13 @@ from __future__ import annotations
 import shutil
 
 from pipeline.backends.base.artifact import COMPILED_METRICS, EVIDENCE
-from pipeline.backends.base.params import Backends
+from pipeline.backends.base.params import ArtifactParams
 from pipeline.compile.records import EVIDENCE_FILE, METRICS_FILE
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import whole_folder
-from pipeline.core.params import Selection
-from pipeline.networks.params import Students
 
 
-class CollectParams(Selection):
-    """What the stage `collect` reads."""
-
-    students: Students
-    backends: Backends
-
-
-def collect(params: CollectParams) -> int:
+def collect(params: ArtifactParams) -> int:
     """Copy the records of all artifacts from models/compiled to metrics/compiled and evidence.
 
     DVC's run cache restores compile stages only if all of their outputs are in DVC's cache, so it

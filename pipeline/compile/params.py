@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pipeline.backends.base.params import Backends
-from pipeline.core.params import Selection
+from pipeline.backends.base.params import ArtifactParams
 from pipeline.int8.params import Quantize
-from pipeline.networks.params import Students
 
 
-class CompileParams(Selection):
+class CompileParams(ArtifactParams):
     """What the stage `compile` reads."""
 
-    students: Students
-    backends: Backends
     quantize: Quantize

@@ -62,7 +62,7 @@ def run(main: Callable[[], int | None]) -> None:
         code = 130
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _report_full_disk(error)
+            print(f"error: {_full_disk(error)}", file=sys.stderr)
             code = 1
         else:
             traceback.print_exc()
@@ -71,11 +71,10 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(code)
 
 
-def _report_full_disk(error: OSError) -> None:
-    where = f"{error.filename}: " if error.filename else ""
-    print(
-        f"error: {where}the disk is full; no incomplete file was left\n"
-        "  what to do: free some space (`dvc gc --workspace` drops old results) "
+def _full_disk(error: OSError) -> PipelineError:
+    return PipelineError(
+        "the disk is full; no incomplete file was left",
+        where=error.filename,
+        fix="free some space (`dvc gc --workspace` drops old results) "
         "and run the same command again",
-        file=sys.stderr,
     )

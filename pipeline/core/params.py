@@ -21,6 +21,7 @@ PARAMS_FILE = Path("params.yaml")
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
@@ -125,8 +126,13 @@ def _apply_profile(tree: dict[str, Any], kind: type[Selection], path: Path) -> d
         if isinstance(info.annotation, type) and issubclass(info.annotation, Group)
     }
     known = [group for group, its in groups.items() if its.overridable]
-    if kind.model_config.get("extra") == "forbid":
-        _check_overrides(overrides, known, f"profiles.{name}", path)
+    odd = [group for group in overrides if group not in known]
+    if odd and kind.model_config.get("extra") == "forbid":
+        raise PipelineError(
+            f"profiles.{name}.{odd[0]}: a profile cannot override this{nearest(odd[0], known)}",
+            where=str(path),
+            fix=f"overridable are {', '.join(known)}",
+        )
     for group in known:
         if group not in overrides:
             raise PipelineError(
@@ -140,16 +146,6 @@ def _apply_profile(tree: dict[str, Any], kind: type[Selection], path: Path) -> d
                     fix=f"set {group}.{key} instead",
                 )
     return _merge(tree, {group: overrides[group] for group in known})
-
-
-def _check_overrides(overrides: dict[str, Any], known: list[str], where: str, path: Path) -> None:
-    for group in overrides:
-        if group not in known:
-            raise PipelineError(
-                f"{where}.{group}: a profile cannot override this{nearest(group, known)}",
-                where=str(path),
-                fix=f"overridable are {', '.join(known)}",
-            )
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any] | None) -> dict[str, Any]:

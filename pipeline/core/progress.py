@@ -5,23 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 T = TypeVar("T")
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
+class _Rate(progress.ProgressColumn):
+    def render(self, task: progress.Task) -> Text:
         if not task.speed:
             return Text("")
         return Text(f"{task.speed:,.0f} {task.fields['unit']}/s", style="cyan")
@@ -50,14 +42,15 @@ def track(
     """
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
         _Rate(),
-        TimeRemainingColumn(),
+        progress.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
-        task = progress.add_task(label, total=total, completed=done, unit=unit)
+    quiet = quiet or not console.is_terminal
+    with progress.Progress(*columns, console=console, disable=quiet) as bar:
+        task = bar.add_task(label, total=total, completed=done, unit=unit)
         for item in items:
             yield item
-            progress.advance(task, step)
+            bar.advance(task, step)

@@ -19,21 +19,13 @@ from pipeline.core.errors import PipelineError
 
 DEBIAN_PACKAGES = {"FashionMNIST": "dataset-fashion-mnist"}
 UNPACKED = {
-    "t10k-images-idx3-ubyte.gz": (
-        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
-    ),
-    "t10k-labels-idx1-ubyte.gz": (
-        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
-    ),
-    "train-images-idx3-ubyte.gz": (
-        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
-    ),
-    "train-labels-idx1-ubyte.gz": (
-        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
-    ),
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
 }
-"""SHA-256 of the content of archives. Debian recompressed the published files: its archives have
-the published content but not the MD5s that torchvision knows."""
+"""SHA-256 of the content of gzipped archives, by its name. Debian recompressed the published files:
+its archives have the published content but not the MD5s that torchvision knows."""
 
 
 class UnavailableError(Exception):
@@ -113,10 +105,10 @@ def _copy_verified(kind: Any, file: Path, target: Path) -> None:
         shutil.copyfile(file, target)
         return
     unpacked = b""
-    if file.name in UNPACKED:
+    if file.stem in UNPACKED:
         with contextlib.suppress(OSError, EOFError, zlib.error):
             unpacked = gzip.decompress(file.read_bytes())
-    if hashlib.sha256(unpacked).hexdigest() != UNPACKED.get(file.name):
+    if hashlib.sha256(unpacked).hexdigest() != UNPACKED.get(file.stem):
         raise PipelineError(
             f"not the archive that {kind.__name__} was published with: its digest differs",
             where=str(file),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -70,7 +71,7 @@ class Decoder:
         sizes: set[tuple[int, int]] = set()
         grey = True
         looked_at = np.arange(0, count, step)
-        for found, all_grey in self._map(_probe, looked_at, (), "look at images", CHUNK):
+        for found, all_grey in self._map(_probe, looked_at, "look at images", CHUNK):
             sizes |= found
             grey = grey and all_grey
         return sizes, grey
@@ -80,17 +81,13 @@ class Decoder:
     ) -> Iterator[Decoded]:
         """Decode the samples `indices`, in their order, to `shape` = (H, W, C), part by part."""
         chunk = max(1, min(CHUNK, CHUNK_BYTES // math.prod(shape)))
-        yield from self._map(_decode, indices, (shape[0], shape[2]), label, chunk)
+        task = partial(_decode, size=shape[0], channels=shape[2])
+        yield from self._map(task, indices, label, chunk)
 
     def _map(
-        self,
-        task: Callable[..., Any],
-        indices: NDArray[np.int64],
-        arguments: tuple[int, ...],
-        label: str,
-        chunk: int,
+        self, task: Callable[..., Any], indices: NDArray[np.int64], label: str, chunk: int
     ) -> Iterator[Any]:
-        """`task(part, *arguments)` for each part of `chunk` indices, in order.
+        """`task(part)` for each part of `chunk` indices, in order.
 
         Only a few parts per core are computed ahead of the consumer, which bounds memory.
         """
@@ -100,7 +97,7 @@ class Decoder:
         def results() -> Iterator[Any]:
             while chunks or ahead:
                 while chunks and len(ahead) < 4 * self._cores:
-                    ahead.append(self._submit(task, chunks.popleft(), *arguments))
+                    ahead.append(self._submit(task, chunks.popleft()))
                 yield ahead.popleft().result()
 
         try:

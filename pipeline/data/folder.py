@@ -55,14 +55,10 @@ def index_folder(folder: Path) -> FolderIndex:
     splits; otherwise every top-level folder is a class and all files are `train`.
 
     Raises:
-        PipelineError: for a missing folder, splits beside other folders or without `train`, a
+        PipelineError: for splits beside other folders or without `train`, a
             single class, a class without images, splits of different classes, and a file that
             cannot be read or whose name is not UTF-8.
     """
-    if not folder.is_dir():
-        raise PipelineError(
-            "there is no such folder", where=str(folder), fix="set `data.folder` in params.yaml"
-        )
     roots = _roots(folder)
     classes = _classes(roots, folder)
     suffixes = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
@@ -182,6 +178,7 @@ class Folder:
             )
 
     def fetch(self, data: Data, folder: Path) -> None:
+        self.check(data)
         index_folder(data.folder).write(folder / INDEX)
 
     def samples(self, data: Data, folder: Path) -> Samples:  # noqa: ARG002 - the index has it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,10 +49,17 @@ def prepare(
         whole_folder(packed) as scratch,
     ):
         size, channels = _shape(decoder, data)
+        shape = (size, size, channels)
         tally = _Tally(limit=data.max_rejected * sum(map(len, splits.values())))
         for split in SPLITS:
-            parts = decoder.decode(splits[split], (size, size, channels), f"prepare {split}")
-            _pack(samples, split, parts, (size, size, channels), scratch, tally)
+            with (
+                ArrayWriter(scratch / f"{split}_images.npy", shape, np.uint8) as images,
+                ArrayWriter(scratch / f"{split}_labels.npy", (), np.int64) as labels,
+            ):
+                for part in decoder.decode(splits[split], shape, f"prepare {split}"):
+                    images.append(part.images)
+                    labels.append(samples.labels[part.indices])
+                    tally.add(split, part)
         warnings = [*samples.warnings, *tally.suspicious(samples)]
         chosen = _calibration_set(data, scratch, random, warnings)
         np.save(calibration_scratch / "images.npy", chosen)
@@ -81,11 +87,8 @@ def _split(
 ) -> dict[Split, NDArray[np.int64]]:
     """Indices into `samples` per split: the source's own splits, missing ones cut from train."""
     splits = {split: np.flatnonzero(samples.splits == split).astype(np.int64) for split in SPLITS}
-    cuts: tuple[tuple[Split, float], ...] = (
-        ("test", data.test_fraction),
-        ("val", data.val_fraction),
-    )
-    for missing, fraction in cuts:
+    cuts: dict[Split, float] = {"test": data.test_fraction, "val": data.val_fraction}
+    for missing, fraction in cuts.items():
         if len(splits[missing]) == 0:
             train = splits["train"]
             cut = draw(samples.labels[train], round(fraction * len(train)), random)
@@ -164,24 +167,6 @@ class _Tally:
 def _warning(what: str, groups: list[str]) -> str:
     more = f" and {len(groups) - NAMED} more" if len(groups) > NAMED else ""
     return f"{len(groups)} {what}: {'; '.join(groups[:NAMED])}{more}"
-
-
-def _pack(
-    samples: Samples,
-    split: Split,
-    parts: Iterator[Decoded],
-    shape: tuple[int, int, int],
-    folder: Path,
-    tally: _Tally,
-) -> None:
-    with (
-        ArrayWriter(folder / f"{split}_images.npy", shape, np.uint8) as images,
-        ArrayWriter(folder / f"{split}_labels.npy", (), np.int64) as labels,
-    ):
-        for part in parts:
-            images.append(part.images)
-            labels.append(samples.labels[part.indices])
-            tally.add(split, part)
 
 
 def _counts(samples: Samples, folder: Path, split: Split) -> dict[str, int]:

@@ -7,7 +7,6 @@ import difflib
 import inspect
 import io
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,8 @@ from PIL import Image
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.patches import import_torchvision
-from pipeline.data.archives import (
-    DEBIAN_PACKAGES,
-    UnavailableError,
-    copy_archives,
-    copy_from_debian,
-)
+from pipeline.data import archives
+from pipeline.data.archives import UnavailableError
 from pipeline.data.params import Data
 from pipeline.data.records import Split
 from pipeline.data.sources import Read, Samples
@@ -48,7 +43,7 @@ class TorchvisionSets:
         torchvision checks the digests. The error names everything that was tried.
         """
         kind = _dataset_class(data.name)
-        at_hand = copy_archives(kind, data.folder, folder)
+        at_hand = archives.copy_archives(kind, data.folder, folder)
         tried: list[str] = [f"{data.folder}: {at_hand} files"] if at_hand else []
         if at_hand:  # some sets refuse `download=True`: they have no mirror any more
             with contextlib.suppress(PipelineError):
@@ -58,9 +53,9 @@ class TorchvisionSets:
             return _download(data, folder)
         except UnavailableError as error:
             tried.append(f"torchvision's mirrors: {error}")
-        if package := DEBIAN_PACKAGES.get(data.name):
+        if package := archives.DEBIAN_PACKAGES.get(data.name):
             try:
-                copy_from_debian(package, kind, folder)
+                archives.copy_from_debian(package, kind, folder)
                 return _download(data, folder)
             except UnavailableError as error:
                 tried.append(f"Debian's package {package}: {error}")
@@ -206,20 +201,14 @@ def _split_values(kind: Any) -> list[str]:
 
 def _download(data: Data, root: Path) -> None:
     said = io.StringIO()  # keeps torchvision's progress bars off the terminal
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT_SECONDS)
     try:
-        with _timeout(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             for make in _makers(data, root, download=True).values():
                 make()
     except (OSError, RuntimeError) as error:  # URLError is an OSError
         raise UnavailableError(" ".join(str(error).split())) from None
-
-
-@contextlib.contextmanager
-def _timeout() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT_SECONDS)
-    try:
-        yield
     finally:
         socket.setdefaulttimeout(before)
 

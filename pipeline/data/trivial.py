@@ -34,7 +34,7 @@ def trivial(
     """
     result, device = pixels.clone(), pixels.device
     levels = levels.astype(np.int64)
-    moved = np.flatnonzero(np.isin(operations, _GEOMETRIC))
+    moved = np.flatnonzero(np.isin(operations, [OPERATIONS.index(name) for name in _GEOMETRIC]))
     if len(moved):
         index = torch.from_numpy(moved).to(device)
         inverses = _inverses(operations[moved], levels[moved], *pixels.shape[1:3])
@@ -183,13 +183,6 @@ _PIXELWISE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "equalize": _equalize,
 }
 
-OPERATIONS = (
-    "identity",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-    "rotate",
-    *_PIXELWISE,
-)
-_GEOMETRIC = range(1, 6)
+_GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+
+OPERATIONS = ("identity", *_GEOMETRIC, *_PIXELWISE)

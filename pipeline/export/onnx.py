@@ -18,7 +18,7 @@ from pipeline.core.files import whole_folder
 from pipeline.data.records import PACKED, Manifest, load_split
 from pipeline.export.evaluate import logits_of
 from pipeline.export.records import ONNX, Parity
-from pipeline.export.session import open_runner
+from pipeline.export.session import load
 from pipeline.networks.inference import predict, set_up_torch
 from pipeline.networks.layers import list_layers
 from pipeline.networks.pixels import PixelsToLogits
@@ -54,7 +54,7 @@ def export_student(student: str, opset: int) -> Parity:
         file = scratch / "model.onnx"
         export_onnx(model, card, opset, file)
         torch_logits = predict(model, images).numpy()
-        onnx_logits = logits_of(open_runner(str(file), os.cpu_count() or 1), images, label="parity")
+        onnx_logits = logits_of(load(str(file), os.cpu_count() or 1), images, label="parity")
         error = np.abs(torch_logits - onnx_logits)
         torch_answer, onnx_answer = torch_logits.argmax(1), onnx_logits.argmax(1)
         parity = Parity(

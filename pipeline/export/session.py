@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     import onnxruntime
 
 
+Runner = Callable[["np.ndarray[Any, Any]"], "np.ndarray[Any, Any]"]
+"""Raw pixels uint8 [N, H, W, C] in, logits float32 [N, classes] out."""
+
+
 def open_session(
     model: str | bytes,
     threads: int,
     *,
     int8_kernels: bool = True,
     optimized: str | None = None,
-    level: str = "ALL",
+    level: str = "ENABLE_ALL",
 ) -> onnxruntime.InferenceSession:
     """A session on the CPU whose threads sleep when they have no work.
 
@@ -32,7 +36,7 @@ def open_session(
         int8_kernels: False computes each Q/DQ pair as the rounding it stands for, and everything
             between in float32.
         optimized: path to which the optimized graph is written.
-        level: ALL, EXTENDED, BASIC or DISABLE: what the graph optimizer may do.
+        level: ENABLE_ALL, ENABLE_EXTENDED or DISABLE_ALL: what the graph optimizer may do.
     """
     import onnxruntime
 
@@ -41,10 +45,8 @@ def open_session(
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3  # it warns whenever an optimized graph is written
-    options.graph_optimization_level = getattr(
-        onnxruntime.GraphOptimizationLevel,
-        f"ORT_{'DISABLE_ALL' if level == 'DISABLE' else 'ENABLE_' + level}",
-    )
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = getattr(levels, f"ORT_{level}")
     if optimized is not None:
         options.optimized_model_filepath = optimized
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -59,16 +61,16 @@ def open_session(
     )
 
 
-def open_runner(
-    model: str | bytes, threads: int, *, int8_kernels: bool = True
-) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
-    """`model` as a function of raw pixels uint8 [N, H, W, C] to logits float32 [N, classes].
+def load(model: str, threads: int, batch: int = 0, *, int8_kernels: bool = True) -> Runner:
+    """A function of raw pixels uint8 [N, H, W, C] to logits float32 [N, classes].
 
     Args:
-        model: path of an ONNX file with the input `image` and the output `logits`, or its content.
+        model: path of an ONNX file with the input `image` and the output `logits`.
         threads: of one inference.
+        batch: images per call; a session takes any number.
         int8_kernels: see `open_session`.
     """
+    del batch
     session = open_session(model, threads, int8_kernels=int8_kernels)
 
     def run(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

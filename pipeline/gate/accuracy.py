@@ -10,11 +10,10 @@ import numpy as np
 
 from pipeline.accuracy.paired import holm, mcnemar, mcnemar_power
 from pipeline.backends.base.artifact import EVIDENCE
-from pipeline.compile.evidence import Evidence
 from pipeline.compile.records import CompiledMetrics
 from pipeline.gate.params import Gate
 from pipeline.gate.snapshot import Recorded, metrics_path
-from pipeline.gate.verdict import Commands, Finding, Outcome
+from pipeline.gate.verdict import Finding, Outcome, Repeat
 from pipeline.report.params import Limits
 from pipeline.report.results import excess
 
@@ -41,34 +40,30 @@ class Flips:
         return (self.lost - self.won) / self.images
 
 
-def floors(key: str, metrics: CompiledMetrics, limits: Limits, commands: Commands) -> Finding:
+def floors(key: str, metrics: CompiledMetrics, limits: Limits) -> Finding:
     """Check the limits of params.yaml, whatever the baseline is."""
     shares = (metrics.top1, metrics.agreement)
-    command = commands.judge(key)
     if not (all(0 <= share <= 1 for share in shares) and math.isfinite(metrics.top1_drop)):
-        path = metrics_path(key)
-        text = f"{path}: top-1, its drop or the agreement is not a fraction"
-        return Finding(key, "limits", Outcome.INVALID, None, None, text, commands.compile(key))
+        text = f"{metrics_path(key)}: top-1, its drop or the agreement is not a fraction"
+        return Finding(key, "limits", Outcome.INVALID, text, command=Repeat.COMPILE)
     broken = excess(metrics, limits)
     outcome = Outcome.REGRESSION if broken else Outcome.PASSED
     text = "; ".join(broken) or "within the limits of params.yaml"
-    return Finding(key, "limits", outcome, None, metrics.top1, text, command)
+    return Finding(key, "limits", outcome, text, candidate=metrics.top1)
 
 
-def compare_answers(
-    key: str, baseline: Recorded, candidate: Recorded, commands: Commands
-) -> Finding | Flips:
+def compare_answers(key: str, baseline: Recorded, candidate: Recorded) -> Finding | Flips:
     """Which answers changed, or why that is unknown."""
     assert baseline.metrics and candidate.metrics
     tops = baseline.metrics.top1, candidate.metrics.top1
 
-    def finding(outcome: Outcome, text: str, command: str | None = None) -> Finding:
-        return Finding(key, MEASURE, outcome, *tops, text, command or commands.judge(key))
+    def finding(outcome: Outcome, text: str, command: str = Repeat.JUDGE) -> Finding:
+        return Finding(key, MEASURE, outcome, text, *tops, command)
 
     before, after = baseline.evidence, candidate.evidence
     if after is None and before is not None:
         text = f"{metrics_path(key, EVIDENCE)} is missing"
-        return finding(Outcome.REGRESSION, text, commands.compile(key))
+        return finding(Outcome.REGRESSION, text, Repeat.COMPILE)
     if before is None or after is None:
         if baseline.metrics == candidate.metrics:
             return finding(Outcome.PASSED, "the records are equal")
@@ -77,23 +72,17 @@ def compare_answers(
     for side, evidence, top1 in (("baseline", before, tops[0]), ("candidate", after, tops[1])):
         if not abs(evidence.answers().mean() - top1) < 1e-9:  # also true for NaN
             text = f"the {side}'s top-1 and answers contradict each other: records of two runs"
-            return finding(Outcome.INVALID, text, commands.compile(key))
+            return finding(Outcome.INVALID, text, Repeat.COMPILE)
     if (before.test_digest, before.images) != (after.test_digest, after.images):
         text = "the test splits differ, so the accuracies cannot be compared"
         return finding(Outcome.INVALID, text)
-    return _flips(key, before, after, tops)
-
-
-def _flips(key: str, before: Evidence, after: Evidence, tops: tuple[float, float]) -> Flips:
     was_right, is_right = before.answers(), after.answers()
     lost = int(np.count_nonzero(was_right & ~is_right))
     won = int(np.count_nonzero(is_right & ~was_right))
     return Flips(key, before.images, lost, won, *tops)
 
 
-def decide(
-    flips: Sequence[Flips], tests: int, gate: Gate, commands: Commands
-) -> tuple[list[Finding], float | None]:
+def decide(flips: Sequence[Flips], tests: int, gate: Gate) -> tuple[list[Finding], float | None]:
     """Test whether answers were lost by more than chance.
 
     McNemar's exact test for each artifact, with Holm's correction. The accuracies get a part of
@@ -103,7 +92,6 @@ def decide(
         flips: one per artifact.
         tests: number of tests of this gate run, those of latencies included.
         gate: the thresholds.
-        commands: of the findings.
 
     Returns:
         A finding for each artifact, and the smallest power of these tests, at Holm's strictest
@@ -129,7 +117,5 @@ def decide(
             f"probability {power:.2f}"
         )
         figures = (flip.baseline, flip.candidate)
-        findings.append(
-            Finding(flip.key, MEASURE, outcome, *figures, text, commands.judge(flip.key))
-        )
+        findings.append(Finding(flip.key, MEASURE, outcome, text, *figures))
     return findings, min(powers, default=None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,8 +10,8 @@ from typing import Literal
 from pipeline.core.arguments import require
 from pipeline.core.errors import PipelineError
 from pipeline.core.params import load
-from pipeline.gate.judge import judge
-from pipeline.gate.latency import RERUN, Slowdown
+from pipeline.gate.judge import Reruns, judge
+from pipeline.gate.latency import RERUN
 from pipeline.gate.params import GateParams
 from pipeline.gate.show import show
 from pipeline.gate.snapshot import Snapshot, baseline_files, folder_files, save, take
@@ -48,7 +47,8 @@ def gate(request: Request, *, as_json: bool) -> int:
         inconclusive = params.gate.inconclusive
         verdict = verdict_on(request, params)
     except PipelineError as error:
-        verdict = Verdict(request.baseline, (_error("gate", error, request, request.baseline),))
+        commands = request.commands(request.baseline)
+        verdict = Verdict(commands, (_error("gate", error, request, commands),))
     if as_json:
         print(json.dumps(verdict.as_json(inconclusive), indent=2, ensure_ascii=False))
     else:
@@ -73,14 +73,14 @@ def verdict_on(request: Request, params: GateParams) -> Verdict:
     commands = request.commands(name)
     if request.only is not None:
         require(request.only, candidate.rows | baseline.rows, "artifact", "--only")
-    reruns: Mapping[str, Finding | Slowdown] = {}
+    reruns: Reruns = {}
     failure: tuple[Finding, ...] = ()
     if request.rerun:
         try:
-            reruns = _rerun(request, baseline, candidate, params, commands)
+            reruns = _rerun(request, baseline, candidate, params)
         except PipelineError as error:
-            failure = (_error(RERUN, error, request, name),)
-    verdict = judge(baseline, candidate, params.gate, params.limits, commands, reruns)
+            failure = (_error(RERUN, error, request, commands),)
+    verdict = judge(baseline, candidate, params, commands, reruns)
     failed, notes = _devices()
     verdict = replace(
         verdict, findings=(*failure, *verdict.findings, *failed), notes=(*verdict.notes, *notes)
@@ -96,26 +96,15 @@ def _devices() -> tuple[list[Finding], list[Note]]:
         if one.failed and one.current:
             text = f"{one.device}: {one.verified}"
             command = "python verify.py --json FILE, in this bundle on that device"
-            findings.append(Finding(key, "device", Outcome.REGRESSION, None, None, text, command))
+            findings.append(Finding(key, "device", Outcome.REGRESSION, text, command=command))
         else:
             cells = one.cells()
-            notes.append(
-                Note(
-                    key,
-                    f"on {cells['Device']}: p50 {cells['p50 ms']} ms, {one.verified}, "
-                    f"bundle {cells['Bundle']}",
-                )
-            )
+            figures = f"p50 {cells['p50 ms']} ms, {one.verified}, bundle {cells['Bundle']}"
+            notes.append(Note(key, f"on {cells['Device']}: {figures}"))
     return findings, notes
 
 
-def _rerun(
-    request: Request,
-    baseline: Snapshot,
-    candidate: Snapshot,
-    params: GateParams,
-    commands: Commands,
-) -> Mapping[str, Finding | Slowdown]:
+def _rerun(request: Request, baseline: Snapshot, candidate: Snapshot, params: GateParams) -> Reruns:
     from pipeline.gate.rerun import baseline_models, rerun  # the benchmark and ONNX
 
     recorded = baseline.rows
@@ -125,13 +114,12 @@ def _rerun(
     if not keys:
         return {}
     with baseline_models(baseline.name, request.baseline_models) as models:
-        return rerun(keys, models, params, commands)
+        return rerun(keys, models, params)
 
 
-def _error(measure: str, error: PipelineError, request: Request, baseline: str) -> Finding:
-    commands = request.commands(baseline)
+def _error(measure: str, error: PipelineError, request: Request, commands: Commands) -> Finding:
     key = request.only or ALL
     command = commands.rerun(key) if request.rerun else commands.judge(key)
     place = f"{error.where}: " if error.where else ""
     text = place + error.what + (f"; {error.fix}" if error.fix else "")
-    return Finding(ALL, measure, Outcome.INVALID, None, None, text, command)
+    return Finding(ALL, measure, Outcome.INVALID, text, command=command)

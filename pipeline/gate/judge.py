@@ -5,28 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.backends.base.artifact import EVIDENCE
-from pipeline.backends.base.records import ExecutionReport, FloatLayer
 from pipeline.gate import accuracy, latency
 from pipeline.gate.accuracy import Flips
 from pipeline.gate.latency import Slowdown
-from pipeline.gate.params import Gate
+from pipeline.gate.params import Gate, GateParams
 from pipeline.gate.snapshot import Recorded, Snapshot, metrics_path
-from pipeline.gate.verdict import ALL, Commands, Finding, Note, Outcome, Verdict
+from pipeline.gate.verdict import ALL, Commands, Finding, Note, Outcome, Repeat, Verdict
 from pipeline.latency.records import BENCHMARK
-from pipeline.report.params import Limits
 
 _NAMED = 3  # float layers in a finding
 
+Reruns = Mapping[str, Finding | Slowdown]
 Parts = list[Finding | Flips | Slowdown | Note]
 
 
 def judge(
-    baseline: Snapshot,
-    candidate: Snapshot,
-    gate: Gate,
-    limits: Limits,
-    commands: Commands,
-    reruns: Mapping[str, Finding | Slowdown] | None = None,
+    baseline: Snapshot, candidate: Snapshot, params: GateParams, commands: Commands, reruns: Reruns
 ) -> Verdict:
     """The verdict on every artifact of either side.
 
@@ -37,19 +31,19 @@ def judge(
     Args:
         baseline: the records to compare with.
         candidate: the records to be judged.
-        gate: the thresholds of comparisons.
-        limits: what every artifact has to keep.
+        params: the thresholds of comparisons, and the limits that every artifact has to keep.
         commands: of the findings.
         reruns: latencies that were measured side by side, by `S/B/P`.
     """
-    parts: Parts = [*_broken(baseline, candidate, commands)]
+    gate = params.gate
+    parts: Parts = [*_broken(baseline, candidate)]
     for key in dict.fromkeys([*baseline.rows, *candidate.rows]):
-        parts += _artifact(key, baseline, candidate, gate, limits, commands, reruns or {})
+        parts += _artifact(key, baseline, candidate, params, reruns)
     flips = [part for part in parts if isinstance(part, Flips)]
     slowdowns = [part for part in parts if isinstance(part, Slowdown)]
     tests = len(flips) + len(slowdowns)
-    found, power = accuracy.decide(flips, tests, gate, commands)
-    found += [latency.decide(slowdown, tests, gate, commands) for slowdown in slowdowns]
+    found, power = accuracy.decide(flips, tests, gate)
+    found += [latency.decide(slowdown, tests, gate) for slowdown in slowdowns]
     found += [part for part in parts if isinstance(part, Finding)]
     order = {key: i for i, key in enumerate(dict.fromkeys([*candidate.rows, *baseline.rows]))}
     found.sort(key=lambda finding: order.get(finding.key, -1))
@@ -59,10 +53,10 @@ def judge(
     if power is not None:
         text = f"a loss of {gate.max_top1_loss:g} top-1 is found with a probability of at least"
         notes.append(Note(ALL, f"{text} {power:.2f}, {tests} tests being corrected for"))
-    return Verdict(baseline.name, tuple(found), tuple(notes))
+    return Verdict(commands, tuple(found), tuple(notes))
 
 
-def _broken(baseline: Snapshot, candidate: Snapshot, commands: Commands) -> list[Finding]:
+def _broken(baseline: Snapshot, candidate: Snapshot) -> list[Finding]:
     """A finding for each broken file of an artifact that is judged; one for all older records."""
     found, older = [], []
     for side, snapshot in (("baseline", baseline), ("candidate", candidate)):
@@ -74,46 +68,35 @@ def _broken(baseline: Snapshot, candidate: Snapshot, commands: Commands) -> list
             if snapshot is baseline and path in snapshot.older:
                 older.append(text)
             else:
-                found.append(_invalid(keys[path], f"{side}: {text}", commands))
+                found.append(Finding(keys[path], "record", Outcome.INVALID, f"{side}: {text}"))
     if older:
         text = f"baseline: recorded by an older version ({len(older)} file(s), {min(older)})"
-        found.append(_invalid(ALL, f"{text}; run the baseline again", commands))
+        text += "; run the baseline again"
+        found.append(Finding(ALL, "record", Outcome.INVALID, text))
     return found
 
 
-def _invalid(key: str, text: str, commands: Commands) -> Finding:
-    return Finding(key, "record", Outcome.INVALID, None, None, text, commands.judge(key))
-
-
 def _artifact(
-    key: str,
-    baseline: Snapshot,
-    candidate: Snapshot,
-    gate: Gate,
-    limits: Limits,
-    commands: Commands,
-    reruns: Mapping[str, Finding | Slowdown],
+    key: str, baseline: Snapshot, candidate: Snapshot, params: GateParams, reruns: Reruns
 ) -> Parts:
     before, after = _row(key, baseline), _row(key, candidate)
-    command = commands.compile(key)
     if after is None and before is not None:
         text = "recorded in the baseline, but no longer here"
-        return [Finding(key, "row", Outcome.REGRESSION, None, None, text, command)]
+        return [Finding(key, "row", Outcome.REGRESSION, text, command=Repeat.COMPILE)]
     if after is None:
         text = f"benchmarked, but {metrics_path(key)} is missing"
-        lost = Finding(key, "record", Outcome.INVALID, None, None, text, command)
+        lost = Finding(key, "record", Outcome.INVALID, text, command=Repeat.COMPILE)
         return [lost] if key in candidate.rows else []
     parts: Parts = []
     if after.metrics:
-        parts.append(accuracy.floors(key, after.metrics, limits, commands))
+        parts.append(accuracy.floors(key, after.metrics, params.limits))
     if before is None:
-        new = Finding(key, "row", Outcome.PASSED, None, None, "new", commands.judge(key))
-        return [*parts, new]
+        return [*parts, Finding(key, "row", Outcome.PASSED, "new")]
     if before.metrics and after.metrics:
-        parts += _deterministic(key, before, after, gate, commands)
+        parts += _deterministic(key, before, after, params.gate)
         if metrics_path(key, EVIDENCE) not in baseline.broken.keys() | candidate.broken.keys():
-            parts.append(accuracy.compare_answers(key, before, after, commands))
-    return [*parts, *_latency(key, baseline, candidate, gate, commands, reruns)]
+            parts.append(accuracy.compare_answers(key, before, after))
+    return [*parts, *_latency(key, baseline, candidate, params.gate, reruns)]
 
 
 def _row(key: str, snapshot: Snapshot) -> Recorded | None:
@@ -125,12 +108,7 @@ def _row(key: str, snapshot: Snapshot) -> Recorded | None:
 
 
 def _latency(
-    key: str,
-    baseline: Snapshot,
-    candidate: Snapshot,
-    gate: Gate,
-    commands: Commands,
-    reruns: Mapping[str, Finding | Slowdown],
+    key: str, baseline: Snapshot, candidate: Snapshot, gate: Gate, reruns: Reruns
 ) -> Parts:
     rerun = [reruns[key]] if key in reruns else []
     before, after = baseline.benchmark, candidate.benchmark
@@ -141,20 +119,18 @@ def _latency(
     if rerun and before.fingerprint.runtimes == after.fingerprint.runtimes:
         return [*rerun]
     changed = _files_changed(baseline.rows[key], candidate.rows[key])
-    recorded = latency.compare_recorded(key, before, after, gate, commands, changed=changed)
+    recorded = latency.compare_recorded(key, before, after, gate, changed=changed)
     return [*([recorded] if recorded else []), *rerun]
 
 
-def _deterministic(
-    key: str, baseline: Recorded, candidate: Recorded, gate: Gate, commands: Commands
-) -> Parts:
+def _deterministic(key: str, baseline: Recorded, candidate: Recorded, gate: Gate) -> Parts:
     """Size, int8 share, float layers and partitions. Changed files are only a note."""
     assert baseline.metrics and candidate.metrics
     parts: Parts = []
 
     def compare(measure: str, before: float, after: float, worse: bool, text: str) -> None:
         outcome = Outcome.REGRESSION if worse else Outcome.PASSED
-        parts.append(Finding(key, measure, outcome, before, after, text, commands.judge(key)))
+        parts.append(Finding(key, measure, outcome, text, before, after))
 
     sizes = baseline.metrics.size_bytes, candidate.metrics.size_bytes
     growth = sizes[1] / sizes[0] - 1 if sizes[0] else 0.0
@@ -168,11 +144,11 @@ def _deterministic(
         return parts
     before, after = baseline.evidence.execution, candidate.evidence.execution
     if int8:
-        new = _new_float_layers(before, after)
+        known = {layer.name for layer in before.in_float}
+        new = [str(layer) for layer in after.in_float if layer.name not in known]
         counts = len(before.in_float), len(after.in_float)
-        names = [str(layer) for layer in new[:_NAMED]]
         more = [f"{len(new) - _NAMED} more"] if len(new) > _NAMED else []
-        text = f"new in float: {', '.join([*names, *more])}" if new else "none is new"
+        text = f"new in float: {', '.join([*new[:_NAMED], *more])}" if new else "none is new"
         compare("float layers", *counts, bool(new), text)
     if before.partitions and after.partitions:
         parted = before.partitions, after.partitions
@@ -190,8 +166,3 @@ def _files_changed(baseline: Recorded, candidate: Recorded) -> bool:
     """Whether both sides recorded digests of their compiled files, and these differ."""
     before, after = baseline.evidence, candidate.evidence
     return before is not None and after is not None and before.digests != after.digests
-
-
-def _new_float_layers(baseline: ExecutionReport, candidate: ExecutionReport) -> list[FloatLayer]:
-    known = {layer.name for layer in baseline.in_float}
-    return [layer for layer in candidate.in_float if layer.name not in known]

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 
 from pipeline.gate.params import Gate
-from pipeline.gate.verdict import Commands, Finding, Note, Outcome
+from pipeline.gate.verdict import Finding, Note, Outcome, Repeat
 from pipeline.latency.conditions import disturbance
 from pipeline.latency.records import BenchmarkRecord, BenchmarkRow
 from pipeline.latency.statistics import LogRatio, paired_log_ratio, unpaired_log_ratio
@@ -22,6 +22,7 @@ from pipeline.latency.statistics import LogRatio, paired_log_ratio, unpaired_log
 MEASURE = "latency"
 RERUN = "latency, rerun"
 _RATIO = "of the ratio to the reference"
+_APART = "; measured on two machines, so milliseconds are not compared"
 _BETTER = "`--rerun` measures both side by side"
 _FEWEST_ROUNDS = 2
 _HARDWARE = ("instruction_sets", "accelerators")
@@ -52,13 +53,7 @@ class Slowdown:
 
 
 def compare_recorded(
-    key: str,
-    baseline: BenchmarkRecord,
-    candidate: BenchmarkRecord,
-    gate: Gate,
-    commands: Commands,
-    *,
-    changed: bool,
+    key: str, baseline: BenchmarkRecord, candidate: BenchmarkRecord, gate: Gate, *, changed: bool
 ) -> Finding | Slowdown | Note | None:
     """Compare the latencies of one artifact in two recorded runs.
 
@@ -67,7 +62,6 @@ def compare_recorded(
         baseline: the run to compare with.
         candidate: the run to be judged.
         gate: the thresholds.
-        commands: of the findings.
         changed: whether the compiled files differ from the baseline's.
 
     Returns:
@@ -87,38 +81,31 @@ def compare_recorded(
     if after.latency_ms is None:
         outcome = Outcome.REGRESSION if after.status == "failed" else Outcome.INCONCLUSIVE
         text = f"measured in the baseline, {after.status.replace('_', ' ')} now: {after.reason}"
-        return Finding(key, MEASURE, outcome, p50, None, text, "dvc repro --force benchmark")
+        return Finding(key, MEASURE, outcome, text, p50, None, "dvc repro --force benchmark")
+
+    def finding(outcome: Outcome, text: str, command: str = Repeat.RERUN) -> Finding:
+        return Finding(key, MEASURE, outcome, text, *figures, command)
+
     figures = (p50, after.latency_ms.p50)
     if before == after and baseline.reference == candidate.reference:
         if not changed:
-            text = "the same measurement"
-            return Finding(key, MEASURE, Outcome.PASSED, *figures, text, commands.rerun(key))
+            return finding(Outcome.PASSED, "the same measurement")
         text = "compiled again, but not measured again"
-        return Finding(key, MEASURE, Outcome.INCONCLUSIVE, *figures, text, "dvc repro benchmark")
+        return finding(Outcome.INCONCLUSIVE, text, "dvc repro benchmark")
     if unfit := _unfit(before, after, baseline, candidate):
-        return Finding(key, MEASURE, unfit[0], *figures, unfit[1], commands.rerun(key))
+        return finding(*unfit)
     ratio = unpaired_log_ratio(
         _to_reference(after, candidate.reference),
         _to_reference(before, baseline.reference),
         gate.between_runs,
     )
     if doubt := _doubt(baseline, candidate):
-        text = (
-            f"{math.expm1(ratio.estimate):+.1%} {_RATIO}, of runs that cannot be compared: {doubt}"
-        )
-        text = f"{text}; {_BETTER}"
-        return Finding(key, MEASURE, Outcome.INCONCLUSIVE, *figures, text, commands.rerun(key))
+        change = f"{math.expm1(ratio.estimate):+.1%} {_RATIO}"
+        text = f"{change}, of runs that cannot be compared: {doubt}; {_BETTER}"
+        return finding(Outcome.INCONCLUSIVE, text)
     same_machine = baseline.fingerprint == candidate.fingerprint
-    return Slowdown(
-        key=key,
-        measure=MEASURE,
-        ratio=ratio,
-        baseline_ms=figures[0],
-        candidate_ms=figures[1],
-        same_machine=same_machine,
-        how=_RATIO
-        + ("" if same_machine else "; measured on two machines, so milliseconds are not compared"),
-    )
+    apart = "" if same_machine else _APART
+    return Slowdown(key, MEASURE, ratio, *figures, same_machine, f"{_RATIO}{apart}")
 
 
 def lost(key: str, baseline: BenchmarkRecord, text: str) -> list[Finding]:
@@ -126,8 +113,8 @@ def lost(key: str, baseline: BenchmarkRecord, text: str) -> list[Finding]:
     row = baseline.rows.get(key)
     if row is None or row.latency_ms is None:
         return []
-    figures = (row.latency_ms.p50, None)
-    return [Finding(key, MEASURE, Outcome.REGRESSION, *figures, text, "dvc repro benchmark")]
+    p50, command = row.latency_ms.p50, "dvc repro benchmark"
+    return [Finding(key, MEASURE, Outcome.REGRESSION, text, p50, None, command)]
 
 
 def _unfit(
@@ -187,7 +174,7 @@ def compare_side_by_side(
     )
 
 
-def decide(slowdown: Slowdown, tests: int, gate: Gate, commands: Commands) -> Finding:
+def decide(slowdown: Slowdown, tests: int, gate: Gate) -> Finding:
     """Test one slow-down, as one of `tests` statistical tests of this gate run."""
     ratio, limit = slowdown.ratio, math.log1p(gate.max_slowdown)
     surely, at_most = ratio.lower(gate.false_alarms / tests), ratio.upper(gate.misses)
@@ -209,8 +196,7 @@ def decide(slowdown: Slowdown, tests: int, gate: Gate, commands: Commands) -> Fi
     if outcome is Outcome.INCONCLUSIVE and slowdown.measure == MEASURE:
         text += f"; {_BETTER}"
     figures = (slowdown.baseline_ms, slowdown.candidate_ms)
-    command = commands.rerun(slowdown.key)
-    return Finding(slowdown.key, slowdown.measure, outcome, *figures, text, command)
+    return Finding(slowdown.key, slowdown.measure, outcome, text, *figures, Repeat.RERUN)
 
 
 def _percent(log: float) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.core.params import Fraction, Group, Positive
+from pipeline.core.params import Amount, Fraction, Group, Positive
 from pipeline.report.params import ReportParams
 
 
@@ -17,19 +17,17 @@ class Gate(Group):
 
     max_top1_loss: Fraction = Field(0.005, description="of top-1, against the baseline")
     max_slowdown: Positive = Field(0.05, description="of a latency, relative to the baseline")
-    max_slowdown_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+    max_slowdown_ms: Amount = Field(
         0.01, description="a smaller excess in ms is never a regression"
     )
-    between_runs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+    between_runs: Amount = Field(
         0.02,
         description="standard deviation of a log latency ratio between runs, beside that of rounds",
     )
     rerun_rounds: Annotated[int, Field(ge=3)] = Field(
         60, description="interleaved rounds of `gate --rerun`"
     )
-    max_size_growth: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.02, description="relative to the baseline"
-    )
+    max_size_growth: Amount = Field(0.02, description="relative to the baseline")
     false_alarms: Annotated[float, Field(gt=0, le=0.2)] = Field(
         0.01, description="probability that a gate run reports a regression where there is none"
     )

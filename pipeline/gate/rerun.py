@@ -15,7 +15,7 @@ from pipeline.backends.base.registry import backend
 from pipeline.core.errors import PipelineError
 from pipeline.gate.latency import RERUN, Slowdown, compare_side_by_side
 from pipeline.gate.params import GateParams
-from pipeline.gate.verdict import Commands, Finding, Outcome
+from pipeline.gate.verdict import Finding, Outcome, Repeat
 from pipeline.latency.benchmark import reference_target, write_test_images
 from pipeline.latency.rounds import Measured, measure
 from pipeline.latency.workers import Target
@@ -54,9 +54,7 @@ def baseline_models(baseline: str, folder: Path | None) -> Iterator[Path]:
         yield fetched
 
 
-def rerun(
-    keys: Sequence[str], models: Path, params: GateParams, commands: Commands
-) -> dict[str, Answer]:
+def rerun(keys: Sequence[str], models: Path, params: GateParams) -> dict[str, Answer]:
     """Time both versions of each artifact that this machine can run.
 
     Each pair is measured alone with the reference, so that its rounds lie close together.
@@ -65,7 +63,6 @@ def rerun(
         keys: artifacts `S/B/P` of both sides.
         models: the baseline's models/compiled.
         params: the settings of the benchmark and the gate.
-        commands: of the findings.
 
     Returns:
         By key, the slow-down to be tested, or a finding that says why it was not measured.
@@ -87,26 +84,25 @@ def rerun(
                 try:
                     file = folder / ArtifactRecord.read_whole(folder).model_file
                 except PipelineError as error:
-                    answers[key] = _unmeasured(key, Outcome.INVALID, f"{side}: {error}", commands)
+                    answers[key] = _unmeasured(key, Outcome.INVALID, f"{side}: {error}")
                     break
                 targets.append(Target(side, name, file, images))
             else:
-                answers[key] = _answer(key, measure(targets, settings, params.seed), commands)
+                answers[key] = _answer(key, measure(targets, settings, params.seed))
     return answers
 
 
-def _answer(key: str, measured: Measured, commands: Commands) -> Answer:
+def _answer(key: str, measured: Measured) -> Answer:
     baseline, candidate = measured.rows["baseline"], measured.rows["candidate"]
     if baseline.latency_ms is None:
         text = f"the baseline's artifact fails here: {baseline.reason}"
-        return _unmeasured(key, Outcome.INVALID, text, commands)
+        return _unmeasured(key, Outcome.INVALID, text)
     if candidate.latency_ms is None:
         text = f"the baseline's artifact runs here, this one fails: {candidate.reason}"
-        return _unmeasured(key, Outcome.REGRESSION, text, commands)
+        return _unmeasured(key, Outcome.REGRESSION, text)
     disturbed = sum(one.kept and one.spoiled is not None for one in measured.conditions)
     return compare_side_by_side(key, baseline, candidate, disturbed)
 
 
-def _unmeasured(key: str, outcome: Outcome, text: str, commands: Commands) -> Finding:
-    detail = " ".join(text.split())
-    return Finding(key, RERUN, outcome, None, None, detail, commands.rerun(key))
+def _unmeasured(key: str, outcome: Outcome, text: str) -> Finding:
+    return Finding(key, RERUN, outcome, " ".join(text.split()), command=Repeat.RERUN)

@@ -41,7 +41,8 @@ def show(verdict: Verdict, inconclusive: Literal["pass", "fail"]) -> None:
     if gravest:
         console.print(_table(gravest))
     for number, finding in enumerate(gravest, 1):
-        console.print(f"[{number}] {finding.detail}\n    {finding.command}", soft_wrap=True)
+        command = verdict.commands.of(finding)
+        console.print(f"[{number}] {finding.detail}\n    {command}", soft_wrap=True)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in verdict.counts.items())
     console.print(f"{len(verdict.findings)} comparisons: {counts}", soft_wrap=True)
     for line in _grouped(verdict.notes):
@@ -54,7 +55,7 @@ def headline(verdict: Verdict, inconclusive: Literal["pass", "fail"]) -> str:
     count = "" if outcome is Outcome.PASSED else f"{verdict.counts[outcome]} of "
     allowed = outcome is Outcome.INCONCLUSIVE and inconclusive == "pass"
     suffix = " (which params.yaml lets pass)" if allowed else ""
-    return f"{outcome.upper()}: {count}{total} comparisons with {verdict.baseline}{suffix}"
+    return f"{outcome.upper()}: {count}{total} comparisons with {verdict.commands.baseline}{suffix}"
 
 
 def _table(findings: list[Finding]) -> Table:

@@ -64,10 +64,9 @@ def take(name: str, files: Files, asked: Collection[str] = ()) -> Snapshot:
     broken: dict[str, str] = {}
     metrics = _records(CompiledMetrics, COMPILED_METRICS, files, broken)
     evidence = _records(Evidence, EVIDENCE, files, broken)
-    content = files.get(str(BENCHMARK))
-    benchmark = None
-    if content is not None:
-        benchmark = _parse(BenchmarkRecord, str(BENCHMARK), content, broken)
+    path, benchmark = str(BENCHMARK), None
+    if path in files:
+        benchmark = _parse(BenchmarkRecord, path, files[path], broken)
     latencies = benchmark.rows if benchmark else {}
     keys = [*latencies, *(key for key in asked if key in metrics)] if benchmark else [*metrics]
     return Snapshot(
@@ -101,11 +100,9 @@ def baseline_files(baseline: str) -> tuple[str, Files]:
     else:
         name, files = _revision_files(baseline)
     if not any(_key(file, COMPILED_METRICS) for file in files):
-        raise PipelineError(
-            f"the baseline has no records in {COMPILED_METRICS}",
-            where=baseline,
-            fix="name a revision, folder or file that has some",
-        )
+        what = f"the baseline has no records in {COMPILED_METRICS}"
+        fix = "name a revision, folder or file that has some"
+        raise PipelineError(what, where=baseline, fix=fix)
     return name, files
 
 

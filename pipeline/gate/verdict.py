@@ -20,12 +20,19 @@ class Outcome(StrEnum):
     PASSED = "passed"
 
 
-EXIT_CODES = {
-    Outcome.PASSED: 0,
-    Outcome.REGRESSION: 1,
-    Outcome.INVALID: 2,
-    Outcome.INCONCLUSIVE: 3,
-}
+EXIT_CODES = {Outcome.PASSED: 0, Outcome.REGRESSION: 1, Outcome.INVALID: 2, Outcome.INCONCLUSIVE: 3}
+
+_FIELDS = ("key", "measure", "outcome", "baseline", "candidate", "detail")
+"""Of a finding in JSON, in this order."""
+
+
+class Repeat(StrEnum):
+    """How to repeat a finding: the commands of `Commands`."""
+
+    JUDGE = "judge"
+    RERUN = "rerun"
+    COMPILE = "compile"
+
 
 ALL = "*"
 """The key of a finding or note about all artifacts."""
@@ -39,11 +46,11 @@ class Finding:
     """`S/B/P`, or `ALL`."""
     measure: str
     outcome: Outcome
-    baseline: float | None
-    candidate: float | None
     detail: str
-    command: str
-    """Repeats the comparison or computes what is missing."""
+    baseline: float | None = None
+    candidate: float | None = None
+    command: str = Repeat.JUDGE
+    """Repeats the comparison or computes what is missing: a `Repeat` or a command line."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Note:
 class Verdict:
     """All findings of a gate run."""
 
-    baseline: str
+    commands: Commands
     findings: tuple[Finding, ...]
     notes: tuple[Note, ...] = ()
 
@@ -83,7 +90,7 @@ class Verdict:
     def about(self, key: str) -> Verdict:
         """The part about one artifact, judged together with all others."""
         return Verdict(
-            self.baseline,
+            self.commands,
             tuple(finding for finding in self.findings if finding.key in (key, ALL)),
             tuple(note for note in self.notes if note.key in (key, ALL)),
         )
@@ -93,9 +100,13 @@ class Verdict:
         return {
             "outcome": self.outcome,
             "exit_code": self.exit_code(inconclusive),
-            "baseline": self.baseline,
+            "baseline": self.commands.baseline,
             "counts": self.counts,
-            "findings": [asdict(finding) for finding in self.findings],
+            "findings": [
+                {name: getattr(finding, name) for name in _FIELDS}
+                | {"command": self.commands.of(finding)}
+                for finding in self.findings
+            ],
             "notes": [asdict(note) for note in self.notes],
         }
 
@@ -106,6 +117,12 @@ class Commands:
 
     baseline: str
     models: str | None = None
+
+    def of(self, finding: Finding) -> str:
+        """The command line that belongs to a finding."""
+        repeat = finding.command
+        line: str = getattr(self, repeat)(finding.key) if isinstance(repeat, Repeat) else repeat
+        return line
 
     def judge(self, key: str) -> str:
         """Compare the records of one artifact again."""

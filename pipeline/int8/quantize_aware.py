@@ -1,21 +1,13 @@
-"""The stage `quantize_aware`: a finished student goes on learning under int8's rounding."""
+"""Quantization-aware training: a finished student goes on learning under int8's rounding."""
 
 from __future__ import annotations
 
-from typing import Self
-
-from pydantic import model_validator
-
 from pipeline.core.files import sha256, whole_folder
 from pipeline.data.records import PACKED, Manifest, load_calibration
-from pipeline.distill.params import DistillParams
 from pipeline.distill.records import TEACHER_LOGITS
 from pipeline.distill.student import lessons
 from pipeline.export.onnx import export_onnx
-from pipeline.export.params import Export
 from pipeline.int8.fake_quantization import calibrate, fake_quantization
-from pipeline.int8.params import QUANTIZE_AWARE as RUNG
-from pipeline.int8.params import Quantize, QuantizeAware
 from pipeline.int8.records import (
     METRICS_FOLDER,
     QUANTIZE_AWARE,
@@ -23,6 +15,7 @@ from pipeline.int8.records import (
     QuantizeAwareMetrics,
     QuantizeAwareStatus,
 )
+from pipeline.int8.stage import QuantizeAwareParams
 from pipeline.networks.inference import set_up_torch
 from pipeline.networks.records import STUDENTS, WEIGHTS
 from pipeline.networks.weights import check_card, load_pixels_to_logits, save_model
@@ -31,55 +24,23 @@ from pipeline.training.devices import launch
 from pipeline.training.params import Training
 from pipeline.training.task import Task, fit_task, model_card
 
-NOT_ASKED = f"`{RUNG}` is not among quantize.rungs"
 
-
-class QuantizeAwareParams(DistillParams):
-    """What the stage `quantize_aware` reads."""
-
-    export: Export
-    quantize: Quantize
-    quantize_aware: QuantizeAware
-
-    @model_validator(mode="after")
-    def _epochs_exist(self) -> Self:
-        asked = RUNG in self.quantize.rungs
-        if asked and self.quantize_aware.epochs > self.views.epochs:
-            raise ValueError(
-                f"quantize_aware.epochs: {self.quantize_aware.epochs} are more than the "
-                f"{self.views.epochs} of `views`, the first of which it uses again"
-            )
-        return self
-
-
-def train_quantize_aware(params: QuantizeAwareParams, name: str) -> QuantizeAwareMetrics:
-    """Stage `quantize_aware@S`: models/quantize_aware/S/ and metrics/quantize_aware/S.json.
-
-    The folder gets the float weights of models/students/S after training under int8's rounding,
-    their card, and `model.onnx`, which is quantized like the student's. Where `quantize.rungs` does
-    not name the rung, nothing is trained, and status.json says so.
+def train(params: QuantizeAwareParams, name: str) -> float:
+    """Train models/students/`name` under int8's rounding into models/quantize_aware/`name`.
 
     The losses, views and recorded teacher logits are the student's, of the first
     `quantize_aware.epochs` epochs; adapters of feature losses are initialised again. The
     calibration set fixes the ranges of all inputs before the first step. The epoch is chosen on val
-    under the rounding, which is also where `val_top1` comes from. The test split is not read.
-
-    Args:
-        params: what the stage reads.
-        name: the student S.
+    under the rounding. The test split is not read.
 
     Returns:
-        The recorded metrics.
+        Top-1 on val under the rounding, a fraction.
 
     Raises:
         PipelineError: for a student or a teacher that was made from other data, and for a
             recording of other teacher logits.
     """
     folder = QUANTIZE_AWARE / name
-    if RUNG not in params.quantize.rungs:
-        with whole_folder(folder) as scratch:
-            QuantizeAwareStatus(trained=False, reason=NOT_ASKED).write(scratch / STATUS)
-        return _recorded(name, None)
     training = rounded_training(params)
     fabric = launch(training)
     manifest = Manifest.read(PACKED / "manifest.json")
@@ -110,10 +71,10 @@ def train_quantize_aware(params: QuantizeAwareParams, name: str) -> QuantizeAwar
             plain, card = load_pixels_to_logits(scratch)
             export_onnx(plain, card, params.export.opset, scratch / "model.onnx")
             QuantizeAwareStatus(trained=True).write(scratch / STATUS)
-        _recorded(name, fitted.val_top1)
+            QuantizeAwareMetrics(val_top1=fitted.val_top1).write(METRICS_FOLDER / f"{name}.json")
         forget_checkpoint(key)
     fabric.barrier()
-    return QuantizeAwareMetrics(val_top1=fitted.val_top1)
+    return fitted.val_top1
 
 
 def rounded_training(params: QuantizeAwareParams) -> Training:
@@ -125,9 +86,3 @@ def rounded_training(params: QuantizeAwareParams) -> Training:
         "warmup": 0.0,
     }
     return params.distill.training.model_copy(update=update)
-
-
-def _recorded(name: str, val_top1: float | None) -> QuantizeAwareMetrics:
-    metrics = QuantizeAwareMetrics(val_top1=val_top1)
-    metrics.write(METRICS_FOLDER / f"{name}.json")
-    return metrics

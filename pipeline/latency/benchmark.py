@@ -139,7 +139,7 @@ def _write_summaries(artifacts: list[Artifact], record: BenchmarkRecord) -> None
             times = record.rows[artifact.key].latency_ms
             Summary(
                 top1=metrics.top1,
-                drop=round(metrics.top1_drop, 6),
-                kb=metrics.size_bytes / 1000,
-                p50_ms=times.p50 if times else None,
+                drop=round(metrics.top1_drop, 5),
+                kb=round(metrics.size_bytes / 1000, 1),
+                p50_ms=round(times.p50, 4) if times else None,
             ).write(scratch / artifact.summary.name)

@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.latency.harness import system_text
 from pipeline.latency.records import Conditions
 
 TAKEN = 0.1
@@ -76,7 +77,7 @@ class Watch:
         """Read the clocks of the measuring cores, right after an inference."""
         devices = self._root / "sys/devices/system/cpu"
         for cpu, seen in self._mhz.items():
-            kilohertz = _text(devices / f"cpu{cpu}/cpufreq/scaling_cur_freq").strip()
+            kilohertz = system_text(devices / f"cpu{cpu}/cpufreq/scaling_cur_freq")
             seen += [int(kilohertz) / 1e3] if kilohertz.isdigit() else []
 
     def stop(self) -> Conditions:
@@ -110,7 +111,7 @@ class Watch:
         )
 
     def _now(self) -> _Moment:
-        lines = [line.split() for line in _text(self._root / "proc/stat").splitlines()]
+        lines = [line.split() for line in system_text(self._root / "proc/stat").splitlines()]
         # user, nice, system, idle, iowait, irq, softirq, steal; guests are part of user
         ticks = {
             int(name[3:]): [int(word) for word in words]
@@ -131,7 +132,7 @@ class Watch:
         found = {}
         for folder in (self._root / "proc").glob("[0-9]*"):
             # `pid (name) state parent ...`, where the name may contain anything
-            words = _text(folder / "stat").rpartition(")")[2].split()
+            words = system_text(folder / "stat").rpartition(")")[2].split()
             if words:  # none where the process has ended
                 seconds = (int(words[11]) + int(words[12])) * self._tick
                 found[int(folder.name)] = (int(words[1]), seconds)
@@ -214,11 +215,3 @@ def _family(processes: dict[int, tuple[int, float]], ancestor: int) -> set[int]:
 def _share(seconds: float, of: float) -> float:
     """A share in [0, 1], although ticks may be counted for the wrong process or round."""
     return round(min(max(0.0, seconds / of), 1.0), 4) if of else 0.0
-
-
-def _text(file: Path) -> str:
-    """The file's text, or nothing where this system has no such file."""
-    try:
-        return file.read_text(errors="replace")
-    except OSError:
-        return ""

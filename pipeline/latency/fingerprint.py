@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.backends.base.registry import backend, backend_names
 from pipeline.core.errors import PipelineError
-from pipeline.latency.harness import cores
+from pipeline.latency.harness import cores, system_text
 from pipeline.latency.records import FINGERPRINT, Fingerprint
 
 _INSTRUCTION_SETS = re.compile(
@@ -71,7 +71,7 @@ def require_fingerprint() -> Fingerprint:
 def _cpuinfo() -> dict[str, set[str]]:
     """All values of each key of /proc/cpuinfo, over all cores."""
     found: dict[str, set[str]] = {}
-    for line in _text(Path("/proc/cpuinfo")).splitlines():
+    for line in system_text(Path("/proc/cpuinfo")).splitlines():
         key, _, value = line.partition(":")
         found.setdefault(key.strip(), set()).add(value.strip())
     return found
@@ -102,7 +102,7 @@ def _governor() -> str | None:
         Path(f"/sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor")
         for core in os.sched_getaffinity(0)
     ]
-    return ", ".join(sorted({_text(file) for file in files} - {""})) or None
+    return ", ".join(sorted({system_text(file) for file in files} - {""})) or None
 
 
 def _accelerators() -> tuple[str, ...]:
@@ -115,7 +115,7 @@ def _accelerators() -> tuple[str, ...]:
         found = [
             line.partition(":")[2].strip()
             for file in folders
-            for line in _text(file).splitlines()
+            for line in system_text(file).splitlines()
             if line.startswith("Model:")
         ]
     board = _board()
@@ -137,15 +137,7 @@ def _runtimes() -> dict[str, str]:
 
 
 def _board() -> str:
-    return _text(Path("/proc/device-tree/model")).strip("\0")
-
-
-def _text(file: Path) -> str:
-    """The text of a system file, or nothing where this kernel has none."""
-    try:
-        return file.read_text().strip()
-    except (FileNotFoundError, PermissionError):
-        return ""
+    return system_text(Path("/proc/device-tree/model")).strip("\0")
 
 
 def _output(*command: str) -> list[str]:

@@ -299,7 +299,7 @@ def choose_cpus(usable: Sequence[int], threads: int, devices: Path = CPU_DEVICES
     Returns:
         Their numbers in ascending order.
     """
-    core = {cpu: _text(devices / f"cpu{cpu}/topology/thread_siblings_list") for cpu in usable}
+    core = {cpu: system_text(devices / f"cpu{cpu}/topology/thread_siblings_list") for cpu in usable}
 
     def rank(cpu: int) -> tuple[int, int, int]:
         siblings = [other for other in usable if core[cpu] and core[other] == core[cpu]]
@@ -316,16 +316,16 @@ def _usable() -> list[int] | None:
 def _capacity(device: Path) -> int:
     """The relative speed of a core; 0 where the system does not report it."""
     for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
-        text = _text(device / name)
+        text = system_text(device / name)
         if text.isdigit():
             return int(text)
     return 0
 
 
-def _text(file: Path) -> str:
-    """The file's text, or nothing where this system has no such file."""
+def system_text(file: Path) -> str:
+    """The stripped text of a file of /proc or /sys, or nothing where this system has none."""
     try:
-        return file.read_text().strip()
+        return file.read_text(errors="replace").strip()
     except OSError:
         return ""
 
@@ -335,9 +335,6 @@ def peak_memory() -> int | None:
 
     `ru_maxrss` is of no use: Linux passes the parent's peak on through fork and exec.
     """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
+    lines = system_text(Path("/proc/self/status")).splitlines()
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
     return found[0] if found else None

@@ -6,9 +6,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from pipeline.backends.base.params import Backends
-from pipeline.core.params import Count, Group, Positive, Seed, Selection
-from pipeline.networks.params import Students
+from pipeline.backends.base.params import ArtifactParams
+from pipeline.core.params import Count, Group, Positive, Seed
 
 
 class Benchmark(Group):
@@ -28,10 +27,8 @@ class Benchmark(Group):
     )
 
 
-class BenchmarkParams(Selection):
+class BenchmarkParams(ArtifactParams):
     """What the stage `benchmark` reads."""
 
     seed: Seed
-    students: Students
-    backends: Backends
     benchmark: Benchmark

@@ -16,16 +16,8 @@ from numpy.typing import NDArray
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.progress import track
+from pipeline.latency import harness
 from pipeline.latency.conditions import Watch, select, unspoiled
-from pipeline.latency.harness import (
-    THROUGHPUT_ROUNDS,
-    THROUGHPUT_RUNS,
-    balanced_order,
-    cores,
-    images_per_second,
-    p90_limits,
-    percentiles,
-)
 from pipeline.latency.params import Benchmark
 from pipeline.latency.records import (
     REFERENCE,
@@ -69,7 +61,7 @@ def measure(targets: Sequence[Target], settings: Benchmark, seed: int) -> Measur
     Raises:
         PipelineError: where the reference fails.
     """
-    orders = balanced_order([target.name for target in targets], settings.rounds, seed)
+    orders = harness.balanced_order([target.name for target in targets], settings.rounds, seed)
     size = {"min_runs": settings.min_runs, "min_seconds": settings.min_seconds}
     visits: list[Answers] = []
     seen: list[Conditions] = []
@@ -137,9 +129,10 @@ def throughput(
         settings: the batch, and how long to measure.
         seed: of the orders.
     """
-    threads = cores()
-    orders = balanced_order([target.name for target in targets], THROUGHPUT_ROUNDS, seed)
-    size = {"min_runs": THROUGHPUT_RUNS, "min_seconds": settings.min_seconds}
+    threads = harness.cores()
+    names = [target.name for target in targets]
+    orders = harness.balanced_order(names, harness.THROUGHPUT_ROUNDS, seed)
+    size = {"min_runs": harness.THROUGHPUT_RUNS, "min_seconds": settings.min_seconds}
     with ExitStack() as stack:
         fleet = _Fleet(stack, targets, threads, batch=settings.batch)
         visits = [
@@ -148,7 +141,7 @@ def throughput(
     answers: dict[str, Throughput | str] = dict(fleet.failures)
     for name in fleet.working:
         rounds = [np.array(visit[name]["nanoseconds"], np.int64) for visit in visits]
-        rate = images_per_second(rounds, settings.batch)
+        rate = harness.images_per_second(rounds, settings.batch)
         answers[name] = Throughput(images_per_second=rate, batch=settings.batch, threads=threads)
     return answers
 
@@ -174,8 +167,8 @@ def _row(
     estimate, limits = ratio(rounds, reference)
     return BenchmarkRow(
         status="measured",
-        latency_ms=Latency(**asdict(percentiles(together))),
-        p90_interval_ms=p90_limits(rounds),
+        latency_ms=Latency(**asdict(harness.percentiles(together))),
+        p90_interval_ms=harness.p90_limits(rounds),
         ratio_to_reference=estimate,
         ratio_interval=limits,
         first_ms=round(opened["first_ms"], 6),

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.accuracy.metrics import calibration_error
-from pipeline.accuracy.records import Mistake, ReliabilityBin
+from pipeline.accuracy.records import Mistake
 from pipeline.compile.evidence import Evidence, split_digest
 from pipeline.core.errors import PipelineError
 from pipeline.data.records import PACKED, Manifest, load_split
-from pipeline.report.int8_sections import Section
 from pipeline.report.results import UNKNOWN, Row
+from pipeline.report.sections import Section
 
 MATRIX_CLASSES = 30
 """With more classes the most frequent confusions are listed instead of a matrix."""
@@ -29,24 +29,20 @@ _THUMBNAIL = 64  # pixels of the longer side, at most
 class Answers:
     """An artifact's answers to the test split."""
 
-    key: str
-    name: str
+    row: Row
+    evidence: Evidence
     classes: tuple[str, ...]
-    images: int
     wrong: int
     ece: float
     confidence: float
-    reliability: tuple[ReliabilityBin, ...]
-    confusions: tuple[tuple[int, int, int], ...]
     matrix: NDArray[np.int64] | None
     """Images by [label, answer]; None for more than `MATRIX_CLASSES` classes."""
-    mistakes: tuple[Mistake, ...]
 
     def frequent(self, count: int) -> list[str]:
         """The most frequent confusions in words."""
         return [
             f"{self.classes[label]} taken for {self.classes[answer]} ({images:,})"
-            for label, answer, images in self.confusions[:count]
+            for label, answer, images in self.evidence.confusions[:count]
         ]
 
     def worst(self, mistake: Mistake) -> str:
@@ -70,11 +66,8 @@ def gather_answers(rows: list[Row], manifest: Manifest) -> list[Answers]:
             continue
         evidence = Evidence.read(file)
         if (evidence.test_digest, evidence.images) != (digest, len(labels)):
-            raise PipelineError(
-                f"answers to another test split than the one in {PACKED}",
-                where=str(file),
-                fix="run `dvc repro`",
-            )
+            what = f"answers to another test split than the one in {PACKED}"
+            raise PipelineError(what, where=str(file), fix="run `dvc repro`")
         found.append(_answers(row, evidence, manifest.classes, labels))
     return found
 
@@ -90,41 +83,31 @@ def _answers(
             matrix[label, answer] = images
     confidences = [one.images * one.confidence for one in evidence.reliability]
     return Answers(
-        key=row.artifact.slug,
-        name=row.name,
+        row=row,
+        evidence=evidence,
         classes=classes,
-        images=evidence.images,
         wrong=int((~right).sum()),
         ece=calibration_error(evidence.reliability),
         confidence=sum(confidences) / evidence.images,
-        reliability=evidence.reliability,
-        confusions=evidence.confusions,
         matrix=matrix,
-        mistakes=evidence.mistakes,
     )
 
 
 def answers_section(found: list[Answers], rows: list[Row]) -> Section:
     """One row per artifact; dashes for one without recorded answers."""
-    by_key = {one.key: one for one in found}
+    by_artifact = {one.row.artifact: one for one in found}
     shown = []
     for row in rows:
-        if one := by_key.get(row.artifact.slug):
+        if one := by_artifact.get(row.artifact):
             figures = (f"{one.wrong:,}", f"{one.confidence:.4f}", f"{one.ece:.4f}")
-            worst = one.worst(one.mistakes[0]) if one.mistakes else "none"
+            mistakes = one.evidence.mistakes
+            worst = one.worst(mistakes[0]) if mistakes else "none"
             shown.append((row.name, *figures, "; ".join(one.frequent(_TOP)) or "none", worst))
         else:
             shown.append((row.name, *(UNKNOWN,) * 5))
-    columns = (
-        "Artifact",
-        "Wrong",
-        "Mean probability",
-        "ECE",
-        "Frequent confusions",
-        "Worst mistake",
-    )
+    columns = ("Wrong", "Mean probability", "ECE", "Frequent confusions", "Worst mistake")
     numeric = (False, True, True, True, False, False)
-    return Section("Answers", columns, numeric, tuple(shown))
+    return Section("Answers", ("Artifact", *columns), numeric, tuple(shown))
 
 
 def matrix_section(one: Answers) -> Section:
@@ -132,7 +115,7 @@ def matrix_section(one: Answers) -> Section:
     if one.matrix is None:
         confused = [
             (one.classes[label], one.classes[answer], f"{images:,}")
-            for label, answer, images in one.confusions[:_LISTED]
+            for label, answer, images in one.evidence.confusions[:_LISTED]
         ]
         headings = ("Label", "Answer", "Images")
         return Section("Frequent confusions", headings, (False, False, True), tuple(confused))
@@ -148,7 +131,7 @@ def reliability_section(one: Answers) -> Section:
     """The reliability diagram as a table."""
     rows = tuple(
         (f"{part.images:,}", f"{part.confidence:.4f}", f"{part.accuracy:.4f}")
-        for part in one.reliability
+        for part in one.evidence.reliability
     )
     columns = ("Images", "Mean probability", "Correct")
     return Section("Reliability", columns, (True, True, True), rows)
@@ -156,7 +139,7 @@ def reliability_section(one: Answers) -> Section:
 
 def thumbnails(found: list[Answers]) -> dict[int, str]:
     """Every image among the mistakes as a data URI of a PNG, by its index in the test split."""
-    places = sorted({mistake.image for one in found for mistake in one.mistakes})
+    places = sorted({mistake.image for one in found for mistake in one.evidence.mistakes})
     images, _ = load_split("test")
     return {place: _data_uri(images[place]) for place in places}
 

@@ -10,7 +10,7 @@ from pipeline.bundle.device_record import Bench, Comparison, PhoneBench, Result,
 from pipeline.bundle.devices import bundle_digests, stored_results
 from pipeline.report.results import UNKNOWN, Row
 
-RIGHT_ALIGNED = ("Threads", "p50 ms", "p90 ms", "p50 here", "Images/s")
+LEFT_ALIGNED = ("Artifact", "Device", "Runtime", "Verified", "Bundle")
 
 
 @dataclass(frozen=True)

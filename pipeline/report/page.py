@@ -17,15 +17,13 @@ from pipeline.core.records import METRICS
 from pipeline.data.records import PACKED, Manifest
 from pipeline.latency.records import BENCHMARK, BenchmarkRecord
 from pipeline.report import answers_section as answers
-from pipeline.report import int8_sections as int8
-from pipeline.report import plots, recommendation
-from pipeline.report.device_rows import RIGHT_ALIGNED, on_devices
-from pipeline.report.int8_sections import Section
-from pipeline.report.latency_section import latency_section, strips
+from pipeline.report import plots, recommendation, sections
+from pipeline.report.device_rows import LEFT_ALIGNED, on_devices
 from pipeline.report.params import ReportParams
 from pipeline.report.pareto import pareto
 from pipeline.report.provenance import artifacts_section, circumstances_section
 from pipeline.report.results import REPORTS, Row, best_per_backend, gather, numbered_notes
+from pipeline.report.sections import Section
 from pipeline.training.records import ModelMetrics, read_curve
 
 MARKDOWN, HTML = REPORTS / "report.md", REPORTS / "report.html"
@@ -56,7 +54,7 @@ def report(params: ReportParams) -> None:
         "pareto": pareto(rows),
         "training": plots.training({name: read_curve(name) for _, name in _networks(params)}),
         "noise": plots.noise(rows),
-        "latencies": plots.latencies(strips(rows)),
+        "latencies": plots.latencies(plots.strips(rows)),
     }
     context = {
         "title": "edgestill report",
@@ -135,20 +133,21 @@ def _results(params: ReportParams, rows: list[Row]) -> dict[str, Any]:
 def _sections(
     params: ReportParams, rows: list[Row], manifest: Manifest, benchmark: BenchmarkRecord
 ) -> dict[str, Any]:
-    artifacts = _artifacts(rows)
+    files = {row.name: row.artifact.folder / "artifact.json" for row in rows}
+    artifacts = {name: ArtifactRecord.read(file) for name, file in files.items() if file.exists()}
     students = {name: params.students.zoo[name] for name in params.students.enabled}
     return {
         "networks": _networks_section(_networks(params)),
         "devices": _devices_section(rows),
         "local_threads": params.benchmark.threads,
         "batch": params.benchmark.batch,
-        "parity": int8.parity_section(rows),
-        "ladder": int8.ladder_section(rows),
+        "parity": sections.parity_section(rows),
+        "ladder": sections.ladder_section(rows),
         "ladder_limit": f"{params.quantize.max_drop:g}",
-        "replaced": int8.replaced_section(students, rows),
-        "noise": int8.noise_section(rows),
-        "execution": int8.execution_section(artifacts),
-        "latency": latency_section(rows, benchmark),
+        "replaced": sections.replaced_section(students, rows),
+        "noise": sections.noise_section(rows),
+        "execution": sections.execution_section(artifacts),
+        "latency": sections.latency_section(rows, benchmark),
         "provenance": [
             circumstances_section(params, manifest, benchmark),
             artifacts_section(artifacts),
@@ -160,7 +159,7 @@ def _answers(rows: list[Row], manifest: Manifest) -> dict[str, Any]:
     """Every artifact's answers; the recommended artifact is shown first."""
     found = answers.gather_answers(rows, manifest)
     best = recommendation.fastest(rows)
-    chosen = next((one for one in found if best and one.key == best.artifact.slug), None)
+    chosen = next((one for one in found if one.row is best), None)
     return {
         "answers": answers.answers_section(found, rows),
         "answered": found,
@@ -193,7 +192,7 @@ def _networks_section(networks: list[tuple[str, str]]) -> Section:
     for kind, name in networks:
         metrics = ModelMetrics.read(METRICS / kind / f"{name}.json")
         shown = f"{name} (teacher)" if kind == "teachers" else name
-        tops = f"{metrics.val_top1:.4f}", f"{metrics.test_top1:.4f}"
+        tops = f"{metrics.val_top1:.4f}", f"{metrics.top1:.4f}"
         rows.append((shown, *tops, f"{metrics.parameters:,}"))
     columns = ("Network", "Val top-1", "Test top-1", "Parameters")
     return Section("Float networks in torch", columns, (False, True, True, True), tuple(rows))
@@ -202,23 +201,10 @@ def _networks_section(networks: list[tuple[str, str]]) -> Section:
 def _devices_section(rows: list[Row]) -> Section:
     """Results from devices, beside the local latency of the same artifacts."""
     found = on_devices(rows)
-    shown = [one.cells() for one in found]
-    columns = tuple(shown[0]) if shown else ()
-    return Section(
-        heading="On devices",
-        columns=columns,
-        numeric=tuple(column in RIGHT_ALIGNED for column in columns),
-        rows=tuple(tuple(cells.values()) for cells in shown),
-        marks=tuple(
-            "outside" if one.failed else "measured" if one.current else "stale" for one in found
-        ),
+    marks = tuple(
+        "outside" if one.failed else "measured" if one.current else "stale" for one in found
     )
-
-
-def _artifacts(rows: list[Row]) -> dict[str, ArtifactRecord]:
-    """The record of every compiled artifact, by the name of its row."""
-    files = {row.name: row.artifact.folder / "artifact.json" for row in rows}
-    return {name: ArtifactRecord.read(file) for name, file in files.items() if file.exists()}
+    return Section.of("On devices", [one.cells() for one in found], LEFT_ALIGNED, marks)
 
 
 def _inline(name: str, svg: str) -> Markup:

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.registry import backend
 from pipeline.report.plots import GREY, INK, STYLE, log_axis, rounded_limits, svg
 from pipeline.report.results import Row
@@ -44,10 +45,7 @@ class Box(NamedTuple):
 class Point:
     """A measured artifact in the plot: milliseconds, percent, bytes."""
 
-    key: str
-    label: str
-    backend: str
-    precision: str
+    artifact: Artifact
     p50: float
     top1: float
     size: int
@@ -56,15 +54,7 @@ class Point:
 def points(rows: list[Row]) -> list[Point]:
     """The rows that have both an accuracy and a measured latency."""
     return [
-        Point(
-            key=row.artifact.slug,
-            label=f"{row.artifact.student} {row.artifact.precision}",
-            backend=row.artifact.backend,
-            precision=row.artifact.precision,
-            p50=row.p50,
-            top1=100 * row.metrics.top1,
-            size=row.metrics.size_bytes,
-        )
+        Point(row.artifact, row.p50, 100 * row.metrics.top1, row.metrics.size_bytes)
         for row in rows
         if row.metrics is not None and row.p50 is not None
     ]
@@ -105,26 +95,19 @@ def pareto(rows: list[Row]) -> str:
 
 def _draw_points(axes: Axes, found: list[Point]) -> None:
     edge = frontier(found)
-    axes.plot(
-        [p.p50 for p in edge],
-        [p.top1 for p in edge],
-        drawstyle="steps-post",
-        color=INK,
-        alpha=0.45,
-        lw=1,
-        zorder=1,
-    )
+    times, tops = [p.p50 for p in edge], [p.top1 for p in edge]
+    axes.step(times, tops, where="post", color=INK, alpha=0.45, lw=1, zorder=1)
     for point in sorted(found, key=lambda p: -p.size):  # small ones on top
         axes.scatter(
             point.p50,
             point.top1,
             s=_area(point, found),
-            marker=MARKERS.get(point.precision, "D"),
-            color=backend(point.backend).colour,
+            marker=MARKERS.get(point.artifact.precision, "D"),
+            color=backend(point.artifact.backend).colour,
             alpha=0.75,
             linewidth=0,
             zorder=2,
-            gid=f"point-{point.key}",
+            gid=f"point-{point.artifact.slug}",
         )
     least, most = min(p.p50 for p in found), max(p.p50 for p in found)
     low, high = rounded_limits(least / 1.12, 1.12 * most)
@@ -144,8 +127,8 @@ def _legend(figure: Figure, found: list[Point]) -> None:
         size = math.sqrt(area)
         return Line2D([], [], ls="", marker=marker, mfc=ink, mec="none", ms=size, label=label)
 
-    runtimes = list(dict.fromkeys(point.backend for point in found))
-    precisions = [m for m in MARKERS if any(p.precision == m for p in found)]
+    runtimes = list(dict.fromkeys(point.artifact.backend for point in found))
+    precisions = [m for m in MARKERS if any(p.artifact.precision == m for p in found)]
     sizes = sorted({min(p.size for p in found), max(p.size for p in found)})
     handles = [dot(b.title, "o", b.colour, 50) for b in map(backend, runtimes)]
     handles += [dot(m, MARKERS[m], GREY, 50) for m in precisions]
@@ -175,15 +158,17 @@ def _label(axes: Axes, found: list[Point], canvas: FigureCanvasAgg) -> None:
     for (x0, y0), (x1, y1) in pairwise(edge):
         taken += [_span(x0, y0, x1, y0, 4 * pixels), _span(x1, y0, x1, y1, 4 * pixels)]
     for i in sorted(range(len(found)), key=lambda i: (-centres[i][1], centres[i][0])):
-        text = axes.text(0, 0, found[i].label, fontsize=7.5, ha="center", va="center", zorder=4)
-        text.set_gid(f"label-{found[i].key}")
+        its = found[i].artifact
+        label = f"{its.student} {its.precision}"
+        text = axes.text(0, 0, label, fontsize=7.5, ha="center", va="center", zorder=4)
+        text.set_gid(f"label-{its.slug}")
         extent = text.get_window_extent(renderer)
         size = (1.04 * extent.width + 8 * pixels, extent.height + 2 * pixels)
         place = _cheapest(centres[i], sides[i] / 2, size, taken, frame, pixels)
         text.set_position(tuple(axes.transData.inverted().transform(place)))
         taken.append(_box(*place, *size))
         if line := _lead(axes, centres[i], sides[i] / 2, taken[-1]):
-            line.set_gid(f"lead-{found[i].key}")
+            line.set_gid(f"lead-{its.slug}")
 
 
 def _cheapest(

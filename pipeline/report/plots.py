@@ -20,6 +20,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from pipeline.backends.base.registry import backend
+from pipeline.core.errors import PipelineError
+from pipeline.latency.records import LATENCIES, REFERENCE
 from pipeline.report.results import Row
 from pipeline.training.records import Epoch
 
@@ -43,6 +45,13 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.15,
 }
 
+_TICKS = (
+    (20, (1, 2, 5)),
+    (6, (1, 1.5, 2, 3, 5, 7)),
+    (2, (1, 1.5, 2, 3, 4, 5, 7)),
+    (0, (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)),
+)
+"""Of a logarithmic axis, where its limits differ by more than the factor."""
 _BINS = 240  # of a latency distribution, over the whole axis
 _SMOOTH = np.hanning(11)[1:-1]
 _SHOWN = 0.999  # smallest share of each artifact's latencies within the axis
@@ -57,6 +66,42 @@ class Strip:
     colour: str
     times: NDArray[np.float64]
     """Milliseconds [n]."""
+
+
+def strips(rows: list[Row]) -> list[Strip]:
+    """The latencies of the reference and of every measured artifact, in the order of the rows.
+
+    Raises:
+        PipelineError: where their latencies are not recorded.
+    """
+    if not LATENCIES.exists():
+        raise PipelineError(
+            "the latencies are missing", where=str(LATENCIES), fix="run `dvc repro`"
+        )
+    with np.load(LATENCIES) as recorded:
+        found = [Strip(REFERENCE, "reference", GREY, _times(recorded, REFERENCE))]
+        found += [
+            Strip(
+                row.artifact.slug,
+                row.name,
+                backend(row.artifact.backend).colour,
+                _times(recorded, row.artifact.key),
+            )
+            for row in rows
+            if row.p50 is not None
+        ]
+    return found
+
+
+def _times(recorded: np.lib.npyio.NpzFile, key: str) -> NDArray[np.float64]:
+    """Milliseconds [n]."""
+    name = f"{key}/ns"
+    if name not in recorded:
+        raise PipelineError(
+            f"there are no latencies of {key}", where=str(LATENCIES), fix="run `dvc repro`"
+        )
+    milliseconds: NDArray[np.float64] = recorded[name] / 1e6
+    return milliseconds
 
 
 def training(curves: dict[str, tuple[Epoch, ...]]) -> str:
@@ -91,11 +136,9 @@ def noise(rows: list[Row]) -> str:
         for axes, student in zip(grid, students, strict=False):
             for row in shown:
                 if row.artifact.student == student and row.metrics:
-                    decibels = [layer.snr_db for layer in row.metrics.layers]
-                    heights = [math.nan if value is None else value for value in decibels]
+                    decibels = np.array([layer.snr_db for layer in row.metrics.layers], float)
                     its = backend(row.artifact.backend)
-                    style = {"color": its.colour, "label": its.title}
-                    axes.plot(heights, "-o", ms=2.5, lw=1, **style)
+                    axes.plot(decibels, "-o", ms=2.5, lw=1, color=its.colour, label=its.title)
             axes.set_title(student, loc="left")
             axes.set_ylabel("signal to noise, dB")
             axes.grid(True)
@@ -160,14 +203,7 @@ def log_axis(axes: Axes, low: float, high: float) -> None:
     """
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    if high > 20 * low:
-        steps: tuple[float, ...] = (1, 2, 5)
-    elif high > 6 * low:
-        steps = (1, 1.5, 2, 3, 5, 7)
-    elif high > 2 * low:
-        steps = (1, 1.5, 2, 3, 4, 5, 7)
-    else:
-        steps = (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)
+    steps = next(steps for factor, steps in _TICKS if high > factor * low)
     axes.xaxis.set_major_locator(LogLocator(subs=steps))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pipeline.backends.base.records import ArtifactRecord
 from pipeline.data.records import Manifest
-from pipeline.latency.records import BenchmarkRecord, Fingerprint
-from pipeline.report.int8_sections import Section
+from pipeline.latency.records import BenchmarkRecord
 from pipeline.report.params import ReportParams
 from pipeline.report.recommendation import limits_text
+from pipeline.report.sections import Section
 
 
 def circumstances_section(
@@ -16,7 +16,7 @@ def circumstances_section(
     """Settings, data and machine of the run."""
     sizes = ", ".join(f"{split} {manifest.size(split):,}" for split in manifest.counts)
     side, reference = manifest.image_size, benchmark.reference.latency_ms
-    settings = params.benchmark
+    settings, machine = params.benchmark, benchmark.fingerprint
     rows = [
         ("Profile", f"{params.profile}, seed {params.seed}"),
         ("Data", f"{manifest.source}; licence: {manifest.licence}"),
@@ -32,11 +32,19 @@ def circumstances_section(
         *_disturbances(benchmark),
         (
             "Reference model",
-            f"{benchmark.reference_digest[:16]}"
+            benchmark.reference_digest[:16]
             + (f", p50 {reference.p50:.3f} ms" if reference else ""),
         ),
         ("Limits", limits_text(params.limits)),
-        *_machine(benchmark.fingerprint),
+        (
+            "Machine",
+            f"{machine.cpu}, {machine.architecture}, {machine.cores} core(s), "
+            f"{machine.memory_gib} GiB, kernel {machine.kernel}, "
+            f"governor {machine.governor or 'unknown'}",
+        ),
+        ("Instruction sets", ", ".join(machine.instruction_sets) or "none that matter"),
+        ("Accelerators", ", ".join(machine.accelerators) or "none"),
+        ("Runtimes", _versions(machine.runtimes)),
     ]
     rows += [("Warning", warning) for warning in manifest.warnings]
     return Section("Circumstances", ("What", "Value"), (False, False), tuple(rows))
@@ -64,20 +72,6 @@ def _rounds(benchmark: BenchmarkRecord) -> str:
     if elsewhere := [one.elsewhere for one in kept if one.elsewhere is not None]:
         texts.append(f"of the other CPUs' time at most {max(elsewhere):.1%} was taken")
     return "; ".join([*texts, *spoiled])
-
-
-def _machine(machine: Fingerprint) -> list[tuple[str, str]]:
-    return [
-        (
-            "Machine",
-            f"{machine.cpu}, {machine.architecture}, {machine.cores} core(s), "
-            f"{machine.memory_gib} GiB, kernel {machine.kernel}, "
-            f"governor {machine.governor or 'unknown'}",
-        ),
-        ("Instruction sets", ", ".join(machine.instruction_sets) or "none that matter"),
-        ("Accelerators", ", ".join(machine.accelerators) or "none"),
-        ("Runtimes", _versions(machine.runtimes)),
-    ]
 
 
 def artifacts_section(artifacts: dict[str, ArtifactRecord]) -> Section:

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.backends.base.registry import title
-from pipeline.report.int8_sections import Section
 from pipeline.report.params import Limits
 from pipeline.report.results import LEFT_ALIGNED, Row, best_per_backend, numbered_notes, shown_cells
+from pipeline.report.sections import Section
 
 NONE_WITHIN = "no measured artifact keeps these limits"
 _TOOLTIP = ("Top-1", "Drop", "Agreement", "p50 ms", "p90 ms", "kB")
@@ -88,31 +88,22 @@ def cards(rows: list[Row]) -> list[Card]:
     found = []
     for backend, best in best_per_backend(rows).items():
         own = [row for row in rows if row.artifact.backend == backend]
-        unmeasured = [row.unmeasured for row in own if row.unmeasured]
-        if len(unmeasured) < len(own):
-            unmeasured = []
-        name, figures, why = "", "", ""
+        reasons = [row.unmeasured for row in own if row.unmeasured]
+        unmeasured = "; ".join(dict.fromkeys(reasons)) if len(reasons) == len(own) else ""
         if best:
-            name, figures = _short(best), _figures_text(best)
+            texts = (_short(best), _figures_text(best), "")
         else:
-            why = "; ".join(dict.fromkeys(why for row in own for why in row.obstacles))
-        nothing = "; ".join(dict.fromkeys(unmeasured))
-        found.append(Card(backend, title(backend), name, figures, why, nothing))
+            whys = dict.fromkeys(why for row in own for why in row.obstacles)
+            texts = ("", "", "; ".join(whys))
+        found.append(Card(backend, title(backend), *texts, unmeasured))
     return found
 
 
 def results_section(rows: list[Row]) -> Section:
     """Every artifact with all figures; the numbers of its notes follow its status."""
     notes = numbered_notes(rows)
-    shown = [shown_cells(row, notes) for row in rows]
-    columns = tuple(shown[0])
-    return Section(
-        heading="Results",
-        columns=columns,
-        numeric=tuple(column not in LEFT_ALIGNED for column in columns),
-        rows=tuple(tuple(cells.values()) for cells in shown),
-        marks=tuple("outside" if row.excess else row.status for row in rows),
-    )
+    marks = tuple("outside" if row.excess else row.status for row in rows)
+    return Section.of("Results", [shown_cells(row, notes) for row in rows], LEFT_ALIGNED, marks)
 
 
 def page_data(rows: list[Row], its: Limits) -> dict[str, Any]:

@@ -190,11 +190,10 @@ def _row(artifact: Artifact, record: BenchmarkRecord | None, limits: Limits) -> 
         reason = "not benchmarked yet, run `dvc repro`"
     else:
         status, reason = latency.status, latency.reason or ""
-    p50 = latency.latency_ms.p50 if latency and latency.latency_ms else None
-    broken = None
-    if metrics is not None:
-        broken = excess(metrics, limits) + over_budget(metrics, p50, limits)
-    return Row(artifact, status, reason or None, metrics, latency, broken)
+    row = Row(artifact, status, reason or None, metrics, latency, excess=None)
+    if metrics is None:
+        return row
+    return replace(row, excess=excess(metrics, limits) + over_budget(metrics, row.p50, limits))
 
 
 def _overtaking(row: Row, rows: list[Row]) -> tuple[str, float] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from pipeline.core.errors import PipelineError
 from pipeline.core.records import METRICS, Record
 
@@ -12,7 +14,7 @@ class ModelMetrics(Record):
     """metrics/teachers/T.json and metrics/students/S.json: accuracies of the float network."""
 
     val_top1: float
-    test_top1: float
+    top1: float = Field(description="on test")
     parameters: int
 
 

@@ -86,14 +86,12 @@ def train_and_write(
     if fabric.is_global_zero:
         model = objective.model
         card = model_card(task, manifest, model, fitted)
-        _, test_top1 = evaluate(model, *load_split("test"))
+        _, top1 = evaluate(model, *load_split("test"))
         with whole_folder(task.folder) as scratch:
             save_model(scratch, model.network, card)
-        metrics = ModelMetrics(
-            val_top1=fitted.val_top1, test_top1=test_top1, parameters=card.parameters
-        )
+        metrics = ModelMetrics(val_top1=fitted.val_top1, top1=top1, parameters=card.parameters)
         metrics.write(METRICS / task.kind / f"{task.name}.json")
-        print(f"{task.name}: {card.parameters:,} parameters, test top-1 {test_top1:.4f}")
+        print(f"{task.name}: {card.parameters:,} parameters, test top-1 {top1:.4f}")
         forget_checkpoint(key)
     fabric.barrier()
 

@@ -63,7 +63,7 @@ def test_its_spec_is_complete(its: Backend) -> None:
         assert 0 < limits.mean_error < limits.max_error < 1 and limits.reason
         assert 0.5 < limits.min_same_argmax <= 1
     files = {file.name for file in its.folder.iterdir()}
-    assert {"spec.py", "params.py", "compile.py", "inspect.py", "run.py"} <= files
+    assert {"spec.py", "compile.py", "inspect.py", "run.py"} <= files
 
 
 @every_backend

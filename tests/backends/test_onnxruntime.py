@@ -17,7 +17,7 @@ from pipeline.backends.base.job import Compiled, Job
 from pipeline.backends.base.qdq import quantize
 from pipeline.backends.onnxruntime.inspect import inspect
 from pipeline.core.errors import PipelineError
-from pipeline.export.session import open_runner
+from pipeline.export.session import load
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 Jobs = Callable[..., Job]
@@ -69,7 +69,7 @@ def test_a_float_convolution_between_int8_ones_stays_float(int8: Path, tmp_path:
 
 
 def test_an_int8_logit_is_finer_than_8_bits(int8: Path, test_images: Split) -> None:
-    assert len(np.unique(open_runner(str(int8), 1)(test_images[0]))) > 256
+    assert len(np.unique(load(str(int8), 1)(test_images[0]))) > 256
 
 
 def test_pixels_are_the_int8_input(
@@ -88,7 +88,7 @@ def test_pixels_are_the_int8_input(
     onnx.save(quantize(job("int8"), "uint8").model, literal)
     assert {"Cast", "Sub"} <= {node.op_type for node in onnx.load(literal).graph.node}
     images = test_images[0]
-    assert (open_runner(str(literal), 1)(images) == open_runner(str(int8), 1)(images)).all()
+    assert (load(str(literal), 1)(images) == load(str(int8), 1)(images)).all()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,9 +18,8 @@ from pipeline.backends.base.job import Compiled, Job
 from pipeline.backends.base.qdq import quantize
 from pipeline.backends.tensorrt import compile as tensorrt
 from pipeline.backends.tensorrt import spec
-from pipeline.backends.tensorrt.params import Settings
 from pipeline.backends.tensorrt.run import Network, refusal
-from pipeline.backends.tensorrt.spec import BACKEND, Gpu
+from pipeline.backends.tensorrt.spec import BACKEND, Settings
 from pipeline.core.errors import PipelineError
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -96,7 +96,8 @@ def test_a_gpu_that_is_not_served_gets_the_portable_artifact(
     """The GPU is claimed, all else is real."""
     pytest.importorskip("tensorrt_rtx")
     monkeypatch.setattr(spec, "MODULES", {"tensorrt-rtx-cu13": "tensorrt_rtx"})
-    monkeypatch.setattr(spec, "find_gpu", lambda: Gpu("NVIDIA H100", (9, 0)))
+    gpu = SimpleNamespace(name="NVIDIA H100", capability=(9, 0))
+    monkeypatch.setattr(spec, "find_gpu", lambda: gpu)
     result = tensorrt.Compiler(FP16).compile(job("fp16"), tmp_path)
     assert result.model_file == "model.onnx"
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]

@@ -15,7 +15,7 @@ from pipeline.backends.base.job import Compiled, Job
 from pipeline.backends.base.records import Partitions
 from pipeline.backends.tflite.compile import SIGNATURE, Compiler, _calibrate
 from pipeline.backends.tflite.convert import Conversions, convert
-from pipeline.backends.tflite.params import Settings
+from pipeline.backends.tflite.spec import Settings
 from pipeline.core.errors import PipelineError
 from pipeline.networks import grid
 from pipeline.networks.weights import load_pixels_to_logits

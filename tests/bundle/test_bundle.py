@@ -322,7 +322,7 @@ def test_bench_leaves_out_the_throughput_and_limits_of_too_few_rounds(bundle: Pa
 def test_a_throughput_that_fails_leaves_the_latency(
     bundle: Path, tmp_path: Path, failure: str, reason: str
 ) -> None:
-    runtime = bundle / "runtime.py"
+    runtime = bundle / "session.py"
     fatal = f"    if batch > 1:\n        {failure}\n    del batch"
     runtime.write_text(runtime.read_text().replace("    del batch", fatal))
     rewrite_sums(bundle)

@@ -163,7 +163,8 @@ def test_every_precision_that_is_asked_for_is_made_in_order() -> None:
     assert [str(artifact) for artifact in made] == [
         "tiny/onnxruntime/fp32", "tiny/onnxruntime/int8",
     ]  # fmt: skip
-    assert all(CompiledMetrics.read(one.folder / "metrics.json") == metrics for one, metrics in made.items())
+    for artifact, metrics in made.items():
+        assert CompiledMetrics.read(artifact.folder / "metrics.json") == metrics
 
 
 @pytest.mark.parametrize(("asked", "complaint"), [(["int4"], "'fp32' or 'int8'"), ([], "1 item")])

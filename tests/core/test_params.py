@@ -18,7 +18,7 @@ from pipeline.data.params import FetchParams, PrepareParams
 from pipeline.distill.params import DistillParams, RecordingParams
 from pipeline.export.params import ExportParams
 from pipeline.gate.params import GateParams
-from pipeline.int8.quantize_aware import QuantizeAwareParams
+from pipeline.int8.stage import QuantizeAwareParams
 from pipeline.latency.params import BenchmarkParams
 from pipeline.report.params import ReportParams
 from pipeline.training.params import TeacherParams

@@ -28,7 +28,7 @@ from pipeline.data.records import Manifest
 from pipeline.gate import accuracy, latency
 from pipeline.gate.accuracy import Flips
 from pipeline.gate.latency import RERUN, Slowdown
-from pipeline.gate.verdict import Commands, Outcome
+from pipeline.gate.verdict import Outcome
 from pipeline.latency.conditions import Watch
 from pipeline.latency.records import (
     BENCHMARK,
@@ -657,8 +657,8 @@ def test_the_more_artifacts_are_tested_the_more_one_of_them_must_show() -> None:
     settings = load_params(ROOT / "params.yaml").gate.model_copy(update={"false_alarms": 0.05})
     flips = Flips("a", IMAGES, 12, 2, 0.9, 0.895)  # p 0.013
     calm = [Flips(f"b{i}", IMAGES, 5, 5, 0.9, 0.9) for i in range(5)]
-    alone, _ = accuracy.decide([flips], 1, settings, Commands("x"))
-    among, _ = accuracy.decide([flips, *calm], 6, settings, Commands("x"))
+    alone, _ = accuracy.decide([flips], 1, settings)
+    among, _ = accuracy.decide([flips, *calm], 6, settings)
     assert alone[0].outcome is Outcome.REGRESSION
     assert among[0].outcome is not Outcome.REGRESSION
 
@@ -672,8 +672,7 @@ def verdicts(slow: float, noise: Callable[[np.random.Generator], np.ndarray]) ->
         Slowdown("a", RERUN, paired_log_ratio(after, before), 1.0, slow, True, "")
         for after, before in pairs
     ]
-    commands = Commands("x")
-    return [latency.decide(slowdown, 32, settings, commands).outcome for slowdown in slowdowns]
+    return [latency.decide(slowdown, 32, settings).outcome for slowdown in slowdowns]
 
 
 def idle(rng: np.random.Generator) -> np.ndarray:

@@ -16,7 +16,7 @@ from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.job import Job
 from pipeline.backends.base.qdq import quantize
 from pipeline.export.onnx import export_onnx
-from pipeline.export.session import open_runner
+from pipeline.export.session import load
 from pipeline.networks.pixels import PixelsToLogits
 from pipeline.networks.records import ModelCard
 from tests import students as drawn
@@ -63,4 +63,4 @@ def int8_logits(
         artifact = Artifact("student", "onnxruntime", "int8")
         job = Job(artifact, source, Path(scratch), calibration, manifest=None)
         onnx.save(quantize(job, "uint8").model, target)
-        return torch.from_numpy(open_runner(str(target), threads=1)(images))
+        return torch.from_numpy(load(str(target), threads=1)(images))

@@ -36,12 +36,12 @@ from pipeline.latency.records import (
 from pipeline.networks.params import Network
 from pipeline.report import pareto as pareto_module
 from pipeline.report import plots
-from pipeline.report.int8_sections import replaced_section
-from pipeline.report.latency_section import strips
 from pipeline.report.page import HTML, MARKDOWN, PLOTS, UNANSWERED, report
 from pipeline.report.pareto import Point, frontier, pareto, points
+from pipeline.report.plots import strips
 from pipeline.report.provenance import circumstances_section
 from pipeline.report.results import Row, gather
+from pipeline.report.sections import replaced_section
 from pipeline.training.records import read_curve
 from tests.conftest import flawless
 
@@ -452,8 +452,9 @@ def test_a_moved_point_changes_its_own_lines_of_a_plot(measured: Params) -> None
     moved = [*rows[:4], replace(rows[4], latency=latency), *rows[5:]]
     before, after = pareto(rows), pareto(moved)
     assert changed_lines(before, before) <= 0 < changed_lines(before, after) <= 12
-    drawn = strips(gather(measured))
-    slower = [*drawn[:-1], replace(drawn[-1], times=1.002 * drawn[-1].times)]
+    spread = np.linspace(-1, 1, 200) ** 3  # the ends of the axis lie far from a rounded limit
+    drawn = [replace(one, times=0.22 + 0.05 * spread) for one in strips(gather(measured))]
+    slower = [*drawn[:-1], replace(drawn[-1], times=0.2201 + 0.0499 * spread)]
     before, after = plots.latencies(drawn), plots.latencies(slower)
     assert 0 < changed_lines(before, after) <= 6
     assert not re.search(r'd="[^"]*\n', before)
@@ -477,7 +478,7 @@ def test_labels_of_crowded_points_do_not_cover_one_another(measured: Params, mon
 
 def test_the_frontier_is_what_no_other_artifact_beats() -> None:
     def point(p50: float, top1: float) -> Point:
-        return Point("", "", "openvino", "int8", p50, top1, 1)
+        return Point(Artifact("", "openvino", "int8"), p50, top1, 1)
 
     good = [point(1, 80), point(2, 90), point(4, 91)]
     assert frontier([point(3, 85), *good[::-1], point(5, 91), point(2, 89)]) == good

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from pipeline.backends.base.records import ExecutionReport
 from pipeline.core.errors import PipelineError
 from pipeline.data.records import Manifest
 from pipeline.networks.records import Layer
+
+if TYPE_CHECKING:
+    from pipeline.backends.base.spec import BackendSettings
 
 T = TypeVar("T")
 
@@ -97,10 +100,13 @@ class Compiled:
 class Compiler(Protocol):
     """Makes and inspects the artifacts of one backend. The class `Compiler` of its `compile.py`."""
 
-    ranges: ClassVar[tuple[str, ...]]
+    ranges: ClassVar[tuple[str, ...]] = ()
     """Estimators of activation ranges that a recipe may name, beside the default one."""
-    bias_correction: ClassVar[bool]
+    bias_correction: ClassVar[bool] = False
     """Whether a recipe may ask for full bias correction, beside the default one."""
+
+    def __init__(self, settings: BackendSettings) -> None:
+        """A compiler with the backend's settings in params.yaml."""
 
     def compile(self, job: Job, folder: Path) -> Compiled:
         """Write the runtime's own file(s) into the empty `folder` and inspect them.

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from pipeline.backends.base.job import FloatRunner, LayerOutputs, flat
-from pipeline.backends.base.qdq import LAYERS, find_front
+from pipeline.backends.base.job import Compiler, FloatRunner, Job, LayerOutputs, flat
+from pipeline.backends.base.qdq import LAYERS, RANGES, find_front
 from pipeline.core.errors import PipelineError
 from pipeline.export.session import open_session
 
 _FOLLOWED = ("Relu", "Clip", "QuantizeLinear", "DequantizeLinear")
+
+
+class OnnxCompiler(Compiler):
+    """A compiler whose artifacts are ONNX files, or have one of the same name beside them."""
+
+    ranges = RANGES
+    int8_kernels: ClassVar[bool] = True
+    """See `open_session`."""
+
+    def in_float(self, job: Job, folder: Path) -> Path:  # noqa: ARG002 - it exists already
+        return job.onnx
+
+    def layer_outputs(self, model: Path, images: NDArray[np.uint8]) -> LayerOutputs:
+        return layer_outputs(model.with_suffix(".onnx"), images)
+
+    def float_fed(self, model: Path) -> FloatRunner:
+        return float_fed(model.with_suffix(".onnx"), int8_kernels=self.int8_kernels)
 
 
 def layer_outputs(file: Path, images: NDArray[np.uint8]) -> LayerOutputs:
@@ -25,13 +44,22 @@ def layer_outputs(file: Path, images: NDArray[np.uint8]) -> LayerOutputs:
     model = onnx.load(file)
     layers = [node for node in model.graph.node if node.op_type in LAYERS]
     ends = [_as_read(model, node.output[0]) for node in layers]
-    known = {value.name for value in model.graph.output}
-    model.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for name in dict.fromkeys(ends) if name not in known
-    )
-    session = open_session(model.SerializeToString(), threads=os.cpu_count() or 1, level="DISABLE")
-    values = session.run(ends, {"image": np.ascontiguousarray(images)})
-    return {node.name: flat(value) for node, value in zip(layers, values, strict=True)}
+    values = tensor_values(model, ends, np.ascontiguousarray(images))
+    return {node.name: flat(values[end]) for node, end in zip(layers, ends, strict=True)}
+
+
+def tensor_values(
+    model: onnx.ModelProto, names: Sequence[str], images: NDArray[np.uint8]
+) -> dict[str, NDArray[Any]]:
+    """The tensors `names` of a model for raw pixels `images`, without the graph optimizer."""
+    wanted = list(dict.fromkeys(names))
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    del probe.graph.output[:]
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    content, threads = probe.SerializeToString(), os.cpu_count() or 1
+    values = open_session(content, threads, level="DISABLE_ALL").run(wanted, {"image": images})
+    return dict(zip(wanted, values, strict=True))
 
 
 def _as_read(model: onnx.ModelProto, tensor: str) -> str:

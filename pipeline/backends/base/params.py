@@ -8,7 +8,8 @@ from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.registry import backend
 from pipeline.backends.base.spec import BackendSettings
 from pipeline.core.errors import PipelineError
-from pipeline.core.params import PARAMS_FILE, Group, Name, invalid
+from pipeline.core.params import PARAMS_FILE, Group, Name, Selection, invalid
+from pipeline.networks.params import Students
 
 
 class Backends(Group):
@@ -43,3 +44,10 @@ class Backends(Group):
     def artifacts(self, students: tuple[str, ...]) -> list[Artifact]:
         """Every artifact that is asked for of these students, student by student."""
         return [Artifact(s, name, precision) for s in students for name, precision in self.pairs()]
+
+
+class ArtifactParams(Selection):
+    """The groups that say which artifacts are asked for."""
+
+    students: Students
+    backends: Backends

@@ -41,10 +41,8 @@ FLOAT32 = Tolerance(
     min_same_argmax=0.96,
     max_error=2e-4,
     mean_error=5e-5,
-    reason=(
-        "the order of float32 sums changes logits by about 1e-6; bfloat16 and float16, which some "
-        "runtimes use without being asked, change them by more than this"
-    ),
+    reason="the order of float32 sums changes logits by about 1e-6; bfloat16 and float16, which "
+    "some runtimes use without being asked, change them by more than this",
 )
 """The largest error seen between kernels is 2e-6."""
 
@@ -52,10 +50,8 @@ INT8 = Tolerance(
     min_same_argmax=0.9,
     max_error=0.12,
     mean_error=0.02,
-    reason=(
-        "int8 kernels round differently on other CPUs, GPUs and versions, and a difference of one "
-        "step grows through the layers; sums that overflow differ by more than this"
-    ),
+    reason="int8 kernels round differently on other CPUs, GPUs and versions, and a difference of "
+    "one step grows through the layers; sums that overflow differ by more than this",
 )
 """The largest errors seen between kernels are 0.07 and 0.012 in the mean. Sums that overflow on
 x86 without VNNI, a defect, differ by 0.11 to 0.25."""
@@ -92,7 +88,7 @@ class Backend:
     device_built: ClassVar[tuple[str, ...]] = ()
     """Compiled files that fit one device only, and are not shipped."""
     before_use: ClassVar[str] = ""
-    """Markdown in a bundle's README on what to do before the first run; see `bundle.readme`."""
+    """Markdown in a bundle's README on what to do before the first run; see `bundle.model_card`."""
     after_use: ClassVar[str] = ""
     """Markdown in a bundle's README behind the general usage."""
 

@@ -5,16 +5,12 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from pipeline.backends.base import onnx_inside
-from pipeline.backends.base.job import Compiled, FloatRunner, Job, LayerOutputs
-from pipeline.backends.base.qdq import QUANTIZER, RANGES, Front, quantize
-from pipeline.backends.base.spec import BackendSettings
+from pipeline.backends.base.job import Compiled, Job
+from pipeline.backends.base.onnx_inside import OnnxCompiler
+from pipeline.backends.base.qdq import QUANTIZER, Front, quantize
 from pipeline.backends.onnxruntime.inspect import inspect
 
 MODEL = "model.onnx"
@@ -30,14 +26,8 @@ _FLOAT_LAYERS = (
 _EXACT_INPUT = "pixels enter the first convolution unchanged, at scale 1/64 and zero point 128"
 
 
-class Compiler:
+class Compiler(OnnxCompiler):
     """See `backends.base.job.Compiler`."""
-
-    ranges: ClassVar[tuple[str, ...]] = RANGES
-    bias_correction: ClassVar[bool] = False
-
-    def __init__(self, settings: BackendSettings) -> None:
-        del settings  # they only say which precisions are asked for
 
     def compile(self, job: Job, folder: Path) -> Compiled:
         """Write `model.onnx`: fp32 byte for byte as exported, or int8 as Q/DQ."""
@@ -55,15 +45,6 @@ class Compiler:
         )
         quantizer = f"{QUANTIZER}, uint8 asymmetric activations"
         return Compiled(MODEL, quantizer, inspect(file), notes, kept)
-
-    def in_float(self, job: Job, folder: Path) -> Path:  # noqa: ARG002 - it exists already
-        return job.onnx
-
-    def layer_outputs(self, model: Path, images: NDArray[np.uint8]) -> LayerOutputs:
-        return onnx_inside.layer_outputs(model, images)
-
-    def float_fed(self, model: Path) -> FloatRunner:
-        return onnx_inside.float_fed(model)
 
 
 def _feed_pixels(model: onnx.ModelProto, front: Front) -> bool:

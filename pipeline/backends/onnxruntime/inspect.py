@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from pipeline.backends.base.executed import ExecutedLayer, execution_report, matrix_macs
+from pipeline.backends.base.onnx_inside import tensor_values
 from pipeline.backends.base.records import ExecutionReport
 from pipeline.export.session import open_session
 
@@ -29,12 +30,12 @@ _BLOCKED = "com.microsoft.nchwc"
 
 def inspect(file: Path) -> ExecutionReport:
     """The execution report of an ONNX file, from the graph that a session here really runs."""
-    executed = _optimized(file, "ALL")
+    executed = _optimized(file, "ENABLE_ALL")
     found = [node for node in executed.graph.node if node.op_type in (*_FLOAT, *_INT8)]
     blocked = [node for node in found if node.domain == _BLOCKED]
     # A blocked layout pads channels with zeros and renames convolutions after their outputs. The
     # graph before that last step of optimisation has the true channels and names.
-    before = _optimized(file, "EXTENDED")
+    before = _optimized(file, "ENABLE_EXTENDED")
     makers = {node.output[0]: node for node in before.graph.node}
     unblocked = [makers[re.sub(r"_nchwc(_token_\d+)?$", "", node.name)] for node in blocked]
     layers = _layers(executed, [node for node in found if node.domain != _BLOCKED])
@@ -92,11 +93,6 @@ def _shapes(model: onnx.ModelProto, tensors: list[str]) -> dict[str, tuple[int, 
     shapes[image.name] = tuple(size)
     wanted = sorted(set(tensors) - set(shapes))
     if wanted:
-        probe = onnx.ModelProto()
-        probe.CopyFrom(model)
-        del probe.graph.output[:]
-        probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-        session = open_session(probe.SerializeToString(), threads=1, level="DISABLE")
-        values = session.run(wanted, {image.name: np.zeros(size, np.uint8)})
-        shapes |= {name: value.shape for name, value in zip(wanted, values, strict=True)}
+        values = tensor_values(model, wanted, np.zeros(size, np.uint8))
+        shapes |= {name: value.shape for name, value in values.items()}
     return shapes

@@ -5,27 +5,9 @@ Needs NumPy and ONNX Runtime. In a bundle session.py lies beside this file.
 
 from __future__ import annotations
 
-from typing import Any, Callable
-
-import numpy as np
-
 if __package__:
-    from pipeline.export.session import open_runner, versions
+    from pipeline.export.session import load, versions
 else:  # in a bundle
-    from session import open_runner, versions  # type: ignore[no-redef]
+    from session import load, versions  # type: ignore[no-redef]
 
 __all__ = ["load", "versions"]
-
-
-def load(
-    model: str, threads: int, batch: int = 0
-) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
-    """A function of raw pixels uint8 [N, H, W, C] to logits float32 [N, classes].
-
-    Args:
-        model: path of the ONNX file.
-        threads: of the CPU.
-        batch: images per call; a session takes any number.
-    """
-    del batch
-    return open_runner(model, threads)

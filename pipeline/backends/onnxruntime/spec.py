@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from pipeline.backends.base.spec import FLOAT32, INT8, Backend
-from pipeline.backends.onnxruntime.params import Settings
+from pydantic import Field
+
+from pipeline.backends.base.spec import FLOAT32, INT8, Backend, BackendSettings
 from pipeline.export import session
+
+
+class Settings(BackendSettings):
+    """`backends.onnxruntime` of params.yaml: what is compiled for ONNX Runtime."""
+
+    precisions: tuple[Literal["fp32", "int8"], ...] = Field(min_length=1)
 
 
 class OnnxRuntime(Backend):

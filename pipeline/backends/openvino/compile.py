@@ -7,14 +7,14 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.job import Compiled, FloatRunner, Job, LayerOutputs, flat
-from pipeline.backends.base.spec import BackendSettings
+from pipeline.backends.base.job import Compiler as Base
 from pipeline.backends.openvino.inspect import conv_and_linear, inspect, readers
 from pipeline.backends.openvino.run import ANY, compile_model, no_telemetry, read
 from pipeline.core.errors import PipelineError
@@ -32,14 +32,11 @@ BATCH = 32
 """Calibration images that NNCF sees at once."""
 
 
-class Compiler:
+class Compiler(Base):
     """See `backends.base.job.Compiler`."""
 
-    ranges: ClassVar[tuple[str, ...]] = ("histogram",)
-    bias_correction: ClassVar[bool] = True
-
-    def __init__(self, settings: BackendSettings) -> None:
-        del settings  # they only say which precisions are asked for
+    ranges = ("histogram",)
+    bias_correction = True
 
     def compile(self, job: Job, folder: Path) -> Compiled:
         """Write `model.xml` and `model.bin`: the ONNX in float32, or quantized by NNCF."""

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from pipeline.backends.base.spec import FLOAT32, INT8, Backend
-from pipeline.backends.openvino.params import Settings
+from pydantic import Field
+
+from pipeline.backends.base.spec import FLOAT32, INT8, Backend, BackendSettings
+
+
+class Settings(BackendSettings):
+    """`backends.openvino` of params.yaml: what is compiled for OpenVINO."""
+
+    precisions: tuple[Literal["fp32", "int8"], ...] = Field(min_length=1)
 
 
 class OpenVino(Backend):

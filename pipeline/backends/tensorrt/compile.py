@@ -10,30 +10,26 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from pipeline.backends.base import onnx_inside
-from pipeline.backends.base.job import Compiled, FloatRunner, Job, LayerOutputs
-from pipeline.backends.base.qdq import QUANTIZER, RANGES, quantize
-from pipeline.backends.base.spec import BackendSettings
+from pipeline.backends.base.job import Compiled, Job
+from pipeline.backends.base.onnx_inside import OnnxCompiler
+from pipeline.backends.base.qdq import QUANTIZER, quantize
 from pipeline.backends.tensorrt.inspect import inspect
 from pipeline.backends.tensorrt.run import Network
 from pipeline.backends.tensorrt.spec import BACKEND, ENGINE, MAX_BATCH, MODEL, lab_module
 from pipeline.core.errors import PipelineError
 
 
-class Compiler:
-    """See `backends.base.job.Compiler`."""
+class Compiler(OnnxCompiler):
+    """See `backends.base.job.Compiler`.
 
-    ranges: ClassVar[tuple[str, ...]] = RANGES
-    bias_correction: ClassVar[bool] = False
+    Layers are read from the portable graph in ONNX Runtime, with a GPU, too, because an engine
+    hides them. Each Q/DQ pair is computed there as a rounding.
+    """
 
-    def __init__(self, settings: BackendSettings) -> None:
-        del settings  # they only say which precisions are asked for
+    int8_kernels = False
 
     def compile(self, job: Job, folder: Path) -> Compiled:
         """Write `model.onnx`, checked by NVIDIA's parser, and `model.engine` where a GPU runs it.
@@ -70,17 +66,6 @@ class Compiler:
             notes=tuple(notes),
             kept_float=kept,
         )
-
-    def in_float(self, job: Job, folder: Path) -> Path:  # noqa: ARG002 - it exists already
-        return job.onnx
-
-    def layer_outputs(self, model: Path, images: NDArray[np.uint8]) -> LayerOutputs:
-        """By ONNX Runtime on the portable graph, with a GPU, too: an engine hides its layers."""
-        return onnx_inside.layer_outputs(model.with_name(MODEL), images)
-
-    def float_fed(self, model: Path) -> FloatRunner:
-        """The portable graph in ONNX Runtime, each Q/DQ pair computed as a rounding."""
-        return onnx_inside.float_fed(model.with_name(MODEL), int8_kernels=False)
 
 
 @contextmanager

@@ -7,21 +7,17 @@ and ONNX Runtime. In a bundle session.py lies beside this file.
 
 from __future__ import annotations
 
-from typing import Any, Callable
-
-import numpy as np
-
 if __package__:
-    from pipeline.export.session import open_runner, versions
+    from pipeline.export.session import Runner, versions
+    from pipeline.export.session import load as load_onnx
 else:  # in a bundle
-    from session import open_runner, versions  # type: ignore[no-redef]
+    from session import Runner, versions  # type: ignore[no-redef]
+    from session import load as load_onnx  # type: ignore[no-redef]
 
 __all__ = ["load", "versions"]
 
 
-def load(
-    model: str, threads: int, batch: int = 0
-) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+def load(model: str, threads: int, batch: int = 0) -> Runner:
     """A function of raw pixels uint8 [N, H, W, C] to logits float32 [N, classes].
 
     Args:
@@ -29,5 +25,4 @@ def load(
         threads: of the CPU.
         batch: images per call; a session takes any number.
     """
-    del batch
-    return open_runner(model, threads, int8_kernels=False)
+    return load_onnx(model, threads, batch, int8_kernels=False)

@@ -7,10 +7,12 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal
 
-from pipeline.backends.base.spec import INT8, Backend, Tolerance, pinned
-from pipeline.backends.tensorrt.params import Settings
+from pydantic import Field
+
+from pipeline.backends.base.spec import INT8, Backend, BackendSettings, Tolerance, pinned
+from pipeline.backends.tensorrt import graph, run
 from pipeline.core.errors import PipelineError
 from pipeline.export import session
 from pipeline.export.evaluate import Runner
@@ -54,12 +56,10 @@ CPU (`{graph}`).
 """
 
 
-class Gpu(NamedTuple):
-    """An NVIDIA GPU."""
+class Settings(BackendSettings):
+    """`backends.tensorrt` of params.yaml: what is compiled for TensorRT."""
 
-    name: str
-    capability: tuple[int, int]
-    """CUDA's compute capability, major and minor."""
+    precisions: tuple[Literal["fp16", "int8"], ...] = Field(min_length=1)
 
 
 class TensorRT(Backend):
@@ -86,15 +86,11 @@ class TensorRT(Backend):
 
         Where an artifact was compiled without a GPU, its engine is built first, in memory.
         """
-        run: Runner
         if self.unmeasurable():
-            run = self.module("graph").load(str(model.with_name(MODEL)), threads, batch)
-            return run
+            return graph.load(str(model.with_name(MODEL)), threads, batch)
         if model.suffix == ".engine":
             return super().open(model, threads, batch)
-        module = self.module("run")
-        run = module.open_engine(module.Network(lab_module(), model).build(MAX_BATCH))
-        return run
+        return run.open_engine(run.Network(lab_module(), model).build(MAX_BATCH))
 
     def evaluator(self) -> str | None:
         if reason := self.unmeasurable():
@@ -110,7 +106,7 @@ class TensorRT(Backend):
             return "no NVIDIA GPU here"
         if not installed():
             return _NOT_INSTALLED
-        reason = self.module("run").refusal(lab_module(), *gpu)
+        reason = run.refusal(lab_module(), gpu.name, gpu.capability)
         return f"{reason}: install tensorrt" if reason else None
 
     def bundle_files(self) -> dict[str, Path]:
@@ -142,15 +138,12 @@ def lab_module() -> ModuleType:
 
 
 @cache
-def find_gpu() -> Gpu | None:
+def find_gpu() -> run.Device | None:
     """The GPU that engines are built for and run on; None without one or its driver."""
-    from pipeline.backends.tensorrt.run import Device
-
     try:
-        device = Device()
+        return run.Device()
     except RuntimeError:  # no driver, or a driver without a GPU
         return None
-    return Gpu(device.name, device.capability)
 
 
 BACKEND = TensorRT()

@@ -8,18 +8,19 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backends.base.job import Compiled, FloatRunner, Job, LayerOutputs
+from pipeline.backends.base.job import Compiler as Base
 from pipeline.backends.base.spec import BackendSettings
 from pipeline.backends.tflite.convert import Conversions, quiet, with_float_input, with_pixel_input
 from pipeline.backends.tflite.inspect import LAYERS, inspect, layer_outputs
 from pipeline.backends.tflite.metadata import with_metadata
-from pipeline.backends.tflite.params import Settings
 from pipeline.backends.tflite.run import load, open_interpreter
+from pipeline.backends.tflite.spec import Settings
 from pipeline.networks import grid
 
 MODEL_FILE = "model.tflite"
@@ -33,11 +34,10 @@ _SPLIT = (
 )
 
 
-class Compiler:
+class Compiler(Base):
     """See `backends.base.job.Compiler`."""
 
-    ranges: ClassVar[tuple[str, ...]] = ("min-max", "mean min-max")
-    bias_correction: ClassVar[bool] = False
+    ranges = ("min-max", "mean min-max")
 
     def __init__(self, settings: BackendSettings) -> None:
         assert isinstance(settings, Settings)
@@ -92,7 +92,6 @@ class Compiler:
         (x - 128) / 64, quantized at scale 1/64 and zero point 128. A single QUANTIZE operator
         changes it to int8 with zero point 0; no float arithmetic precedes it.
         """
-        from ai_edge_quantizer.quantizer import Quantizer
         from ai_edge_quantizer.recipe_manager import RecipeManager
 
         recipe = RecipeManager()
@@ -105,36 +104,30 @@ class Compiler:
         for _, scope, operator in kept:
             recipe.add_quantization_config(scope, operator, algorithm_key="no_quantize")
         ranges = _calibrate(content, recipe, grid.normalise(job.calibration), job.recipe.ranges)
-        quantizer = Quantizer(bytearray(content), recipe.get_quantization_recipe())
-        content = with_pixel_input(_quantized(quantizer, ranges))
+        content = with_pixel_input(_quantized(content, recipe, ranges))
         return content, tuple(name for name, _, _ in kept)
 
 
 def _float16(content: bytes) -> bytes:
-    from ai_edge_quantizer.quantizer import Quantizer
     from ai_edge_quantizer.recipe_manager import RecipeManager
 
     recipe = RecipeManager()
     recipe.add_weight_only_config(".*", "*", num_bits=16, algorithm_key="float_casting")
-    return _quantized(Quantizer(bytearray(content), recipe.get_quantization_recipe()), None)
+    return _quantized(content, recipe, None)
 
 
 def _kept(content: bytes, job: Job) -> tuple[tuple[str, str, str], ...]:
     """Name, scope and type of the operators that the job's recipe keeps in float."""
-    from ai_edge_quantizer.utils.tfl_flatbuffer_utils import (
-        TFL_OP_CODE_TO_NAME,
-        get_op_scope,
-        read_model,
-    )
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils as utils
 
-    model = read_model(content)
+    model = utils.read_model(content)
     graph = model.subgraphs[0]
-    kinds = [TFL_OP_CODE_TO_NAME.get(code.builtinCode) for code in model.operatorCodes]
+    kinds = [utils.TFL_OP_CODE_TO_NAME.get(code.builtinCode) for code in model.operatorCodes]
     return job.kept_float(
         [
             (
                 graph.tensors[operator.outputs[0]].name.decode(),
-                f"^{re.escape(get_op_scope(operator, graph.tensors))}$",
+                f"^{re.escape(utils.get_op_scope(operator, graph.tensors))}$",
                 kinds[operator.opcodeIndex],
             )
             for operator in graph.operators
@@ -175,7 +168,10 @@ def _mean(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return means | {"images": images}
 
 
-def _quantized(quantizer: Any, ranges: dict[str, Any] | None) -> bytes:
+def _quantized(content: bytes, recipe: Any, ranges: dict[str, Any] | None) -> bytes:
+    from ai_edge_quantizer.quantizer import Quantizer
+
+    quantizer = Quantizer(bytearray(content), recipe.get_quantization_recipe())
     with _without_bars():
         result = quantizer.quantize(ranges, enable_progress_report=False)
     return bytes(result.quantized_model)

@@ -22,17 +22,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import (
-    FOLDER,
-    BundleError,
-    bundle_digest,
-    check_files,
-    finish,
-    golden,
-    identity,
-    record,
-    write_json,
-)
+import common
+from common import BundleError
 
 THERE = "/data/local/tmp/edgestill"
 BINARIES = (f"{THERE}/benchmark_model", "/data/local/tmp/benchmark_model")
@@ -110,19 +101,19 @@ def main() -> int:
         parser.error(f"--units are some of {','.join(UNITS)}")
     if min(arguments.threads, arguments.warmup_runs, arguments.runs) < 1:
         parser.error("--threads, --warmup-runs and --runs are at least 1")
-    check_files()
+    common.check_files()
     phone = connect(arguments.serial)
     binary = find_binary(phone, arguments.benchmark_model)
     folder = deliver_model(phone)
     result: dict[str, Any] = {
-        "bundle": identity(),
+        "bundle": common.identity(),
         "machine": phone.machine(),
         "runtime": {"benchmark_model": f"sha256:{phone.digests([binary]).get(binary)}"},
         "threads": arguments.threads,
         "results": [measure(phone, binary, folder, unit, arguments) for unit in units],
     }
     if arguments.json:
-        write_json(arguments.json, result)
+        common.write_json(arguments.json, result)
     print("{student} for {backend}, {precision}; bundle {digest}".format(**result["bundle"]))
     print("{model}, {cpu}, Android {android}, kernel {kernel}".format(**result["machine"]))
     for one in result["results"]:
@@ -176,12 +167,12 @@ def find_binary(phone: Phone, given: Path | None) -> str:
 
 def deliver_model(phone: Phone) -> str:
     """Folder on the phone that holds the model and the first golden image."""
-    folder = f"{THERE}/{bundle_digest()}"
-    name = record()["model_file"]
+    folder = f"{THERE}/{common.bundle_digest()}"
+    name = common.record()["model_file"]
     with tempfile.TemporaryDirectory() as scratch:
         image = Path(scratch) / "image.bin"
-        image.write_bytes(golden()[0][0].tobytes())
-        deliver(phone, {f"{folder}/{name}": FOLDER / name, f"{folder}/image.bin": image})
+        image.write_bytes(common.golden()[0][0].tobytes())
+        deliver(phone, {f"{folder}/{name}": common.FOLDER / name, f"{folder}/image.bin": image})
     return folder
 
 
@@ -210,9 +201,9 @@ def measure(
 
     TensorFlow Lite's tool reads a golden image, LiteRT's makes random pixels.
     """
-    size, channels = record()["image_size"], record()["channels"]
+    size, channels = common.record()["image_size"], common.record()["channels"]
     flags = [
-        f"--graph={folder}/{record()['model_file']}",
+        f"--graph={folder}/{common.record()['model_file']}",
         f"--num_threads={arguments.threads}",
         f"--warmup_runs={arguments.warmup_runs}",
         f"--num_runs={arguments.runs}",
@@ -320,4 +311,4 @@ def _run(command: list[str]) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    finish(main)
+    common.finish(main)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from pipeline.backends.base.spec import FLOAT32, INT8, Backend, pinned
-from pipeline.backends.tflite.params import Settings
+from pydantic import Field
+
+from pipeline.backends.base.spec import FLOAT32, INT8, Backend, BackendSettings, pinned
 
 _AFTER_USE = """
 ## On a phone
@@ -26,6 +27,15 @@ Pillow 13's arithmetic and says what its platform's decoder may change. C++ and 
 pixels bit for bit; Swift has not been compiled yet. model.tflite has labels.txt and TFLite metadata
 inside, too.
 """
+
+
+class Settings(BackendSettings):
+    """`backends.tflite` of params.yaml: what is compiled for LiteRT."""
+
+    precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = Field(min_length=1)
+    hard_swish: Literal["decomposed", "keep"] = Field(
+        "decomposed", description="how int8 computes hard-swish, for which XNNPACK has no kernel"
+    )
 
 
 class TFLite(Backend):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
-from harness import cores
+from harness import cores, system_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,13 +110,14 @@ def golden() -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]
 
 def machine() -> dict[str, Any]:
     """This machine: what logits and latencies depend on."""
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {
         "cpu": _cpu(),
         "architecture": platform.machine(),
         "cores": cores(),
         "system": platform.system(),
         "kernel": platform.release(),
-        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
+        "governor": system_text(governor) or None,
         "python": platform.python_version(),
         "numpy": np.__version__,
     }
@@ -163,15 +164,8 @@ def _sha256(file: Path) -> str:
 
 
 def _cpu() -> str:
-    lines = _text("/proc/cpuinfo").splitlines()
+    lines = system_text(Path("/proc/cpuinfo")).splitlines()
     names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
     # Arm kernels report no CPU model, but the board.
-    board = _text("/proc/device-tree/model").strip("\0")
+    board = system_text(Path("/proc/device-tree/model")).strip("\0")
     return ", ".join(sorted(names)) or board or platform.processor() or platform.machine()
-
-
-def _text(file: str) -> str:
-    try:
-        return Path(file).read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:  # this system does not have it
-        return ""

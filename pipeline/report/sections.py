@@ -1,12 +1,15 @@
-"""The report's tables on int8: parity, attempts, noise by layer, and the execution report."""
+"""The report's tables on int8 (parity, attempts, noise, execution) and on latencies."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from pipeline.backends.base.records import ArtifactRecord
 from pipeline.compile.records import LayerNoise
+from pipeline.latency.records import BenchmarkRecord, BenchmarkRow
 from pipeline.networks.params import Network
 from pipeline.report.results import UNKNOWN, Row
 
@@ -26,6 +29,19 @@ class Section:
     marks: tuple[str, ...] = ()
     """CSS class of each row; empty: none has one."""
 
+    @classmethod
+    def of(
+        cls,
+        heading: str,
+        rows: Sequence[dict[str, str]],
+        words: Collection[str],
+        marks: tuple[str, ...] = (),
+    ) -> Self:
+        """A table of rows that give each cell by its column; those not in `words` hold numbers."""
+        columns = tuple(rows[0]) if rows else ()
+        numeric = tuple(column not in words for column in columns)
+        return cls(heading, columns, numeric, tuple(tuple(row.values()) for row in rows), marks)
+
 
 def parity_section(rows: list[Row]) -> Section:
     """Differences between each artifact and the float student on the test split."""
@@ -42,28 +58,22 @@ def parity_section(rows: list[Row]) -> Section:
 
 def ladder_section(rows: list[Row]) -> Section:
     """Every attempt at an int8 artifact with its accuracy on val, its size and its time."""
-    columns = ("Artifact", "Rung", "Recipe", "Val top-1", "Drop", "Bytes", "Seconds", "Kept")
-    numeric = (False, False, False, True, True, True, True, False)
     tried = [(row, attempt) for row in rows if row.metrics for attempt in row.metrics.ladder]
-    return Section(
-        heading="Attempts at int8",
-        columns=columns,
-        numeric=numeric,
-        rows=tuple(
-            (
-                row.name,
-                attempt.rung.replace("_", " "),
-                f"{attempt.recipe}: {attempt.failure}" if attempt.failure else attempt.recipe,
-                UNKNOWN if attempt.val_top1 is None else f"{attempt.val_top1:.4f}",
-                UNKNOWN if attempt.val_drop is None else f"{attempt.val_drop:+.4f}",
-                UNKNOWN if attempt.size_bytes is None else f"{attempt.size_bytes:,}",
-                f"{attempt.seconds:.0f}",
-                "kept" if attempt.kept else "",
-            )
-            for row, attempt in tried
-        ),
-        marks=tuple("measured" if attempt.kept else "not_measured" for _, attempt in tried),
-    )
+    shown = [
+        {
+            "Artifact": row.name,
+            "Rung": attempt.rung.replace("_", " "),
+            "Recipe": f"{attempt.recipe}: {attempt.failure}" if attempt.failure else attempt.recipe,
+            "Val top-1": UNKNOWN if attempt.val_top1 is None else f"{attempt.val_top1:.4f}",
+            "Drop": UNKNOWN if attempt.val_drop is None else f"{attempt.val_drop:+.4f}",
+            "Bytes": UNKNOWN if attempt.size_bytes is None else f"{attempt.size_bytes:,}",
+            "Seconds": f"{attempt.seconds:.0f}",
+            "Kept": "kept" if attempt.kept else "",
+        }
+        for row, attempt in tried
+    ]
+    marks = tuple("measured" if attempt.kept else "not_measured" for _, attempt in tried)
+    return Section.of("Attempts at int8", shown, ("Artifact", "Rung", "Recipe", "Kept"), marks)
 
 
 def noise_section(rows: list[Row]) -> Section:
@@ -130,3 +140,30 @@ def execution_section(artifacts: dict[str, ArtifactRecord]) -> Section:
     )  # fmt: skip
     numeric = (False, True, True, *(False,) * 5)
     return Section("Execution report", columns, numeric, tuple(shown))
+
+
+def latency_section(rows: list[Row], record: BenchmarkRecord) -> Section:
+    """Every figure of the benchmark, the reference first."""
+    measured = [("reference", record.reference)]
+    measured += [(row.name, row.latency) for row in rows if row.latency and row.p50 is not None]
+    return Section.of("Latency", [_cells(name, bench) for name, bench in measured], ("Artifact",))
+
+
+def _cells(name: str, bench: BenchmarkRow) -> dict[str, str]:
+    times, interval, peak = bench.latency_ms, bench.p90_interval_ms, bench.peak_rss_bytes
+    ratio, many, warm = bench.ratio_interval, bench.throughput, bench.warm_up
+    steady = "" if warm is None or warm.steady else ", never steady"
+    return {
+        "Artifact": name,
+        "Inferences": f"{bench.n:,}",
+        "p50 ms": f"{times.p50:.3f}" if times else UNKNOWN,
+        "p90 ms": f"{times.p90:.3f}" if times else UNKNOWN,
+        "95% of p90": f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else UNKNOWN,
+        "p99 ms": f"{times.p99:.3f}" if times else UNKNOWN,
+        "95% of × ref": f"{ratio[0]:.3f} to {ratio[1]:.3f}" if ratio else UNKNOWN,  # noqa: RUF001
+        "Images/s": f"{many.images_per_second:,.0f}" if many else UNKNOWN,
+        "First ms": UNKNOWN if bench.first_ms is None else f"{bench.first_ms:.2f}",
+        "Load ms": UNKNOWN if bench.load_ms is None else f"{bench.load_ms:.1f}",
+        "Warm-up": f"{warm.inferences:,}{steady}" if warm else UNKNOWN,
+        "Peak MiB": UNKNOWN if peak is None else f"{peak / 2**20:.0f}",
+    }

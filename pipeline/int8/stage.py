@@ -1,0 +1,67 @@
+"""The stage `quantize_aware`, which knows without importing torch whether it has anything to do."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import model_validator
+
+from pipeline.core.files import whole_folder
+from pipeline.distill.params import DistillParams
+from pipeline.export.params import Export
+from pipeline.int8.params import QUANTIZE_AWARE as RUNG
+from pipeline.int8.params import Quantize, QuantizeAware
+from pipeline.int8.records import (
+    METRICS_FOLDER,
+    QUANTIZE_AWARE,
+    STATUS,
+    QuantizeAwareMetrics,
+    QuantizeAwareStatus,
+)
+
+NOT_ASKED = f"`{RUNG}` is not among quantize.rungs"
+
+
+class QuantizeAwareParams(DistillParams):
+    """What the stage `quantize_aware` reads."""
+
+    export: Export
+    quantize: Quantize
+    quantize_aware: QuantizeAware
+
+    @model_validator(mode="after")
+    def _epochs_exist(self) -> Self:
+        asked = RUNG in self.quantize.rungs
+        if asked and self.quantize_aware.epochs > self.views.epochs:
+            raise ValueError(
+                f"quantize_aware.epochs: {self.quantize_aware.epochs} are more than the "
+                f"{self.views.epochs} of `views`, the first of which it uses again"
+            )
+        return self
+
+
+def train_quantize_aware(params: QuantizeAwareParams, name: str) -> float | None:
+    """Stage `quantize_aware@S`: models/quantize_aware/S/ and metrics/quantize_aware/S.json.
+
+    The folder gets the float weights of models/students/S after training under int8's rounding,
+    their card, and `model.onnx`, which is quantized like the student's. Where `quantize.rungs` does
+    not name the rung, nothing is trained, and status.json says so.
+
+    Args:
+        params: what the stage reads.
+        name: the student S.
+
+    Returns:
+        Top-1 on val under the rounding, a fraction; None where nothing was trained.
+
+    Raises:
+        PipelineError: see `quantize_aware.train`.
+    """
+    if RUNG in params.quantize.rungs:
+        from pipeline.int8.quantize_aware import train  # it takes seconds to import torch
+
+        return train(params, name)
+    with whole_folder(QUANTIZE_AWARE / name) as scratch:
+        QuantizeAwareStatus(trained=False, reason=NOT_ASKED).write(scratch / STATUS)
+    QuantizeAwareMetrics(val_top1=None).write(METRICS_FOLDER / f"{name}.json")
+    return None
