@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,12 @@ def test_the_lock_file_holds_no_stage_that_is_gone_and_is_short() -> None:
     text = (ROOT / "dvc.lock").read_text()
     assert set(yaml.safe_load(text)["stages"]) <= expanded
     assert len(text.splitlines()) <= 1500
+
+
+def test_git_tracks_no_file_that_dvc_keeps() -> None:
+    """DVC refuses an output that git tracks, at the end of its stage."""
+    outs = [out for stage in STAGES.values() for out in stage.get("outs", ())]
+    kept = [out.split("${")[0] for out in outs if isinstance(out, str)]
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no clone")
+    assert subprocess.check_output(["git", "ls-files", "--", *kept], cwd=ROOT, text=True) == ""
