@@ -27,13 +27,13 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.shared import count
-from pipeline.accuracy.metrics import top1
 from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.records import ArtifactRecord
 from pipeline.backends.base.registry import backend
 from pipeline.cli.params import load_params
 from pipeline.core.errors import PipelineError, run
 from pipeline.core.files import write_whole
+from pipeline.data.answers import top1
 from pipeline.data.records import load_calibration, load_split
 from pipeline.latency.fingerprint import read_fingerprint
 from pipeline.latency.harness import Harness, balanced_order

@@ -250,11 +250,10 @@ def edited(project: Project, folder: str) -> set[str]:
 
 def test_an_edit_touches_the_stages_that_depend_on_its_room(project: Project) -> None:
     assert edited(project, "distill/losses") == branches(project) | {"record_teacher", "bundle"}
-    for room in ("latency", "report", "gate", "bundle", "cli"):
+    assert edited(project, "gate") == edited(project, "cli") == set()
+    for room in ("latency", "report", "bundle"):
         stages = {name.partition("@")[0] for name in edited(project, room)}
-        assert not stages & set(BEFORE_BENCHMARK), room
-    assert not edited(project, "gate") and not edited(project, "cli")
-    assert not project.changed_stages()
+        assert stages and not stages & set(BEFORE_BENCHMARK), room
 
 
 def test_an_edit_in_a_backend_touches_its_compile_and_what_follows(project: Project) -> None:

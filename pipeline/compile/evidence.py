@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from pipeline.accuracy.metrics import confusions, correct, reliability, worst_mistakes
+from pipeline.accuracy.metrics import confusions, reliability, worst_mistakes
 from pipeline.accuracy.records import Mistake, ReliabilityBin
 from pipeline.backends.base.records import ArtifactRecord, ExecutionReport
 from pipeline.core.records import DetailRecord
+from pipeline.data.answers import correct
 from pipeline.data.records import Manifest
 
 CONFUSIONS, MISTAKES = 1000, 24

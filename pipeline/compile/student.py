@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.accuracy.metrics import agreement, lost_and_won, signal_to_noise, top1
+from pipeline.accuracy.metrics import lost_and_won, signal_to_noise
 from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.job import Compiled, Compiler, Job, opened_bytes
 from pipeline.backends.base.records import ArtifactRecord
@@ -24,6 +24,7 @@ from pipeline.compile.params import CompileParams
 from pipeline.compile.records import EVIDENCE_FILE, METRICS_FILE, CompiledMetrics
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, whole_folder
+from pipeline.data.answers import agreement, top1
 from pipeline.data.records import PACKED, Manifest, load_calibration, load_split
 from pipeline.export.evaluate import logits_of
 from pipeline.export.records import ONNX

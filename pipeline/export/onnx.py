@@ -15,6 +15,7 @@ import torch
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import whole_folder
+from pipeline.data.answers import agreement
 from pipeline.data.records import PACKED, Manifest, load_split
 from pipeline.export.evaluate import logits_of
 from pipeline.export.records import ONNX, Parity
@@ -56,10 +57,9 @@ def export_student(student: str, opset: int) -> Parity:
         torch_logits = predict(model, images).numpy()
         onnx_logits = logits_of(load(str(file), os.cpu_count() or 1), images, label="parity")
         error = np.abs(torch_logits - onnx_logits)
-        torch_answer, onnx_answer = torch_logits.argmax(1), onnx_logits.argmax(1)
         parity = Parity(
             images=len(images),
-            same_argmax=float((torch_answer == onnx_answer).mean()),
+            same_argmax=agreement(torch_logits, onnx_logits),
             max_logit_error=float(error.max()),
             mean_logit_error=float(error.mean()),
             opset=opset,

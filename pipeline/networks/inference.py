@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from pipeline.core.patches import keep_freed_memory
+from pipeline.data.answers import top1
 from pipeline.networks.pixels import PixelsToLogits
 
 _BATCH = 500
@@ -40,9 +41,8 @@ def evaluate(
 ) -> tuple[float, float]:
     """Mean cross entropy and top-1 (a fraction) over images [N, H, W, C] and labels [N]."""
     logits = predict(model, images)
-    target = torch.from_numpy(labels)
-    top1 = (logits.argmax(1) == target).double().mean()
-    return F.cross_entropy(logits, target).item(), top1.item()
+    loss = F.cross_entropy(logits, torch.from_numpy(labels)).item()
+    return loss, top1(logits.numpy(), labels)
 
 
 @torch.no_grad()

@@ -5,16 +5,15 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.accuracy.metrics import (
-    agreement,
     calibration_error,
     confusions,
     lost_and_won,
     probabilities,
     reliability,
     signal_to_noise,
-    top1,
     worst_mistakes,
 )
+from pipeline.data.answers import agreement, top1
 
 
 def test_top1_is_the_share_of_right_answers() -> None:

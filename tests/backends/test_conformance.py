@@ -17,12 +17,12 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
-from pipeline.accuracy.metrics import agreement, top1
 from pipeline.backends.base.job import Compiled, Job
 from pipeline.backends.base.params import Backends
 from pipeline.backends.base.registry import backend, backend_names
 from pipeline.backends.base.spec import Backend
 from pipeline.core.errors import PipelineError
+from pipeline.data.answers import agreement, top1
 from pipeline.networks import grid
 
 ROOT = Path(__file__).parents[2]

@@ -11,12 +11,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.accuracy.metrics import top1
 from pipeline.backends.base.job import Compiled, Job, Recipe
 from pipeline.backends.onnxruntime.compile import Compiler
 from pipeline.backends.onnxruntime.spec import BACKEND
 from pipeline.compile.ladder import Climbed, climb, find_rung
 from pipeline.core.errors import PipelineError
+from pipeline.data.answers import top1
 from pipeline.export.evaluate import logits_of
 from pipeline.export.onnx import export_onnx
 from pipeline.int8.params import Quantize

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.accuracy.metrics import agreement
 from pipeline.backends.base.job import Compiled, Job, Recipe
 from pipeline.backends.base.registry import backend, backend_names
 from pipeline.core.files import sha256
+from pipeline.data.answers import agreement
 from tests.compile.conftest import compiler
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]

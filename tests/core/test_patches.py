@@ -66,7 +66,7 @@ def test_the_input_grid_needs_no_torch() -> None:
     assert python(f"import sys, pipeline.networks.grid; print({heavy} or 'none')") == "none"
 
 
-def test_importing_a_module_applies_no_patch() -> None:
+def test_importing_a_module_applies_no_patch_and_then_torchvision_and_timm_load() -> None:
     code = """
 import importlib, pkgutil, sys
 import torch
@@ -80,17 +80,10 @@ cached = (patches.import_timm, patches.keep_freed_memory, patches.muon_in_float3
 assert "pipeline.training.loop" in sys.modules
 assert not any(patch.cache_info().misses for patch in cached)
 assert torch.nn.functional.conv2d is torch.conv2d
-print({"timm", "torchvision"} & set(sys.modules) or "none")
-"""
-    assert python(code) == "none"
-
-
-def test_torchvision_and_timm_can_be_imported_beside_the_installed_torch() -> None:
-    code = """
-from pipeline.core.patches import import_timm, import_torchvision
-transforms = import_torchvision().transforms
-assert import_timm() is import_timm()
-print(transforms.Resize(4).size, "resnet18" in import_timm().list_models())
+assert not {"timm", "torchvision"} & set(sys.modules)
+transforms = patches.import_torchvision().transforms  # beside the torch that is installed
+assert patches.import_timm() is patches.import_timm()
+print(transforms.Resize(4).size, "resnet18" in patches.import_timm().list_models())
 """
     assert python(code) == "4 True"
 
