@@ -91,7 +91,7 @@ def model_card(
 def front_matter(bundle: Bundle, manifest: Manifest) -> str:
     """The metadata in YAML with its fences. The licence of the weights is not known."""
     its = backend(bundle.backend)
-    tags = (its.library, *its.tags, bundle.precision, "knowledge-distillation")
+    tags = (its.hub_library, *its.tags, bundle.precision, "knowledge-distillation")
     hub_id = HUB_DATASETS.get(manifest.source.removeprefix("torchvision "))
     result = {
         "task": {"type": "image-classification", "name": "Image Classification"},
@@ -106,7 +106,7 @@ def front_matter(bundle: Bundle, manifest: Manifest) -> str:
     name = Artifact(bundle.student, bundle.backend, bundle.precision).slug
     content: dict[str, Any] = {
         "license": "unknown",
-        "library_name": its.library,
+        "library_name": its.hub_library,
         "pipeline_tag": "image-classification",
         "tags": list(tags),
         **({"datasets": [hub_id]} if hub_id else {}),

@@ -56,7 +56,7 @@ def test_an_unknown_backend_is_an_error_that_names_the_nearest_known_one() -> No
 
 @every_backend
 def test_its_spec_is_complete(its: Backend) -> None:
-    assert its.title and its.library and re.fullmatch(r"#[0-9a-f]{6}", its.colour)
+    assert its.title and its.hub_library and re.fullmatch(r"#[0-9a-f]{6}", its.colour)
     assert its.settings(precisions=its.precisions).precisions == its.precisions
     assert its.tolerances.keys() == set(its.precisions)
     for limits in its.tolerances.values():

@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from torch import library
 from torch.nn import functional as F
 
 from pipeline.core import patches
@@ -100,7 +101,7 @@ def test_torchvisions_operators_are_declared_where_its_native_code_does_not_load
         return ModuleType(name)
 
     monkeypatch.setattr(importlib, "import_module", load)
-    monkeypatch.setattr(torch.library, "define", lambda name, _schema: declared.append(name))
+    monkeypatch.setattr(library, "define", lambda name, _schema: declared.append(name))
     assert patches.import_torchvision().__name__ == "torchvision"
     assert declared == ["torchvision::nms", "torchvision::qnms"]
 

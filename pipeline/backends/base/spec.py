@@ -79,7 +79,7 @@ class Backend:
     """Its settings in params.yaml."""
     tolerances: ClassVar[Mapping[str, Tolerance]]
     """By precision, for `verify.py` of a bundle."""
-    library: ClassVar[str]
+    hub_library: ClassVar[str]
     """What the Hugging Face hub calls the library that opens the model."""
     tags: ClassVar[tuple[str, ...]] = ()
     """What the hub calls the file, where that is not the library."""

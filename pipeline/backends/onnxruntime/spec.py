@@ -27,7 +27,7 @@ class OnnxRuntime(Backend):
     runtimes = ("onnxruntime",)
     settings = Settings
     tolerances: ClassVar = {"fp32": FLOAT32, "int8": INT8}
-    library = "onnx"
+    hub_library = "onnx"
 
     def bundle_files(self) -> dict[str, Path]:
         return super().bundle_files() | {"session.py": Path(session.__file__)}

@@ -25,7 +25,7 @@ class OpenVino(Backend):
     runtimes = ("openvino",)
     settings = Settings
     tolerances: ClassVar = {"fp32": FLOAT32, "int8": INT8}
-    library = "openvino"
+    hub_library = "openvino"
 
 
 BACKEND = OpenVino()

@@ -71,7 +71,7 @@ class TensorRT(Backend):
     runtimes = tuple(MODULES)
     settings = Settings
     tolerances: ClassVar = {"fp16": _HALF, "int8": INT8}
-    library = "tensorrt"
+    hub_library = "tensorrt"
     tags = ("onnx",)
     portable = MODEL
     device_built = (ENGINE,)

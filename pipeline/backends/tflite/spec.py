@@ -48,7 +48,7 @@ class TFLite(Backend):
     runtimes = ("ai-edge-litert", "tflite-runtime")
     settings = Settings
     tolerances: ClassVar = {"fp32": FLOAT32, "fp16": FLOAT32, "int8": INT8}
-    library = "litert"
+    hub_library = "litert"
     tags = ("tflite",)
     after_use = _AFTER_USE
 
