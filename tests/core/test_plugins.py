@@ -35,7 +35,7 @@ class Settings(BackendSettings):
     precisions: tuple[Literal["fp32"], ...]
 
 class Abacus(Backend):
-    name, title, colour, library = "abacus", "Abacus", "#000000", "abacus"
+    name, title, colour, hub_library = "abacus", "Abacus", "#000000", "abacus"
     packages = runtimes = ("abacus-runtime",)
     settings, tolerances = Settings, {"fp32": FLOAT32}
 
