@@ -34,7 +34,7 @@ from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
 from pipeline.networks.records import Normalisation
 from pipeline.training.devices import launch
-from pipeline.training.params import Training
+from pipeline.training.params import Recipe
 
 AUGMENT = Augment(flip=True, shift=1)
 TEMPERATURE, KL_WEIGHT, LABEL_WEIGHT = 4.0, 0.9, 0.1
@@ -78,10 +78,10 @@ class Task:
         pixels = torch.tensor(self.images[:1])
         return Distillation(model, teachers, TERMS, {}, settings, pixels)
 
-    def training(self) -> Training:
+    def training(self) -> Recipe:
         """Plain SGD with momentum."""
         # timm's factory calls it `momentum`; its `sgd` is Nesterov's.
-        return Training(
+        return Recipe(
             batch_size=self.batch, optimizer="momentum", lr=LR, momentum=MOMENTUM, weight_decay=0.0
         )
 

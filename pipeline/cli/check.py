@@ -5,19 +5,22 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from torch import nn
 
 from pipeline.backends.base.registry import backend
 from pipeline.backends.base.spec import versions
 from pipeline.cli.params import Params
 from pipeline.compile.ladder import find_rung
-from pipeline.core.errors import PipelineError
 from pipeline.data.sources import find_source
 from pipeline.distill.objective import Distillation
 from pipeline.networks.build import build_network
+from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
-from pipeline.training.recipe import check_training
+from pipeline.networks.pretrained import start_from
+from pipeline.training.auto import Facts, plan_recipe
+from pipeline.training.recipe import check_recipe
 
-_CLASSES, _SIZE, _CHANNELS = 10, 64, 3  # stand-ins for what the data decides
+_CLASSES, _SIZE, _CHANNELS, _IMAGES = 10, 64, 3, 10_000  # stand-ins for what the data decides
 
 
 def check(params: Params) -> None:
@@ -39,19 +42,29 @@ def check(params: Params) -> None:
     build = partial(build_network, classes=_CLASSES, channels=channels)
     pixels = torch.zeros(1, size, size, channels, dtype=torch.uint8)
     normalisation = student_normalisation(channels)
-    check_training(params.distill.training, "distill")
     teachers = {}
     for name in params.teachers.enabled:
         teacher = params.teachers.zoo[name]
-        check_training(teacher.training, f"teachers.zoo.{name}")
-        checkpoint = params.teachers.checkpoint_file(name)
-        if checkpoint is not None and not checkpoint.is_file():
-            raise PipelineError("there is no such checkpoint", where=str(checkpoint))
         own = size if teacher.input_size == "auto" else teacher.input_size
+        about = Facts(_IMAGES, own, teacher.network.pretrained)
+        check_recipe(plan_recipe(teacher.training, about, "teachers"), f"teachers.zoo.{name}")
         network = build(teacher.network, image_size=own)
+        _check_weights(network, teacher.network, params, channels)
         teachers[name] = PixelsToLogits(network, normalisation, own)
     for name in params.students.enabled:
         student = params.students.zoo[name]
-        model = PixelsToLogits(build(student, image_size=size), normalisation)
+        about = Facts(_IMAGES, size, student.pretrained)
+        check_recipe(
+            plan_recipe(params.distill.training, about, "students"), f"students.zoo.{name}"
+        )
+        network = build(student, image_size=size)
+        _check_weights(network, student, params, channels)
+        model = PixelsToLogits(network, normalisation)
         losses = params.distill.losses
         Distillation(model, teachers, losses, student.taps, params.teachers, pixels)
+
+
+def _check_weights(network: nn.Module, settings: Network, params: Params, channels: int) -> None:
+    """Load a weights file for trial; those of timm are fetched when training starts."""
+    if settings.weights_file(params.checkpoints) is not None:
+        start_from(network, settings, params.checkpoints, (), channels)

@@ -37,6 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     taps.add_argument("network", metavar="ARCH", help="a timm name, a student or a teacher")
     taps.add_argument("--size", type=_count, metavar="PIXELS", help="size of the images")
     taps.add_argument("--all", action="store_true", help="list every module, not only blocks")
+    weights = add("weights", _weights, "list timm's weights of a network, and which are in reach")
+    weights.add_argument("arch", metavar="ARCH", help="a timm name")
     gate = add("gate", _gate, "compare the records with a baseline; exits 1 on a regression")
     gate.epilog = (
         "Exit codes: 0 passed, 1 regression, 2 invalid, 3 inconclusive (0 with gate.inconclusive: "
@@ -99,6 +101,14 @@ def _taps(parsed: argparse.Namespace) -> None:
     from pipeline.cli.taps import taps_table
 
     Console().print(taps_table(parsed.network, parsed.size, every=parsed.all))
+
+
+def _weights(parsed: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from pipeline.cli.weights import weights_table
+
+    Console().print(weights_table(parsed.arch))
 
 
 def _results(_: argparse.Namespace) -> None:

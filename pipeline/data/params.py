@@ -44,12 +44,21 @@ class Augment(Group):
 
 
 class Views(Group):
-    """The views of the train images that a network sees."""
+    """The views of the train images that a network sees; `auto` becomes a `ViewPlan`."""
 
     overridable: ClassVar[bool] = True
 
-    epochs: Annotated[int, Field(ge=0)] = Field(description="0: the network is not trained")
-    augment: Augment = Augment()
+    epochs: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+        "auto", description="0: the network is not trained"
+    )
+    augment: Literal["auto"] | Augment = "auto"
+
+
+class ViewPlan(Group):
+    """`Views` with nothing left to be found."""
+
+    epochs: Annotated[int, Field(ge=0)]
+    augment: Augment
 
 
 class FetchParams(Selection):

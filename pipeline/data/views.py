@@ -137,7 +137,7 @@ class Views:
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images, but {len(labels)} labels")
         self.images, self.labels = images, labels
-        self._augment, self._classes, self._seed = augment, classes, seed
+        self.augment, self._classes, self._seed = augment, classes, seed
         self._drawn: tuple[int, Draws] | None = None
 
     def __len__(self) -> int:
@@ -173,7 +173,7 @@ class Views:
         if drawn is None or drawn[0] != epoch:
             self._drawn = None  # frees the old draws before the new ones are made
             channels = self.images.shape[3]
-            draws = draw(self._augment, len(self), channels, seed=self._seed, epoch=epoch)
+            draws = draw(self.augment, len(self), channels, seed=self._seed, epoch=epoch)
             self._drawn = drawn = epoch, draws
         return drawn[1]
 
@@ -195,8 +195,8 @@ class Views:
         pixels = put(self.images[samples])
         n, height, width, _ = pixels.shape
         if "crop" in draws:
-            assert self._augment.crop is not None
-            crop = crop_boxes(draws["crop"][samples], self._augment.crop, height, width)
+            assert self.augment.crop is not None
+            crop = crop_boxes(draws["crop"][samples], self.augment.crop, height, width)
             pixels = resized_crop(pixels, put(crop))
         if "flip" in draws or "shift" in draws:
             flip = draws["flip"][samples] if "flip" in draws else np.zeros(n, bool)
@@ -206,7 +206,7 @@ class Views:
             operation, level, direction = draws["trivial"][samples].T
             pixels = trivial(pixels, operation, np.where(direction, level, -level))
         if "erase" in draws:
-            boxes = erase_boxes(draws["erase"][samples], self._augment.erase, height, width)
+            boxes = erase_boxes(draws["erase"][samples], self.augment.erase, height, width)
             pixels = erase(pixels, put(boxes), put(draws["erase_colour"][samples]))
         return pixels
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -68,6 +69,7 @@ class RecordingParams(Selection):
 class DistillParams(RecordingParams):
     """What the stage `distill` reads."""
 
+    checkpoints: Path = Field(description="folder of weights files; DVC notices a change in it")
     students: Students
     distill: Distill
 

@@ -24,6 +24,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, write_whole
 from pipeline.core.progress import track
 from pipeline.data import augment, trivial, views
+from pipeline.data.params import ViewPlan
 from pipeline.data.records import PACKED, Manifest, load_split
 from pipeline.data.views import Views, seed_of
 from pipeline.distill.params import RecordingParams
@@ -31,6 +32,7 @@ from pipeline.distill.records import TEACHER_LOGITS, TeacherLogitsRecord
 from pipeline.distill.teachers import load_teacher, teacher_digest
 from pipeline.networks.inference import set_up_torch
 from pipeline.networks.pixels import PixelsToLogits
+from pipeline.training.auto import facts, plan_views
 from pipeline.training.checkpoints import run_key
 from pipeline.training.devices import launch, one_machine
 
@@ -45,21 +47,28 @@ _DONE = "epochs_done"
 def student_views(params: RecordingParams, manifest: Manifest) -> Views:
     """The views of the train split that students see, the same for all of them."""
     seed, classes = seed_of("views", params.seed), len(manifest.classes)
-    return Views(*load_split("train"), params.views.augment, classes=classes, seed=seed)
+    augment = student_plan(params, manifest).augment
+    return Views(*load_split("train"), augment, classes=classes, seed=seed)
+
+
+def student_plan(params: RecordingParams, manifest: Manifest) -> ViewPlan:
+    """The epochs and augmentation of all students, who share the recorded teacher logits."""
+    return plan_views(params.views, facts(manifest, manifest.image_size))
 
 
 def wanted(params: RecordingParams, manifest: Manifest) -> TeacherLogitsRecord:
     """The record that a recording for these params, this data and the teachers on disk has."""
-    parts = [params.views.model_dump_json(), str(params.seed)]
+    plan = student_plan(params, manifest)
+    parts = [plan.model_dump_json(), str(params.seed)]
     parts += [manifest.digests[f"train_{part}.npy"] for part in ("images", "labels")]
     parts += [sha256(Path(str(module.__file__))) for module in (augment, trivial, views)]
-    recorded = params.teacher_logits.record and params.views.epochs > 0
+    recorded = params.teacher_logits.record and plan.epochs > 0
     names = params.teachers.enabled if recorded else ()
     top_k = params.teacher_logits.top_k
     return TeacherLogitsRecord(
         teachers={name: teacher_digest(name) for name in names},
         views=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
-        epochs=params.views.epochs,
+        epochs=plan.epochs,
         samples=manifest.size("train"),
         classes=len(manifest.classes),
         top_k=None if top_k is None or top_k >= len(manifest.classes) else top_k,

@@ -12,14 +12,17 @@ from pipeline.data.records import PACKED, Manifest
 from pipeline.data.views import Views
 from pipeline.distill.objective import Distillation, needed_for_features, needs_logits
 from pipeline.distill.params import DistillParams
-from pipeline.distill.recording import RecordedLogits, student_views, wanted
+from pipeline.distill.recording import RecordedLogits, student_plan, student_views, wanted
 from pipeline.distill.records import TEACHER_LOGITS
 from pipeline.distill.teachers import load_teacher, teacher_digest
 from pipeline.networks.build import build_network
+from pipeline.networks.folding import fold_normalisation
 from pipeline.networks.inference import set_up_torch
 from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
+from pipeline.networks.pretrained import start_from
 from pipeline.networks.records import STUDENTS
+from pipeline.training.auto import facts, plan_recipe, tell
 from pipeline.training.devices import launch
 from pipeline.training.task import Task, train_and_write
 
@@ -52,19 +55,27 @@ def distill_student(
         teacher_logits: the folder of the recording.
         run_as: the name of the results, where it is not the student's.
     """
-    distill, network = params.distill, params.students.zoo[name]
-    fabric = launch(distill.training)
+    network = params.students.zoo[name]
+    fabric = launch(params.distill.training)
     manifest = Manifest.read(PACKED / "manifest.json")
     set_up_torch(params.seed)
-    model = PixelsToLogits(
-        build_network(
-            network,
-            classes=len(manifest.classes),
-            channels=manifest.channels,
-            image_size=manifest.image_size,
-        ),
-        student_normalisation(manifest.channels),
+    built = build_network(
+        network,
+        classes=len(manifest.classes),
+        channels=manifest.channels,
+        image_size=manifest.image_size,
     )
+    normalisation = student_normalisation(manifest.channels)
+    own, started = start_from(
+        built, network, params.checkpoints, manifest.classes, manifest.channels
+    ) or (normalisation, None)
+    fold_normalisation(built, own, normalisation)
+    about = facts(manifest, manifest.image_size, started)
+    recipe = plan_recipe(params.distill.training, about, "students")
+    plan = student_plan(params, manifest)
+    if fabric.is_global_zero:
+        tell(name, started, plan, recipe, about)
+    model = PixelsToLogits(built, normalisation)
     taught = lessons(params, network, model, fabric, manifest, teacher_logits)
     task = Task(
         name=run_as or name,
@@ -72,10 +83,11 @@ def distill_student(
         folder=STUDENTS / (run_as or name),
         network=network,
         input_size=manifest.image_size,
-        training=distill.training,
-        epochs=params.views.epochs,
+        training=recipe,
+        epochs=plan.epochs,
         seed=params.seed,
         settings=taught.settings,
+        started_from=started,
     )
     train_and_write(fabric, task, manifest, taught.objective, taught.views, taught.recorded)
 
@@ -105,7 +117,7 @@ def lessons(
         expected = wanted(params, manifest)
         recorded = RecordedLogits(expected, teacher_logits) if expected.teachers else None
         running = running if recorded else params.teachers.enabled
-    views = student_views(params, manifest)
+    views, plan = student_views(params, manifest), student_plan(params, manifest)
     objective = Distillation(
         model.to(fabric.device),
         {teacher: load_teacher(teacher, manifest).to(fabric.device) for teacher in running},
@@ -116,6 +128,4 @@ def lessons(
         distill.training.label_smoothing,
     )
     digests = {teacher: teacher_digest(teacher) for teacher in running}
-    return Lessons(
-        objective, views, recorded, (distill, params.teachers, digests, expected, params.views)
-    )
+    return Lessons(objective, views, recorded, (distill, params.teachers, digests, expected, plan))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, whole_folder
 from pipeline.data.records import PACKED, Manifest, load_calibration
+from pipeline.distill.recording import student_plan
 from pipeline.distill.records import TEACHER_LOGITS
 from pipeline.distill.student import lessons
 from pipeline.export.onnx import export_onnx
@@ -17,11 +19,12 @@ from pipeline.int8.records import (
 )
 from pipeline.int8.stage import QuantizeAwareParams
 from pipeline.networks.inference import set_up_torch
-from pipeline.networks.records import STUDENTS, WEIGHTS
+from pipeline.networks.records import STUDENTS, WEIGHTS, ModelCard
 from pipeline.networks.weights import check_card, load_pixels_to_logits, save_model
+from pipeline.training.auto import facts, plan_recipe
 from pipeline.training.checkpoints import forget_checkpoint, run_key
 from pipeline.training.devices import launch
-from pipeline.training.params import Training
+from pipeline.training.params import Recipe
 from pipeline.training.task import Task, fit_task, model_card
 
 
@@ -41,14 +44,20 @@ def train(params: QuantizeAwareParams, name: str) -> float:
             recording of other teacher logits.
     """
     folder = QUANTIZE_AWARE / name
-    training = rounded_training(params)
-    fabric = launch(training)
+    fabric = launch(params.distill.training)
     manifest = Manifest.read(PACKED / "manifest.json")
     set_up_torch(params.seed)
     model, card = load_pixels_to_logits(STUDENTS / name)
     check_card(card, manifest, STUDENTS / name)
     network = params.students.zoo[name]
     grids = calibrate(model.to(fabric.device), load_calibration())
+    most = student_plan(params, manifest).epochs
+    if params.quantize_aware.epochs > most:
+        raise PipelineError(
+            f"{params.quantize_aware.epochs} epochs are more than the {most} of the student, the "
+            "first of which are used again",
+            where="params.yaml: quantize_aware.epochs",
+        )
     taught = lessons(params, network, model, fabric, manifest, TEACHER_LOGITS)
     task = Task(
         name=f"{name} in int8",
@@ -56,7 +65,7 @@ def train(params: QuantizeAwareParams, name: str) -> float:
         folder=folder,
         network=network,
         input_size=card.input_size,
-        training=training,
+        training=rounded(params, card, manifest),
         epochs=params.quantize_aware.epochs,
         seed=params.seed,
         settings=(*taught.settings, sha256(STUDENTS / name / WEIGHTS), grids),
@@ -77,12 +86,14 @@ def train(params: QuantizeAwareParams, name: str) -> float:
     return fitted.val_top1
 
 
-def rounded_training(params: QuantizeAwareParams) -> Training:
+def rounded(params: QuantizeAwareParams, card: ModelCard, manifest: Manifest) -> Recipe:
     """The student's recipe with another learning rate, which falls from the first step on."""
     update = {
         "lr": params.quantize_aware.lr,
         "schedule": "cosine",
         "schedule_options": {},
         "warmup": 0.0,
+        "freeze": "none",
     }
-    return params.distill.training.model_copy(update=update)
+    about = facts(manifest, manifest.image_size, card.started_from)
+    return plan_recipe(params.distill.training, about, "students").model_copy(update=update)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Self
-
-from pydantic import model_validator
-
 from pipeline.core.files import whole_folder
 from pipeline.distill.params import DistillParams
 from pipeline.export.params import Export
@@ -28,16 +24,6 @@ class QuantizeAwareParams(DistillParams):
     export: Export
     quantize: Quantize
     quantize_aware: QuantizeAware
-
-    @model_validator(mode="after")
-    def _epochs_exist(self) -> Self:
-        asked = RUNG in self.quantize.rungs
-        if asked and self.quantize_aware.epochs > self.views.epochs:
-            raise ValueError(
-                f"quantize_aware.epochs: {self.quantize_aware.epochs} are more than the "
-                f"{self.views.epochs} of `views`, the first of which it uses again"
-            )
-        return self
 
 
 def train_quantize_aware(params: QuantizeAwareParams, name: str) -> float | None:

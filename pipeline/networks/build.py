@@ -14,9 +14,7 @@ from pipeline.networks.params import Network
 from pipeline.networks.stem import change_hard_swish, change_stem
 
 
-def build_network(
-    network: Network, *, classes: int, channels: int, image_size: int, pretrained: bool = False
-) -> nn.Module:
+def build_network(network: Network, *, classes: int, channels: int, image_size: int) -> nn.Module:
     """A timm network from normalised images float [N, C, H, W] to logits [N, classes].
 
     Args:
@@ -24,7 +22,6 @@ def build_network(
         classes: number of logits.
         channels: of the images.
         image_size: their height and width in pixels.
-        pretrained: load timm's weights. The classifier is new, the stem is adapted to `channels`.
 
     Raises:
         PipelineError: for an unknown name, arguments that the network does not take, a change that
@@ -38,21 +35,11 @@ def build_network(
     try:
         model: nn.Module = timm.create_model(
             network.arch,
-            pretrained=pretrained,
             num_classes=classes,
             in_chans=channels,
             **network.args,
         )
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise _unfit(network, error) from None
-        raise PipelineError(
-            f"the pretrained weights could not be loaded: {error}",
-            where=network.arch,
-            fix="check the network connection and `timm.list_pretrained()`, "
-            "or use `source: train` or `source: checkpoint`",
-        ) from None
-    except (TypeError, ValueError, AttributeError, AssertionError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as error:
         raise _unfit(network, error) from None
     change_stem(model, network, image_size)
     change_hard_swish(model, network)

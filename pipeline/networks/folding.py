@@ -1,11 +1,11 @@
-"""Batch norms folded into the convolutions before them."""
+"""Batch norms and input normalisations folded into the convolutions next to them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+from pipeline.core.errors import PipelineError
+from pipeline.networks.records import Normalisation
 
 
 @torch.no_grad()
@@ -40,6 +43,54 @@ def fold_batch_norm(model: nn.Module, example: torch.Tensor) -> nn.Module:
         )  # fmt: skip
         _replace(folded, norm)
     return folded
+
+
+@torch.no_grad()
+def fold_normalisation(model: nn.Module, old: Normalisation, new: Normalisation) -> None:
+    """Let `model` take images normalised by `new` that was trained on images normalised by `old`.
+
+    Both are affine in the pixel x: with s = std_new / std_old, x_old = s x_new + (mean_new -
+    mean_old) / std_old. So the first convolution's weights are multiplied by s, and the constant
+    joins its bias, or the mean of the batch norm behind it. This is exact but for the border, where
+    the padding's zeros now stand for `new`'s mean pixel instead of `old`'s.
+
+    Args:
+        model: is changed; a timm network.
+        old: the normalisation that its weights need.
+        new: the normalisation of the images that it will get.
+
+    Raises:
+        PipelineError: for a network whose first layer cannot take the constant.
+    """
+    if old == new:
+        return
+    name = cast(dict[str, Any], model.pretrained_cfg).get("first_conv")
+    stem = model.get_submodule(name) if isinstance(name, str) else None
+    if not isinstance(stem, nn.Conv2d):
+        raise PipelineError(
+            "it has no convolution as its first layer, into which the normalisation of pretrained "
+            "weights could be folded",
+            where=str(cast(dict[str, Any], model.pretrained_cfg).get("architecture")),
+            fix="choose another student, or `weights: none`",
+        )
+    factors = torch.tensor(new.std).div(torch.tensor(old.std))
+    offsets = (torch.tensor(new.mean) - torch.tensor(old.mean)).div(torch.tensor(old.std))
+    shift = (stem.weight.sum((2, 3)) * offsets).sum(1)
+    if stem.bias is not None:
+        stem.bias += shift
+    else:
+        modules = list(model.modules())
+        after = modules[modules.index(stem) + 1 :]
+        norm = next((module for module in after if isinstance(module, _BatchNorm)), None)
+        if norm is None or norm.running_mean is None or norm.num_features != stem.out_channels:
+            raise PipelineError(
+                "its first convolution has no bias and no batch norm behind it, which could take "
+                "the normalisation of pretrained weights",
+                where=str(name),
+                fix="choose another student, or `weights: none`",
+            )
+        norm.running_mean -= shift
+    stem.weight *= factors[:, None, None]
 
 
 class _Watching(TorchFunctionMode):

@@ -52,7 +52,7 @@ def predict(model: PixelsToLogits, images: NDArray[np.uint8]) -> torch.Tensor:
     was_training = model.training
     model.eval()
     parts = [
-        model(torch.tensor(images[i : i + _BATCH], device=device)).cpu()
+        model(torch.tensor(np.ascontiguousarray(images[i : i + _BATCH]), device=device)).cpu()
         for i in range(0, len(images), _BATCH)
     ]
     model.train(was_training)

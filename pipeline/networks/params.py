@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.core.params import Group, Name, nearest
+from pipeline.networks.records import Normalisation
 
 HardSwish = Literal["keep", "relu6"]
 
@@ -21,7 +23,31 @@ class Network(Group):
     hard_swish: HardSwish = Field(
         "keep", description="relu6 takes the place of every hard-swish, before training"
     )
+    weights: str = Field(
+        "none",
+        description="that training starts from: none, timm (its own), or FILE in `checkpoints`",
+    )
+    normalisation: Normalisation | None = Field(
+        None, description="of a weights file that has no card.json beside it"
+    )
     taps: dict[Name, str] = Field({}, description="tap name: module path in the network")
+
+    @model_validator(mode="after")
+    def _weights_lie_inside(self) -> Network:
+        if not self.weights or Path(self.weights).is_absolute() or ".." in Path(self.weights).parts:
+            raise ValueError("`weights` is none, timm, or the path of a file inside `checkpoints`")
+        if self.normalisation is not None and self.weights in ("none", "timm"):
+            raise ValueError("`normalisation` belongs to a weights file")
+        return self
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether training starts from weights instead of random numbers."""
+        return self.weights != "none"
+
+    def weights_file(self, checkpoints: Path) -> Path | None:
+        """The weights file, if `weights` names one."""
+        return checkpoints / self.weights if self.weights not in ("none", "timm") else None
 
 
 class Students(Group):

@@ -25,6 +25,26 @@ class Normalisation(Record):
     std: tuple[float, ...]
 
 
+class StartedFrom(Record):
+    """The weights that training started from, and how they fit the network."""
+
+    source: str = Field(description="timm, or the name of the file")
+    sha256: str | None = Field(description="of the file; null for timm's")
+    loaded: int = Field(description="tensors that were taken")
+    renamed: int = Field(0, description="of these, under another name")
+    new: tuple[str, ...] = Field((), description="tensors of the network that stayed random")
+    left_over: tuple[str, ...] = Field((), description="tensors of the file without a place")
+
+    def __str__(self) -> str:
+        parts = [f"{self.loaded} tensors from {self.source}"]
+        parts += [f"{self.renamed} renamed"] if self.renamed else []
+        for what, names in (("new", self.new), ("left over", self.left_over)):
+            if names:
+                more = ", ..." if len(names) > 3 else ""
+                parts.append(f"{len(names)} {what}: {', '.join(names[:3])}{more}")
+        return "; ".join(parts)
+
+
 class ModelCard(Record):
     """models/teachers/T/card.json and models/students/S/card.json: how a network was made."""
 
@@ -44,6 +64,8 @@ class ModelCard(Record):
     best_epoch: int
     val_top1: float
     data_digest: str = Field(description="SHA-256 of the packed train images")
+    recipe: dict[str, Any] = Field({}, description="of its training, `auto` replaced")
+    started_from: StartedFrom | None = Field(None, description="null: from random weights")
     versions: dict[str, str]
 
 

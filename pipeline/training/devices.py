@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.core.errors import PipelineError
 from pipeline.networks.inference import training_device
-from pipeline.training.params import Training
+from pipeline.training.params import Regularisation
 
 DEVICES = "EDGESTILL_DEVICES"
 """Number of devices of this machine that a stage uses where no launcher started it; else 1."""
@@ -35,7 +35,7 @@ class _Mixed(MixedPrecision):
         return data
 
 
-def launch(training: Training | None = None) -> Fabric:
+def launch(training: Regularisation | None = None) -> Fabric:
     """Start or join the processes that the environment asks for.
 
     Under torchrun they are torchrun's; without it, `EDGESTILL_DEVICES=N` starts N processes on this
@@ -82,7 +82,7 @@ def launch(training: Training | None = None) -> Fabric:
     return fabric
 
 
-def check_precision(training: Training) -> None:
+def check_precision(training: Regularisation) -> None:
     """Raise `PipelineError` for a precision that this machine does not train in."""
     if training.precision == "fp16" and training_device().type == "cpu":
         raise PipelineError(

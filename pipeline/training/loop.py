@@ -25,7 +25,8 @@ from pipeline.training.checkpoints import load_checkpoint, save_checkpoint
 from pipeline.training.curves import Curves
 from pipeline.training.depthwise import small_depthwise
 from pipeline.training.devices import synchronise_batch_norm
-from pipeline.training.params import Training
+from pipeline.training.head import fit_classifier
+from pipeline.training.params import Recipe
 from pipeline.training.recipe import build_optimizer, build_schedule, steps_per_epoch
 from pipeline.training.records import Epoch
 
@@ -71,7 +72,7 @@ class Fitted:
     """The best epoch on val, whose state has been loaded into the model."""
 
     best_epoch: int
-    """From 1; 0 for a network that was not trained."""
+    """From 1; 0 for a network that was not trained, or whose fitted classifier stayed the best."""
     val_top1: float
 
 
@@ -83,7 +84,7 @@ class Run:
     key: str
     """Of the checkpoint: see `run_key`."""
     seed: int
-    training: Training
+    training: Recipe
     epochs: int
     checkpoint_seconds: float
     """Time between checkpoints within an epoch; there is one after every epoch as well."""
@@ -118,7 +119,18 @@ def fit(
     """
     if run.epochs == 0:
         return _evaluate_only(fabric, objective, views, val, run)
-    return _Loop(fabric, objective, views, val, run, recorded).go()
+    saved = load_checkpoint(run.key, fabric.device)
+    start = None
+    if run.training.freeze != "none" and saved is None:
+        train = (views.images, views.labels)
+        start = fit_classifier(
+            objective.model.to(fabric.device), train, val, flip=views.augment.flip, name=run.name
+        )
+        if fabric.is_global_zero:
+            print(f"{run.name}: val top-1 {start:.4f} with the backbone as it was")
+    if run.training.freeze == "backbone":
+        return _evaluate_only(fabric, objective, views, val, run)
+    return _Loop(fabric, objective, views, val, run, recorded, saved, start).go()
 
 
 class _Loop:
@@ -132,7 +144,10 @@ class _Loop:
         val: Arrays,
         run: Run,
         recorded: Recording | None,
+        saved: dict[str, Any] | None,
+        start: float | None,
     ) -> None:
+        """A run from its checkpoint `saved`, or from a model with the top-1 `start` on val."""
         self.fabric, self.views, self.val, self.run = fabric, views, val, run
         self.recorded, training = recorded, run.training
         self.steps = steps_per_epoch(len(views), training, fabric.world_size, run.name)
@@ -150,9 +165,13 @@ class _Loop:
             self.ema = ModelEmaV3(self.model, decay=training.ema, use_warmup=True)
         self.step = 0
         self.rows: list[dict[str, float]] = []
+        self.start = start
         self.best: dict[str, torch.Tensor] = {}
+        if start is not None:
+            self.best = _copied(self.model)
         self.sums: dict[str, torch.Tensor] = {}
-        self._restore()
+        if saved is not None:
+            self._restore(saved)
         self.wrapped, self.stepper = fabric.setup(objective, self.optimizer)
         self._saved = time.monotonic()
 
@@ -173,8 +192,8 @@ class _Loop:
                     f"val top-1 {row['val_top1']:.4f}"
                 )
         self.model.load_state_dict(self.best)
-        top1s = [row["val_top1"] for row in self.rows]
-        return Fitted(top1s.index(max(top1s)) + 1, max(top1s))
+        top1s = self._top1s()
+        return Fitted(top1s.index(max(top1s)), max(top1s))
 
     def _train_epoch(self, epoch: int) -> None:
         """The steps of an epoch that are still to do, in the epoch's own order of samples.
@@ -261,8 +280,8 @@ class _Loop:
         if not math.isfinite(val_loss):
             epoch = len(self.rows) + 1
             raise self._diverged(f"the loss on val is {val_loss} after epoch {epoch}")
-        if top1 > max((row["val_top1"] for row in self.rows), default=-1.0):
-            self.best = {name: value.clone() for name, value in shipped.state_dict().items()}
+        if top1 > max(self._top1s()):
+            self.best = _copied(shipped)
         means = {
             name: self._over_ranks(value, "mean").item() / self.steps
             for name, value in self.sums.items()
@@ -271,7 +290,7 @@ class _Loop:
             "train_loss": sum(means.values()),
             "val_loss": val_loss,
             "val_top1": top1,
-            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "lr": max(float(group["lr"]) for group in self.optimizer.param_groups),
         }
         if len(means) > 1:
             row |= {f"loss_{name}": value for name, value in means.items()}
@@ -279,6 +298,11 @@ class _Loop:
         self.sums = {}
         self._save()
         return row
+
+    def _top1s(self) -> list[float]:
+        """Top-1 on val before the first epoch (below 0: not measured) and after each epoch."""
+        start = -1.0 if self.start is None else self.start
+        return [start, *(row["val_top1"] for row in self.rows)]
 
     def _evaluate(self, model: PixelsToLogits) -> tuple[float, float]:
         """Mean cross entropy and top-1 on val, each rank on its share."""
@@ -301,6 +325,7 @@ class _Loop:
         state = {
             "step": self.step,
             "rows": self.rows,
+            "start": self.start,
             "best": self.best,
             "sums": self.sums,
             "objective": self.objective.state_dict(),
@@ -314,10 +339,8 @@ class _Loop:
             save_checkpoint(self.run.key, self._state())
         self._saved = time.monotonic()
 
-    def _restore(self) -> None:
-        state = load_checkpoint(self.run.key, self.fabric.device)
-        if state is None:
-            return
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.start = state["start"]
         self.step, self.rows = state["step"], state["rows"]
         self.best = state["best"]
         # The checkpoint has the sums of rank 0, which count for all ranks in the mean over them.
@@ -328,6 +351,10 @@ class _Loop:
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
+
+
+def _copied(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def _evaluate_only(

@@ -10,63 +10,80 @@ from pydantic import Field, model_validator
 from pipeline.core.params import Count, Fraction, Group, Name, Positive, Seed, Selection, nearest
 from pipeline.data.params import Views
 from pipeline.networks.params import Network
-from pipeline.networks.records import Normalisation
+
+Freeze = Literal["none", "head_first", "backbone"]
+
+Auto = Literal["auto"]
+"""Found from the data and the weights by `training.auto`, whose rules are in docs/own-images.md."""
 
 
-class Training(Group):
-    """The recipe of a training: optimizer, schedule, regularisation."""
+class Regularisation(Group):
+    """What a recipe never leaves to `auto`."""
 
-    batch_size: Annotated[int, Field(ge=2)] = Field(description="over all devices together")
     accumulate: Count = Field(1, description="parts in which a batch is computed, to save memory")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    optimizer: str = Field("sgd", description="a name that timm's optimizer factory knows")
-    lr: Positive
+    optimizer_options: dict[str, bool | float] = Field(
+        {}, description="further arguments of timm's optimizer"
+    )
     momentum: Fraction = 0.9
-    weight_decay: Annotated[float, Field(ge=0)]
     schedule: str = Field("cosine", description="a name that timm's scheduler factory knows")
     schedule_options: dict[str, Any] = Field({}, description="further arguments of that factory")
-    warmup: Fraction = Field(0.1, description="share of all steps in linear warm-up")
     label_smoothing: Fraction = 0.0
     clip_norm: Positive | None = None
     ema: Fraction | None = Field(None, description="decay of a moving average of weights")
     tensorboard: bool = Field(False, description="also write curves for TensorBoard, to .work/")
 
 
-class Teacher(Group):
-    """One teacher: where its weights come from, and how it is trained."""
+class Recipe(Regularisation):
+    """The recipe of a training in which every `auto` has been replaced."""
 
-    source: Literal["train", "checkpoint", "pretrained"]
-    checkpoint: Path | None = Field(None, description="a safetensors file in `teachers.folder`")
-    normalisation: Normalisation | None = Field(
-        None, description="of a checkpoint that has no card.json beside it"
+    batch_size: Annotated[int, Field(ge=2)]
+    optimizer: str = "sgd"
+    lr: Positive
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup: Fraction = 0.1
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    freeze: Freeze = "none"
+
+
+class Training(Regularisation):
+    """A recipe as params.yaml has it; what says `auto` becomes a number in a `Recipe`."""
+
+    batch_size: Auto | Annotated[int, Field(ge=2)] = Field(
+        "auto", description="over all devices together"
     )
+    optimizer: str = Field("auto", description="auto, or a name that timm's factory knows")
+    lr: Auto | Positive = "auto"
+    weight_decay: Auto | Annotated[float, Field(ge=0)] = "auto"
+    warmup: Auto | Fraction = Field("auto", description="share of all steps in linear warm-up")
+    layer_decay: Auto | Annotated[float, Field(gt=0, le=1)] = Field(
+        "auto", description="each layer learns by this factor slower than the next; 1: all alike"
+    )
+    freeze: Auto | Freeze = Field(
+        "auto",
+        description="head_first: the classifier is fitted on the frozen backbone before all layers "
+        "learn; backbone: it alone ever learns; none",
+    )
+
+
+class Teacher(Group):
+    """One teacher: its network, and how it is trained."""
+
     input_size: Literal["auto"] | Annotated[int, Field(ge=8, le=1024)] = Field(
         "auto", description="height and width that images are resized to; auto: not resized"
     )
     network: Network
     views: Views
-    training: Training
-
-    @model_validator(mode="after")
-    def _checkpoint_is_named(self) -> Teacher:
-        if (self.source == "checkpoint") != (self.checkpoint is not None):
-            raise ValueError("`checkpoint` is set exactly when `source` is `checkpoint`")
-        outside = self.checkpoint and (
-            self.checkpoint.is_absolute() or ".." in self.checkpoint.parts
-        )
-        if outside:
-            raise ValueError("`checkpoint` is a path inside `teachers.folder`")
-        return self
+    training: Training = Training()
 
 
 class Teachers(Group):
     """The teachers of all students. The logits of several teachers are combined into one."""
 
     overridable: ClassVar[bool] = True
-    graph_keys: ClassVar[tuple[str, ...]] = ("enabled", "folder")
+    graph_keys: ClassVar[tuple[str, ...]] = ("enabled",)
 
     enabled: tuple[Name, ...] = Field(min_length=1)
-    folder: Path = Field(description="checkpoints of your own; DVC notices a change in it")
     combine: Literal["mean", "best"] = Field(
         "mean", description="of logits: weighted mean, or the best teacher for each image"
     )
@@ -85,14 +102,10 @@ class Teachers(Group):
             raise ValueError("`weights` belong to `combine: mean`")
         return self
 
-    def checkpoint_file(self, name: str) -> Path | None:
-        """The checkpoint that a teacher starts from, if it has one."""
-        checkpoint = self.zoo[name].checkpoint
-        return None if checkpoint is None else self.folder / checkpoint
-
 
 class TeacherParams(Selection):
     """What the stage `train_teacher` reads."""
 
     seed: Seed
+    checkpoints: Path = Field(description="folder of weights files; DVC notices a change in it")
     teachers: Teachers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -11,20 +11,20 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.patches import import_timm, muon_in_float32
 from pipeline.training.curves import tensorboard_writer
 from pipeline.training.devices import check_precision
-from pipeline.training.params import Training
+from pipeline.training.params import Recipe
 
 
-def check_training(training: Training, name: str) -> None:
+def check_recipe(training: Recipe, name: str) -> None:
     """Raise `PipelineError` for mistakes in a recipe that can be found without data."""
-    probe = nn.Linear(1, 1)
-    build_schedule(build_optimizer(probe, training, name), training, 2, 10, name)
+    probe, plain = nn.Linear(1, 1), training.model_copy(update={"layer_decay": 1.0})
+    build_schedule(build_optimizer(probe, plain, name), training, 2, 10, name)
     steps_per_epoch(training.batch_size, training, 1, name)
     check_precision(training)
     if training.tensorboard:
         tensorboard_writer()
 
 
-def steps_per_epoch(samples: int, training: Training, ranks: int, name: str) -> int:
+def steps_per_epoch(samples: int, training: Recipe, ranks: int, name: str) -> int:
     """Steps per epoch; `PipelineError` for a batch size that does not fit the data or devices."""
     size = training.batch_size
     if samples < size:
@@ -43,7 +43,7 @@ def steps_per_epoch(samples: int, training: Training, ranks: int, name: str) -> 
     return samples // size
 
 
-def build_optimizer(objective: nn.Module, training: Training, name: str) -> torch.optim.Optimizer:
+def build_optimizer(objective: nn.Module, training: Recipe, name: str) -> torch.optim.Optimizer:
     """timm's optimizer over all parameters of `objective`; errors mention `name`."""
     import_timm()
     from timm.optim import (  # type: ignore[attr-defined]
@@ -54,20 +54,23 @@ def build_optimizer(objective: nn.Module, training: Training, name: str) -> torc
 
     if next(objective.parameters()).device.type == "cpu":
         muon_in_float32()
+    learning: Any = objective if training.layer_decay == 1 else _by_layer(objective, training)
+    options: dict[str, Any] = {"momentum": training.momentum, **training.optimizer_options}
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            objective,
+            learning,
             opt=training.optimizer,
             lr=training.lr,
             weight_decay=training.weight_decay,
-            momentum=training.momentum,
+            **options,
         )
         second_order = get_optimizer_info(training.optimizer).second_order
     except (AssertionError, ImportError, KeyError, TypeError, ValueError) as error:
         raise PipelineError(
-            f"timm has no optimizer `{training.optimizer}` here ({error})",
+            f"timm has no optimizer `{training.optimizer}` with these options ({error})",
             where=name,
-            fix=f"choose one of {', '.join(map(str, list_optimizers()[:12]))}, ...",
+            fix="correct `optimizer_options`, or choose one of "
+            f"{', '.join(map(str, list_optimizers()[:12]))}, ...",
         ) from None
     if second_order:
         raise PipelineError(
@@ -76,8 +79,28 @@ def build_optimizer(objective: nn.Module, training: Training, name: str) -> torc
     return optimizer
 
 
+def _by_layer(objective: nn.Module, training: Recipe) -> list[dict[str, Any]]:
+    """Parameter groups of a network whose early layers learn slower, and of what is beside it.
+
+    timm's own groups: a layer's rate is `layer_decay` times that of the next. Adapters learn at
+    the full rate.
+    """
+    from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
+
+    network = cast(nn.Module, objective.model).network
+    assert isinstance(network, nn.Module)
+    groups: list[dict[str, Any]] = param_groups_layer_decay(
+        network, training.weight_decay, layer_decay=training.layer_decay
+    )
+    inside = {id(parameter) for parameter in network.parameters()}
+    beside = [one for one in objective.parameters() if id(one) not in inside]
+    if beside:
+        groups.append({"params": beside, "lr_scale": 1.0, "weight_decay": training.weight_decay})
+    return groups
+
+
 def build_schedule(
-    optimizer: torch.optim.Optimizer, training: Training, epochs: int, steps: int, name: str
+    optimizer: torch.optim.Optimizer, training: Recipe, epochs: int, steps: int, name: str
 ) -> Any:
     """timm's schedule of the learning rate, updated in every step, after a linear warm-up.
 

@@ -19,11 +19,11 @@ from pipeline.networks.build import parameter_count, tool_versions
 from pipeline.networks.inference import evaluate
 from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits
-from pipeline.networks.records import ModelCard
+from pipeline.networks.records import ModelCard, StartedFrom
 from pipeline.networks.weights import save_model
 from pipeline.training.checkpoints import forget_checkpoint, run_key
 from pipeline.training.loop import Fitted, Objective, Recording, Run, fit
-from pipeline.training.params import Training
+from pipeline.training.params import Recipe
 from pipeline.training.records import ModelMetrics
 
 CHECKPOINT_SECONDS = "EDGESTILL_CHECKPOINT_SECONDS"
@@ -43,12 +43,13 @@ class Task:
     folder: Path
     network: Network
     input_size: int
-    training: Training
+    training: Recipe
     epochs: int
     seed: int
     settings: object
     """Everything else that decides the result; with all fields above it makes the run's key."""
     curves: bool = True
+    started_from: StartedFrom | None = None
 
 
 def checkpoint_seconds() -> float:
@@ -128,8 +129,10 @@ def model_card(task: Task, manifest: Manifest, model: PixelsToLogits, fitted: Fi
         parameters=parameter_count(model),
         seed=task.seed,
         epochs=task.epochs,
+        recipe=task.training.model_dump(),
         best_epoch=fitted.best_epoch,
         val_top1=fitted.val_top1,
         data_digest=manifest.digests["train_images.npy"],
+        started_from=task.started_from,
         versions=tool_versions(),
     )

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.files import sha256
 from pipeline.data.records import PACKED, Manifest, load_split
 from pipeline.data.views import Views, seed_of
 from pipeline.networks.build import build_network
 from pipeline.networks.inference import set_up_torch
-from pipeline.networks.pixels import PixelsToLogits, pretrained_normalisation
-from pipeline.networks.records import CARD, TEACHERS, ModelCard, Normalisation
-from pipeline.networks.weights import check_classes, load_weights
+from pipeline.networks.pixels import PixelsToLogits
+from pipeline.networks.pretrained import start_from
+from pipeline.networks.records import TEACHERS, Normalisation
+from pipeline.training.auto import facts, plan_recipe, plan_views, tell
 from pipeline.training.devices import launch
 from pipeline.training.loop import Objective, Terms
-from pipeline.training.params import Teacher, TeacherParams
+from pipeline.training.params import TeacherParams
 from pipeline.training.task import Task, train_and_write
 
 
@@ -60,20 +58,26 @@ def train_teacher(params: TeacherParams, name: str) -> None:
         classes=len(manifest.classes),
         channels=manifest.channels,
         image_size=size,
-        pretrained=teacher.source == "pretrained",
     )
-    normalisation = Normalisation(mean=manifest.mean, std=manifest.std)
-    if teacher.source == "pretrained":
-        normalisation = pretrained_normalisation(network, manifest.channels)
-    checkpoint = params.teachers.checkpoint_file(name)
-    if checkpoint is not None:
-        load_weights(network, checkpoint)
-        normalisation = _checkpoint_normalisation(teacher, checkpoint, manifest)
+    normalisation, started = start_from(
+        network, teacher.network, params.checkpoints, manifest.classes, manifest.channels
+    ) or (Normalisation(mean=manifest.mean, std=manifest.std), None)
+    about = facts(manifest, size, started)
+    plan = plan_views(teacher.views, about)
+    recipe = plan_recipe(teacher.training, about, "teachers")
+    if fabric.is_global_zero:
+        tell(name, started, plan, recipe, about)
+    if plan.epochs == 0 and about.new_head:
+        raise PipelineError(
+            f"without training its classifier would stay random: {started}",
+            where=f"teachers.zoo.{name}",
+            fix="give it epochs, or weights that know these classes",
+        )
     resized = None if size == manifest.image_size else size
     model = PixelsToLogits(network, normalisation, resized)
     views = Views(
         *load_split("train"),
-        teacher.views.augment,
+        plan.augment,
         classes=len(manifest.classes),
         seed=seed_of(name, params.seed),
     )
@@ -83,36 +87,11 @@ def train_teacher(params: TeacherParams, name: str) -> None:
         folder=TEACHERS / name,
         network=teacher.network,
         input_size=size,
-        training=teacher.training,
-        epochs=teacher.views.epochs,
+        training=recipe,
+        epochs=plan.epochs,
         seed=params.seed,
-        settings=(teacher, normalisation, checkpoint and sha256(checkpoint)),
+        settings=(teacher, plan, normalisation),
+        started_from=started,
     )
-    objective = Supervised(model, teacher.training.label_smoothing)
+    objective = Supervised(model, recipe.label_smoothing)
     train_and_write(fabric, task, manifest, objective, views)
-
-
-def _checkpoint_normalisation(
-    teacher: Teacher, checkpoint: Path, manifest: Manifest
-) -> Normalisation:
-    """From params.yaml, else from the card beside the checkpoint; an error without both."""
-    card_file = checkpoint.with_name(CARD)
-    card = ModelCard.read(card_file) if card_file.exists() else None
-    if card:
-        check_classes(card, manifest, card_file)
-    given = teacher.normalisation
-    if given is not None:
-        if len(given.mean) != manifest.channels or len(given.std) != manifest.channels:
-            raise PipelineError(
-                f"its number of channels is not that of the images, {manifest.channels}",
-                where="the teacher's `normalisation`",
-                fix="give one mean and one std per channel",
-            )
-        return Normalisation(mean=given.mean, std=given.std)
-    if card is None:
-        raise PipelineError(
-            "the normalisation that this checkpoint needs is not known",
-            where=str(checkpoint),
-            fix="set this teacher's `normalisation`, or put the card.json of its folder beside it",
-        )
-    return card.normalisation

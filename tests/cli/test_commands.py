@@ -171,3 +171,14 @@ def test_install_commands_are_pinned_as_the_project_is() -> None:
     packages = [package for name in backend_names() for package in backend(name).packages]
     assert all("==" in word for word in install_command(packages).split()[2:])
     assert install_command(["of-another-package"]) == "pip install 'of-another-package'"
+
+
+def test_weights_lists_what_timm_has_and_whether_it_is_at_hand(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["weights", "efficientnet_lite0"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 weights for efficientnet_lite0" in shown and "124 116 104" in shown
+    with pytest.raises(PipelineError, match="did you mean `efficientnet_lite0`"):
+        main(["weights", "efficientnet_lite00"])

@@ -40,10 +40,10 @@ TERMS = (
 
 def teachers(*names: str, **settings: Any) -> Teachers:
     """The settings of teachers that are all `RESNET`."""
-    one = {"source": "train", "network": RESNET, "views": {"epochs": 1}, "training": TRAINING}
+    one = {"network": RESNET, "views": {"epochs": 1}, "training": TRAINING}
     names = names or ("resnet",)
     zoo = dict.fromkeys(names, one)
-    known = {"enabled": names, "folder": "checkpoints", "zoo": zoo}
+    known = {"enabled": names, "zoo": zoo}
     return Teachers.model_validate(known | settings)
 
 

@@ -149,27 +149,3 @@ def test_pretrained_statistics_are_in_pixels_and_grey_takes_their_mean() -> None
     rgb = pretrained_normalisation(model, 3)
     assert rgb.mean == pytest.approx((0.485 * 255, 0.456 * 255, 0.406 * 255))
     assert pretrained_normalisation(model, 1).mean == pytest.approx((sum(rgb.mean) / 3,))
-
-
-def test_pretrained_weights_are_taken_and_the_head_is_new(tmp_path: Path) -> None:
-    """timm reads its weights from a local file here; the way through the network is timm's."""
-    source = build_network(RESNET, classes=1000, channels=3, image_size=28)
-    save_file(source.state_dict(), tmp_path / "imagenet.safetensors")
-    overlay = {"file": str(tmp_path / "imagenet.safetensors"), "custom_load": False}
-    args = {**RESNET.args, "pretrained_cfg_overlay": overlay}
-    network = RESNET.model_copy(update={"args": args})
-    model = build_network(network, classes=10, channels=1, image_size=28, pretrained=True)
-    found, given = model.state_dict(), source.state_dict()
-    assert torch.equal(found["layer4.0.conv1.weight"], given["layer4.0.conv1.weight"])
-    torch.testing.assert_close(
-        found["conv1.0.weight"], given["conv1.0.weight"].sum(dim=1, keepdim=True)
-    )
-    assert found["fc.weight"].shape[0] == 10
-
-
-def test_pretrained_weights_that_cannot_be_had_are_one_error() -> None:
-    network = Network(
-        arch="resnet10t", args={"pretrained_cfg_overlay": {"file": "nowhere.safetensors"}}
-    )
-    with pytest.raises(PipelineError, match="pretrained weights could not be loaded"):
-        build_network(network, classes=10, channels=1, image_size=28, pretrained=True)

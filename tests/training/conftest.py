@@ -28,7 +28,7 @@ from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
 from pipeline.training.devices import launch
 from pipeline.training.loop import Fitted, Objective, Recording, Run, fit
-from pipeline.training.params import Training
+from pipeline.training.params import Recipe
 from pipeline.training.teacher import Supervised
 from tests.sharing import made_once
 
@@ -40,7 +40,7 @@ RESNET = Network(
     args={"channels": [8, 8, 16, 16]},
     taps={"middle": "layer2", "late": "layer3"},
 )
-TRAINING = Training(batch_size=16, lr=0.05, weight_decay=0.0001, optimizer="sgd")
+TRAINING = Recipe(batch_size=16, lr=0.05, weight_decay=0.0001, optimizer="sgd")
 AUGMENT = Augment(flip=True, shift=1)
 STUDENT = "mnv3_small_050"
 
@@ -79,7 +79,7 @@ def configured(fashion: Path, folder: Path) -> Callable[..., Params]:
     def make(teacher: dict[str, Any] | None = None, **groups: Any) -> Params:
         tree = yaml.safe_load((ROOT / "params.yaml").read_text())
         resnet = tree["teachers"]["zoo"]["resnet"]
-        tree["teachers"]["folder"] = "checkpoints"
+        tree["checkpoints"] = "checkpoints"
         resnet["network"] = RESNET.model_dump(exclude_defaults=True)
         tree["views"]["epochs"] = resnet["views"]["epochs"] = 1
         for trained in (resnet, tree["distill"]):
@@ -126,7 +126,7 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 def run(
     of: PixelsToLogits | Objective,
     key: str,
-    training: Training = TRAINING,
+    training: Recipe = TRAINING,
     *,
     epochs: int = 3,
     augment: Augment = AUGMENT,

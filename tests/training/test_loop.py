@@ -20,7 +20,7 @@ from pipeline.networks.pixels import PixelsToLogits
 from pipeline.training import loop as room
 from pipeline.training import recipe
 from pipeline.training.curves import Curves
-from pipeline.training.params import Training
+from pipeline.training.params import Recipe
 from pipeline.training.records import Epoch, read_curve
 from pipeline.training.teacher import Supervised
 from tests.training.conftest import RESNET, TINY, TRAINING, model, run, same, split, weights
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("folder")
 EVERYTHING = Augment(flip=True, shift=1, crop=0.5, trivial=True, erase=0.3, mixup=0.4, cutmix=1.0)
 
 
-def changed(**changes: object) -> Training:
+def changed(**changes: object) -> Recipe:
     return TRAINING.model_copy(update=changes)
 
 
@@ -54,7 +54,7 @@ def test_training_learns_and_the_same_seed_gives_the_same_bits() -> None:
 )
 @pytest.mark.parametrize("stop", [1, 9])
 def test_a_run_that_was_stopped_at_any_step_ends_with_the_same_bits(
-    training: Training, stop: int, monkeypatch: pytest.MonkeyPatch
+    training: Recipe, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dropping = Network(**TINY.model_dump() | {"args": {"drop_rate": 0.3}})
     undisturbed, again = model(dropping), model(dropping, seed=99)
@@ -190,7 +190,7 @@ def test_a_diverging_run_stops_with_advice_and_leaves_no_checkpoint() -> None:
         (changed(precision="fp16"), "float16 training needs a GPU"),
     ],
 )
-def test_a_mistake_ends_the_run_before_it_starts(training: Training, said: str) -> None:
+def test_a_mistake_ends_the_run_before_it_starts(training: Recipe, said: str) -> None:
     with pytest.raises(PipelineError, match=said):
         run(model(), "a", training)
 

@@ -1,0 +1,119 @@
+"""What `auto` stands for in a recipe: rules on the number of images, their size and the weights.
+
+The rules are explained in docs/own-images.md. They are applied when training starts, as they need
+the packed data; what they found is printed and recorded in the network's card.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.data.params import Augment, ViewPlan, Views
+from pipeline.data.records import Manifest
+from pipeline.networks.records import StartedFrom
+from pipeline.training.params import Recipe, Training
+
+Kind = Literal["teachers", "students"]
+
+SMALL = 64
+"""Images of at most so many pixels a side are no photos: crops would lose too much of them."""
+
+SHOWN = 110_400
+"""Images that a network sees in all: two epochs of Fashion-MNIST's 55,200."""
+
+MOST_EPOCHS = 30
+FINE_TUNING = 12
+"""Epochs of few images: networks from random weights, and those that start from weights."""
+
+MOST_IMAGES: dict[Kind, int] = {"teachers": 256, "students": 128}
+"""In a batch. Students take more and smaller steps."""
+
+MOST_PIXELS = 32 * 224 * 224
+"""In a batch, which bounds the memory of a step."""
+
+STEPS = 12
+"""Steps that an epoch has at least, as far as a batch of `FEWEST` images allows."""
+
+FEWEST = 8
+
+FINE_TUNING_LR = 0.001
+"""Of AdamW for a batch of 32; the last layer's."""
+
+SCRATCH_LR: dict[Kind, float] = {"teachers": 0.03, "students": 0.005}
+"""Of Muon for a batch of `MOST_IMAGES`. At 0.02 ReLU channels of students die in short runs."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rules depend on."""
+
+    images: int
+    """In the train split."""
+    size: int
+    """Height and width of the network's input, in pixels."""
+    pretrained: bool
+    """Whether the network starts from weights."""
+    new_head: bool = False
+    """Whether its classifier does not, but the rest does."""
+
+
+def facts(manifest: Manifest, size: int, started: StartedFrom | None = None) -> Facts:
+    """The facts about packed data and a network that takes images of `size` pixels.
+
+    Args:
+        manifest: of the packed data.
+        size: height and width of the network's input.
+        started: the weights that it starts from; None for random ones.
+    """
+    new_head = started is not None and bool(started.new)
+    return Facts(manifest.size("train"), size, started is not None, new_head)
+
+
+def plan_views(views: Views, about: Facts) -> ViewPlan:
+    """`views` with every `auto` replaced."""
+    epochs, augment = views.epochs, views.augment
+    if epochs == "auto":
+        most = FINE_TUNING if about.pretrained else MOST_EPOCHS
+        epochs = min(max(round(SHOWN / about.images), 2), most)
+    if augment == "auto":
+        photos = about.size > SMALL
+        augment = Augment(flip=True, shift=0, crop=0.5) if photos else Augment(flip=True, shift=1)
+    return ViewPlan(epochs=epochs, augment=augment)
+
+
+def plan_recipe(training: Training, about: Facts, kind: Kind) -> Recipe:
+    """`training` with every `auto` replaced.
+
+    Args:
+        training: as in params.yaml.
+        about: the data and the network.
+        kind: of the network.
+    """
+    fitting = min(MOST_PIXELS / about.size**2, max(about.images / STEPS, FEWEST))
+    found_size = max(2, min(MOST_IMAGES[kind], 2 ** int(math.log2(fitting)), about.images))
+    batch = found_size if training.batch_size == "auto" else training.batch_size
+    if about.pretrained:
+        lr = FINE_TUNING_LR * math.sqrt(batch / 32)
+        found = {"optimizer": "adamw", "weight_decay": 0.05, "layer_decay": 0.75}
+    else:
+        lr = SCRATCH_LR[kind] * math.sqrt(batch / MOST_IMAGES[kind])
+        found = {"optimizer": "muon", "weight_decay": 0.02, "layer_decay": 1.0}
+    found |= {"lr": lr, "warmup": 0.15, "freeze": "head_first" if about.new_head else "none"}
+    given = {name: getattr(training, name) for name in Training.model_fields}
+    chosen = {name: found.get(name) if value == "auto" else value for name, value in given.items()}
+    return Recipe.model_validate(chosen | {"batch_size": batch})
+
+
+def tell(
+    name: str, started: StartedFrom | None, plan: ViewPlan, recipe: Recipe, about: Facts
+) -> None:
+    """Print what a network is trained with, before its training."""
+    if started is not None:
+        print(f"{name}: starts from {started}")
+    freeze = {"none": "", "head_first": ", classifier first", "backbone": ", classifier alone"}
+    print(
+        f"{name}: {about.images:,} images at {about.size} px, {plan.epochs} epochs in batches of "
+        f"{recipe.batch_size}, {recipe.optimizer} at {recipe.lr:.2g}{freeze[recipe.freeze]}"
+    )

@@ -1,0 +1,124 @@
+"""A classifier fitted on a frozen backbone, before all layers learn together.
+
+Fine-tuning that starts with a random classifier destroys features that were good; one that was
+fitted first keeps them (Kumar et al., arXiv 2202.10054). The features of each image are computed
+once, so this costs the time of one or two evaluations.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.core.errors import PipelineError
+from pipeline.data.packing import draw
+from pipeline.data.records import Arrays
+from pipeline.networks.inference import predict
+from pipeline.networks.pixels import PixelsToLogits
+
+MOST_IMAGES = 20_000
+"""So many train images are enough to fit a linear layer; more are drawn from, stratified."""
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+"""Weights of the squared weights in the loss; the best one on val is taken."""
+
+
+def fit_classifier(
+    model: PixelsToLogits, train: Arrays, val: Arrays, *, flip: bool, name: str
+) -> float:
+    """Fit the last linear layer of `model` on the features that the other layers compute.
+
+    Minimises cross entropy and an L2 penalty over standardised features by L-BFGS, for each of
+    `PENALTIES`, and keeps the weights with the best top-1 on val (then the lowest loss).
+
+    Args:
+        model: only its last layer changes.
+        train: images uint8 [N, H, W, C] and labels int64 [N].
+        val: likewise.
+        flip: whether mirrored images are further samples.
+        name: of the network, for the progress bar and errors.
+
+    Returns:
+        Top-1 on val, a fraction.
+
+    Raises:
+        PipelineError: for a network whose last layer is not linear.
+    """
+    layer = classifier(model, name)
+    images, labels = train
+    if len(labels) > MOST_IMAGES:
+        chosen = draw(labels, MOST_IMAGES, np.random.default_rng(0))
+        images, labels = images[chosen], labels[chosen]
+    features = [_features(model, layer, images)]
+    if flip:
+        features.append(_features(model, layer, images[:, :, ::-1]))
+    known = torch.cat(features)
+    targets = torch.from_numpy(np.tile(labels, len(features)))
+    unseen = _features(model, layer, val[0])
+    mean, scale = known.mean(0), known.std(0).clamp_min(1e-6)
+    known, unseen = (known - mean) / scale, (unseen - mean) / scale
+    answers = torch.from_numpy(val[1])
+    best: tuple[float, float] | None = None
+    for penalty in PENALTIES:
+        weight, bias = _minimise(known, targets, layer.out_features, penalty)
+        logits = unseen @ weight.T + bias
+        score = (
+            (logits.argmax(1) == answers).double().mean().item(),
+            -F.cross_entropy(logits, answers).item(),
+        )
+        if best is None or score > best:
+            best = score
+            folded = weight / scale
+            with torch.no_grad():
+                layer.weight.copy_(folded)
+                cast(torch.Tensor, layer.bias).copy_(bias - folded @ mean)
+    assert best is not None
+    return best[0]
+
+
+def classifier(model: PixelsToLogits, name: str) -> nn.Linear:
+    """The last layer of a timm network; `PipelineError` unless it is linear with a bias."""
+    path = cast(dict[str, Any], model.network.pretrained_cfg).get("classifier")
+    layer = model.network.get_submodule(path) if isinstance(path, str) else None
+    if not isinstance(layer, nn.Linear) or layer.bias is None:
+        raise PipelineError(
+            "its classifier is not one linear layer, which could be fitted by itself",
+            where=name,
+            fix="set `freeze: none` in its training",
+        )
+    return layer
+
+
+def _features(model: PixelsToLogits, layer: nn.Linear, images: NDArray[np.uint8]) -> torch.Tensor:
+    """What `layer` reads for each image, float32 [N, features] on the CPU."""
+    seen: list[torch.Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu()))
+    try:
+        predict(model, images)
+    finally:
+        hook.remove()
+    return torch.cat(seen)
+
+
+def _minimise(
+    features: torch.Tensor, labels: torch.Tensor, classes: int, penalty: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight [classes, features] and bias [classes] of multinomial logistic regression."""
+    weight = torch.zeros(classes, features.shape[1], requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> float:
+        solver.zero_grad()
+        value = F.cross_entropy(features @ weight.T + bias, labels)
+        value = value + penalty * weight.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value.item()
+
+    solver.step(loss)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()

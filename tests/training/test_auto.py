@@ -1,0 +1,60 @@
+"""What `auto` finds: the default run's recipe, few and many images, large ones, weights."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.cli.params import load_params
+from pipeline.data.params import Augment, ViewPlan, Views
+from pipeline.training.auto import Facts, Kind, plan_recipe, plan_views
+from pipeline.training.params import Training
+from tests.training.conftest import ROOT
+
+FASHION = Facts(images=55_200, size=28, pretrained=False)
+
+
+def test_the_default_run_has_the_recipe_that_it_was_tuned_for() -> None:
+    params = load_params(ROOT / "params.yaml")
+    (teacher,) = (params.teachers.zoo[name] for name in params.teachers.enabled)
+    small = Augment(flip=True, shift=1)
+    for views in (teacher.views, params.views):
+        assert plan_views(views, FASHION) == ViewPlan(epochs=2, augment=small)
+    found = plan_recipe(teacher.training, FASHION, "teachers")
+    assert (found.batch_size, found.optimizer, found.lr) == (256, "muon", 0.03)
+    found = plan_recipe(params.distill.training, FASHION, "students")
+    assert (found.batch_size, found.optimizer, found.lr) == (128, "muon", 0.005)
+    assert (found.weight_decay, found.warmup, found.layer_decay) == (0.02, 0.15, 1.0)
+    assert found.freeze == "none"
+
+
+@pytest.mark.parametrize("kind", ["teachers", "students"])
+@pytest.mark.parametrize("size", [8, 28, 64, 224, 512, 1024])
+@pytest.mark.parametrize("images", [2, 3, 7, 40, 208, 2_000, 50_000, 400_000, 10**8])
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_every_number_of_images_gets_a_recipe_that_fits(
+    images: int, size: int, kind: Kind, pretrained: bool
+) -> None:
+    about = Facts(images, size, pretrained)
+    recipe, views = plan_recipe(Training(), about, kind), plan_views(Views(), about)
+    assert 2 <= recipe.batch_size <= images
+    assert recipe.batch_size * size**2 <= max(32 * 224**2, 2 * size**2)
+    assert 2 <= views.epochs <= 30
+    steps = images // recipe.batch_size
+    assert steps >= 12 or recipe.batch_size <= 8
+    assert 1e-5 < recipe.lr < 0.05
+
+
+def test_what_is_set_is_taken() -> None:
+    weak = Augment(flip=False, shift=0)
+    views = Views(epochs=7, augment=weak)
+    assert plan_views(views, FASHION) == ViewPlan(epochs=7, augment=weak)
+    training = Training(batch_size=48, lr=0.1, optimizer="sgd", freeze="none", layer_decay=0.5)
+    recipe = plan_recipe(training, Facts(1000, 224, True, new_head=True), "students")
+    assert (recipe.batch_size, recipe.lr, recipe.optimizer) == (48, 0.1, "sgd")
+    assert (recipe.layer_decay, recipe.freeze, recipe.weight_decay) == (0.5, "none", 0.05)
+
+
+def test_weights_with_a_new_classifier_fit_it_first() -> None:
+    for new_head, freeze in ((True, "head_first"), (False, "none")):
+        recipe = plan_recipe(Training(), Facts(208, 224, True, new_head), "students")
+        assert (recipe.freeze, recipe.batch_size, recipe.layer_decay) == (freeze, 16, 0.75)
