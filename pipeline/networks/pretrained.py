@@ -30,6 +30,9 @@ _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "m
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 """That wrappers put in front of every name."""
 
+_COUNTER = "num_batches_tracked"
+"""Batches that a batch norm has seen: not every library stores them."""
+
 
 def start_from(
     model: nn.Module, network: Network, checkpoints: Path, classes: tuple[str, ...], channels: int
@@ -104,15 +107,16 @@ def load_weights_of(
     Raises:
         PipelineError: unless `ENOUGH` of the backbone's tensors find their place.
     """
-    given = read_state_dict(file)
-    own = {name: t for name, t in model.state_dict().items() if not _counts(name)}
-    given = {name: t for name, t in given.items() if not _counts(name)}
+    own, given = model.state_dict(), read_state_dict(file)
     head = _head(model, own)
+    needed = [name for name in own if not name.endswith(_COUNTER)]
     pairs = {name: name for name in own if name in given}
-    if len(pairs) < ENOUGH * len(own) and len(own) == len(given):
-        ordered = dict(zip(own, given, strict=True))
-        if all(name in head or _fits(own[name], given[ordered[name]]) for name in own):
-            pairs = ordered
+    if len(pairs) < ENOUGH * len(needed):
+        others = [name for name in given if not name.endswith(_COUNTER)]
+        ordered = list(zip(needed, others, strict=False))
+        fitting = all(name in head or _fits(own[name], given[other]) for name, other in ordered)
+        if len(needed) == len(others) and fitting:
+            pairs = dict(ordered)
     chosen = {}
     for name, other in pairs.items():
         tensor = _adapted(own[name], given[other], channels)
@@ -124,7 +128,7 @@ def load_weights_of(
             )
         if tensor is not None and not (new_head and name in head):
             chosen[name] = tensor
-    backbone = [name for name in own if name not in head]
+    backbone = [name for name in needed if name not in head]
     missing = [name for name in backbone if name not in chosen]
     if len(missing) > (1 - ENOUGH) * len(backbone):
         raise _foreign(
@@ -139,8 +143,8 @@ def load_weights_of(
         sha256=sha256(file),
         loaded=len(chosen),
         renamed=sum(name != pairs[name] for name in chosen),
-        new=tuple(sorted(own.keys() - chosen.keys())),
-        left_over=tuple(sorted(given.keys() - used)),
+        new=tuple(name for name in sorted(needed) if name not in chosen),
+        left_over=tuple(name for name in sorted(given.keys() - used) if _COUNTER not in name),
     )
 
 
@@ -218,11 +222,6 @@ def _head(model: nn.Module, own: Mapping[str, torch.Tensor]) -> list[str]:
     heads = cast(dict[str, Any], model.pretrained_cfg).get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else heads
     return [name for name in own if any(name.startswith(f"{head}.") for head in heads)]
-
-
-def _counts(name: str) -> bool:
-    """Batches that a batch norm has seen: not every library stores them."""
-    return name.endswith("num_batches_tracked")
 
 
 def _foreign(file: Path, found: str) -> PipelineError:

@@ -85,6 +85,7 @@ def _by_layer(objective: nn.Module, training: Recipe) -> list[dict[str, Any]]:
     timm's own groups: a layer's rate is `layer_decay` times that of the next. Adapters learn at
     the full rate.
     """
+    import_timm()
     from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 
     network = cast(nn.Module, objective.model).network

@@ -17,7 +17,9 @@ from pipeline.core.errors import PipelineError
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 TREE = yaml.safe_load(SHIPPED.read_text())
 TRAINING = TREE["distill"]["training"]
-MISSING = TREE["teachers"]["zoo"]["resnet"] | {"source": "checkpoint", "checkpoint": "none"}
+MISSING = TREE["teachers"]["zoo"]["resnet"] | {
+    "network": {"arch": "resnet10t", "weights": "none.pth"}
+}
 EARLY = {"name": "hint", "weight": 1, "taps": ["early"]}
 HEADLESS = {"features_only": True}
 
@@ -75,8 +77,11 @@ def test_what_is_shipped_is_right(tmp_path: Path, profile: str) -> None:
         ({"distill": {"training": TRAINING | {"optimizer": "adahessian"}}}, "second derivatives"),
         ({"distill": {"training": TRAINING | {"schedule": "cosin"}}}, "schedule `cosin`"),
         ({"distill": {"training": TRAINING | {"precision": "fp16"}}}, "training needs a GPU"),
-        ({"distill": {"training": TRAINING | {"accumulate": 3}}}, "cannot be divided"),
-        ({"teachers": {"zoo": {"resnet": MISSING}}}, "there is no such checkpoint"),
+        (
+            {"distill": {"training": TRAINING | {"batch_size": 128, "accumulate": 3}}},
+            "cannot be divided",
+        ),
+        ({"teachers": {"zoo": {"resnet": MISSING}}}, "there is no such weights file"),
         (
             {"students": {"enabled": ["a"], "zoo": {"a": {"arch": "mobilenetv9"}}}},
             "has no network `mobilenetv9`",

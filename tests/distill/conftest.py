@@ -40,7 +40,7 @@ TERMS = (
 
 def teachers(*names: str, **settings: Any) -> Teachers:
     """The settings of teachers that are all `RESNET`."""
-    one = {"network": RESNET, "views": {"epochs": 1}, "training": TRAINING}
+    one = {"network": RESNET, "views": {"epochs": 1}, "training": {}}
     names = names or ("resnet",)
     zoo = dict.fromkeys(names, one)
     known = {"enabled": names, "zoo": zoo}
