@@ -17,12 +17,16 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from pipeline.backends.base.artifact import Artifact
 from pipeline.bundle.device_values import (
     Counted,
-    Label,
+    Delegate,
+    DeviceLatency,
+    DeviceThroughput,
+    DeviceWarmUp,
     LoadMilliseconds,
     Machine,
     Megabytes,
     Milliseconds,
     Name,
+    PhoneLatency,
     Prose,
     Share,
     Threads,
@@ -32,7 +36,6 @@ from pipeline.bundle.device_values import (
 from pipeline.bundle.records import Tolerances
 from pipeline.core.errors import PipelineError
 from pipeline.core.records import Record
-from pipeline.latency.records import Latency, Throughput, WarmUp
 
 
 def _finite_or_none(error: Any) -> Any:
@@ -61,34 +64,6 @@ class BundleIdentity(Record):
     def artifact(self) -> Artifact:
         """The artifact that the bundle holds."""
         return Artifact(self.student, self.backend, self.precision)
-
-
-class DeviceWarmUp(WarmUp):
-    """A warm-up on a device."""
-
-    inferences: Counted
-
-
-class DeviceThroughput(Throughput):
-    """Images per second of a device."""
-
-    images_per_second: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
-    batch: Counted
-    threads: Threads
-
-
-class DeviceLatency(Latency):
-    """Milliseconds per inference of one image on a device; they rise from p50 to p99."""
-
-    p50: Milliseconds
-    p90: Milliseconds
-    p99: Milliseconds
-
-    @model_validator(mode="after")
-    def _rise(self) -> Self:
-        if not self.p50 <= self.p90 <= self.p99:
-            raise ValueError("the percentiles do not rise from p50 to p99")
-        return self
 
 
 class DeviceResult(Record):
@@ -176,40 +151,6 @@ class Bench(Timed):
         if self.emulated:
             return f"an emulator's latency is no device's, {self.threads} thread(s){unit}"
         return f"p50 {times.p50:.3f} ms, p90 {times.p90:.3f} ms, {self.threads} thread(s){unit}"
-
-
-class PhoneLatency(Record):
-    """Milliseconds per inference, as the phone's tool prints them."""
-
-    mean: Milliseconds
-    p50: Milliseconds | None = None
-    p5: Milliseconds | None = None
-    p95: Milliseconds | None = None
-    min: Milliseconds
-    max: Milliseconds
-
-    @model_validator(mode="after")
-    def _rise(self) -> Self:
-        times = [self.min, self.p5, self.p50, self.p95, self.max]
-        known = [time for time in times if time is not None]
-        if known != sorted(known) or not self.min <= self.mean <= self.max:
-            raise ValueError("the times do not rise from min to max")
-        return self
-
-
-class Delegate(Record):
-    """How many of a graph's operators a delegate took, in how many partitions."""
-
-    delegate: Label
-    operators: Annotated[int, Field(ge=0, le=10**6)]
-    of: Annotated[int, Field(ge=0, le=10**6)]
-    partitions: Annotated[int, Field(ge=0, le=10**6)]
-
-    @model_validator(mode="after")
-    def _are_parts(self) -> Self:
-        if self.operators > self.of:
-            raise ValueError("more operators are taken than there are")
-        return self
 
 
 class PhoneBench(Timed):

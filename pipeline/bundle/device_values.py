@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from pipeline.core.records import Record
+from pipeline.latency.records import Latency, Throughput, WarmUp
 
 LONGEST_LABEL = 200
 LONGEST_PROSE = 1000
@@ -87,7 +88,7 @@ class Machine(Record):
     emulator: Label | None = Field(None, description="what emulates the CPU, if a script found one")
 
     @model_validator(mode="after")
-    def _is_named(self) -> Machine:
+    def _is_named(self) -> Self:
         if not (self.model or self.cpu):
             raise ValueError("neither `cpu` nor `model` says which device it is")
         return self
@@ -118,3 +119,65 @@ class Machine(Record):
         if foreign and _X86_NAMES.search(self.cpu or ""):
             return "a CPU of another kind"
         return self.emulator
+
+
+class DeviceWarmUp(WarmUp):
+    """A warm-up on a device."""
+
+    inferences: Counted
+
+
+class DeviceThroughput(Throughput):
+    """Images per second of a device."""
+
+    images_per_second: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+    batch: Counted
+    threads: Threads
+
+
+class DeviceLatency(Latency):
+    """Milliseconds per inference of one image on a device; they rise from p50 to p99."""
+
+    p50: Milliseconds
+    p90: Milliseconds
+    p99: Milliseconds
+
+    @model_validator(mode="after")
+    def _rise(self) -> Self:
+        if not self.p50 <= self.p90 <= self.p99:
+            raise ValueError("the percentiles do not rise from p50 to p99")
+        return self
+
+
+class PhoneLatency(Record):
+    """Milliseconds per inference, as the phone's tool prints them."""
+
+    mean: Milliseconds
+    p50: Milliseconds | None = None
+    p5: Milliseconds | None = None
+    p95: Milliseconds | None = None
+    min: Milliseconds
+    max: Milliseconds
+
+    @model_validator(mode="after")
+    def _rise(self) -> Self:
+        times = [self.min, self.p5, self.p50, self.p95, self.max]
+        known = [time for time in times if time is not None]
+        if known != sorted(known) or not self.min <= self.mean <= self.max:
+            raise ValueError("the times do not rise from min to max")
+        return self
+
+
+class Delegate(Record):
+    """How many of a graph's operators a delegate took, in how many partitions."""
+
+    delegate: Label
+    operators: Annotated[int, Field(ge=0, le=10**6)]
+    of: Annotated[int, Field(ge=0, le=10**6)]
+    partitions: Annotated[int, Field(ge=0, le=10**6)]
+
+    @model_validator(mode="after")
+    def _are_parts(self) -> Self:
+        if self.operators > self.of:
+            raise ValueError("more operators are taken than there are")
+        return self
