@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def digits(content: dict[str, Any]) -> str:
         (b'{"a": 1, "a": 2}', "`a` stands twice"),
         (b"[" * 200_000, "levels"),
         (b'{"verdict": ' * 10 + b"0" + b"}" * 10, "levels"),
-        (b" " * (MOST_BYTES + 1), "larger than 1 MiB"),
+        (b" " * (MOST_BYTES + 1), "larger than 256 KiB"),
         (b'{"verdict": "FAILED", "why": "\\u001b[2J\\u202e"}', "which bundle"),
         (b'{"verdict": "PASSED", "bundle": {"digest": "\\u001b[2J"}}', "which machine"),
         (b'{"verdict": "FAILED", "machine": {}, "bundle": {"digest": "\\u001b[2J"}}', "another"),
@@ -113,6 +114,16 @@ def test_a_file_that_no_script_writes_is_refused_before_it_costs_anything(
     with pytest.raises(PipelineError, match=complaint) as raised:
         import_results([Path("x.json")])
     assert raised.value.what.isprintable() and raised.value.where == "x.json"
+
+
+def test_a_large_file_of_wrong_items_costs_little(results: Results) -> None:
+    items = [""] * ((MOST_BYTES - 4000) // 4)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
+    with pytest.raises(PipelineError, match=r"`p50_by_round_ms\.0`"):
+        import_results([saved(results["bench"] | {"p50_by_round_ms": items})])
+    assert time.process_time() - start < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
 
 
 def test_a_pipe_is_not_waited_for(workspace: Params) -> None:
