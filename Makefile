@@ -4,6 +4,8 @@ BASE ?= origin/main
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Where this is set, as in many containers, every process would compile all of torch anew.
 export PYTHONDONTWRITEBYTECODE :=
+# DVC asks for the user's name, and a user whom a container knows by number alone has none.
+export USER ?= uid-$(shell id -u)
 
 .PHONY: repro test lint gate clean
 

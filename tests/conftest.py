@@ -23,6 +23,7 @@ from pipeline.cli.params import Params, load_params
 from pipeline.compile.evidence import Evidence
 from pipeline.compile.records import CompiledMetrics
 from pipeline.core.files import sha256, write_whole
+from pipeline.core.patches import no_reports
 from pipeline.core.records import METRICS
 from pipeline.data.records import PACKED, Manifest
 from pipeline.latency.records import LATENCIES
@@ -45,6 +46,11 @@ EXECUTION = ExecutionReport(
     output_type="float32",
 )
 """Of a classifier that only takes means."""
+
+
+def pytest_configure() -> None:
+    """As for every command: no library reports to its maker."""
+    no_reports()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,8 @@
-"""What bench.py, phone.py and verify.py of a bundle write about a device, as strict types."""
+"""What bench.py, phone.py and verify.py of a bundle write about a device, as strict types.
+
+What a result says of itself is not believed where it follows from its figures: types refuse a
+verdict, a median or an order that they contradict.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +15,41 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from pipeline.backends.base.artifact import Artifact
+from pipeline.bundle.device_values import (
+    Counted,
+    Delegate,
+    DeviceLatency,
+    DeviceThroughput,
+    DeviceWarmUp,
+    LoadMilliseconds,
+    Machine,
+    Megabytes,
+    Milliseconds,
+    Name,
+    PhoneLatency,
+    Prose,
+    Share,
+    Threads,
+    Versions,
+    one_line,
+)
 from pipeline.bundle.records import Tolerances
 from pipeline.core.errors import PipelineError
-from pipeline.core.params import Amount, Count, Positive
 from pipeline.core.records import Record
-from pipeline.latency.records import Latency, Throughput, WarmUp
 
 
 def _finite_or_none(error: Any) -> Any:
     return None if isinstance(error, float) and not math.isfinite(error) else error
 
 
-Name = Annotated[str, Field(pattern=r"^[^/\\]+$")]
-"""A part of a folder's name."""
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Milliseconds = Positive
 LogitError = Annotated[float | None, Field(ge=0), BeforeValidator(_finite_or_none)]
 """None where a logit is not a number: verify.py fails then, and JSON has no NaN."""
 
-_SETTINGS = ("governor", "python", "numpy")
+_SETTINGS = {"governor", "python", "numpy"}
 """Fields of a machine's record that may change while it stays the same machine."""
+
+_ROUNDING = 1e-5
+"""Milliseconds, and shares: figures are rounded to six digits."""
 
 
 class BundleIdentity(Record):
@@ -47,62 +66,42 @@ class BundleIdentity(Record):
         return Artifact(self.student, self.backend, self.precision)
 
 
-class DeviceLatency(Latency):
-    """Milliseconds per inference of one image on a device; they rise from p50 to p99."""
-
-    p50: Milliseconds
-    p90: Milliseconds
-    p99: Milliseconds
-
-    @model_validator(mode="after")
-    def _rise(self) -> Self:
-        if not self.p50 <= self.p90 <= self.p99:
-            raise ValueError("the percentiles do not rise from p50 to p99")
-        return self
-
-
 class DeviceResult(Record):
     """What all results have in common: the bundle, the machine and its unit."""
 
     bundle: BundleIdentity
-    machine: dict[str, str | int | None] = Field(
-        description="common.py's record of it; a phone has a `model`, too"
-    )
+    machine: Machine
     unit: Literal["cpu", "gpu", "npu"] = "cpu"
-
-    @field_validator("machine")
-    @classmethod
-    def _is_named(cls, machine: dict[str, str | int | None]) -> dict[str, str | int | None]:
-        if not (machine.get("model") or machine.get("cpu")):
-            raise ValueError("neither `cpu` nor `model` says which device it is")
-        return machine
 
     @property
     def device(self) -> str:
-        """The machine in words: a phone's model and chip, otherwise the CPU or the board."""
-        model, chip = self.machine.get("model"), self.machine.get("soc") or self.machine.get("cpu")
-        if model:
-            return f"{model} ({chip})" if chip else str(model)
-        return str(self.machine["cpu"])
+        """The machine in words."""
+        emulator = self.machine.emulated_by
+        return f"{self.machine.name}, emulated by {emulator}" if emulator else self.machine.name
+
+    @property
+    def emulated(self) -> bool:
+        """Whether no real CPU ran the bundle: logits count then, latencies do not."""
+        return self.machine.emulated_by is not None
 
     @property
     def device_digest(self) -> str:
         """Six hexadecimal digits of a digest of the machine's record, without its settings."""
-        lasting = {key: value for key, value in self.machine.items() if key not in _SETTINGS}
+        lasting = self.machine.model_dump(exclude=_SETTINGS)
         return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:6]
 
     @property
     def device_slug(self) -> str:
         """A folder's name: the device in lower case and the digest of its record."""
-        words = re.sub("[^a-z0-9]+", "-", self.device.lower()).strip("-")
+        words = re.sub("[^a-z0-9]+", "-", self.machine.name.lower()).strip("-")
         return f"{words[:40].strip('-') or 'device'}-{self.device_digest}"
 
 
 class Timed(DeviceResult):
     """A result with a latency: the runtime and the threads."""
 
-    runtime: dict[str, str] = Field(min_length=1, description="version by package")
-    threads: Count
+    runtime: Versions
+    threads: Threads
 
     @property
     def file_name(self) -> str:
@@ -113,19 +112,21 @@ class Timed(DeviceResult):
 class Bench(Timed):
     """What bench.py writes; times in milliseconds. Older bundles lack fields that may be null."""
 
-    rounds: Count
-    n: Count
+    rounds: Counted
+    n: Counted
     latency_ms: DeviceLatency
     p90_interval_ms: tuple[Milliseconds, Milliseconds] | None = None
-    p50_by_round_ms: tuple[Milliseconds, ...]
-    load_ms: Amount
+    p50_by_round_ms: Annotated[tuple[Milliseconds, ...], Field(min_length=1)]
+    load_ms: LoadMilliseconds
     first_ms: Milliseconds
-    warm_up: WarmUp | None = None
-    overhead_ns: Annotated[int, Field(ge=0)] | None = None
-    peak_rss_bytes: Count | None = None
-    cpus: tuple[int, ...] | None = Field(None, description="to which bench.py was kept")
-    throughput: Throughput | None = None
-    throughput_reason: str | None = Field(None, description="why bench.py found none")
+    warm_up: DeviceWarmUp | None = None
+    overhead_ns: Annotated[int, Field(ge=0, le=10**9)] | None = None
+    peak_rss_bytes: Annotated[int, Field(ge=1, le=2**50)] | None = None
+    cpus: tuple[Annotated[int, Field(ge=0, le=2**16)], ...] | None = Field(
+        None, description="to which bench.py was kept"
+    )
+    throughput: DeviceThroughput | None = None
+    throughput_reason: Prose | None = Field(None, description="why bench.py found none")
 
     @field_validator("p90_interval_ms")
     @classmethod
@@ -134,43 +135,36 @@ class Bench(Timed):
             raise ValueError("the lower limit is above the upper one")
         return limits
 
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        medians, p50 = self.p50_by_round_ms, self.latency_ms.p50
+        if len(medians) != self.rounds or self.n < self.rounds:
+            raise ValueError(
+                f"{self.rounds} rounds do not fit {len(medians)} medians of {self.n} inferences"
+            )
+        if not min(medians) - _ROUNDING <= p50 <= max(medians) + _ROUNDING:
+            raise ValueError("`latency_ms.p50` lies outside the medians of its rounds")
+        return self
+
     def __str__(self) -> str:
         times, unit = self.latency_ms, "" if self.unit == "cpu" else f", {self.unit}"
+        if self.emulated:
+            return f"an emulator's latency is no device's, {self.threads} thread(s){unit}"
         return f"p50 {times.p50:.3f} ms, p90 {times.p90:.3f} ms, {self.threads} thread(s){unit}"
-
-
-class PhoneLatency(Record):
-    """Milliseconds per inference, as the phone's tool prints them."""
-
-    mean: Milliseconds
-    p50: Milliseconds | None = None
-    p5: Milliseconds | None = None
-    p95: Milliseconds | None = None
-    min: Milliseconds
-    max: Milliseconds
-
-
-class Delegate(Record):
-    """How many of a graph's operators a delegate took, in how many partitions."""
-
-    delegate: str
-    operators: int
-    of: int
-    partitions: int
 
 
 class PhoneBench(Timed):
     """What phone.py writes about one unit: times, or the reason why there are none."""
 
     status: Literal["measured", "not_measured", "failed"]
-    reason: str | None = None
+    reason: Prose | None = None
     delegates: tuple[Delegate, ...]
-    n: Count | None = None
+    n: Counted | None = None
     latency_ms: PhoneLatency | None = None
-    load_ms: Amount | None = None
+    load_ms: LoadMilliseconds | None = None
     first_ms: Milliseconds | None = None
     warmup_ms: Milliseconds | None = None
-    memory_mb: dict[str, float] | None = None
+    memory_mb: dict[Literal["load", "overall"], Megabytes] | None = None
 
     @model_validator(mode="after")
     def _measured_or_not(self) -> Self:
@@ -184,6 +178,8 @@ class PhoneBench(Timed):
         if self.latency_ms is None:
             return f"{self.unit} {self.status.replace('_', ' ')}: {self.reason}"
         p50 = self.latency_ms.p50
+        if self.emulated:
+            return f"an emulator's latency is no device's, {self.threads} thread(s), {self.unit}"
         figure = f"mean {self.latency_ms.mean:.3f} ms" if p50 is None else f"p50 {p50:.3f} ms"
         return f"{figure}, {self.threads} thread(s), {self.unit}"
 
@@ -192,7 +188,20 @@ class Verdict(DeviceResult):
     """What verify.py writes where nothing was compared: a damaged file, no runtime."""
 
     verdict: Literal["PASSED", "FAILED"]
-    why: str
+    why: Prose
+
+    @property
+    def excess(self) -> str:
+        """Why the bundle fails, in words; empty if it passes."""
+        return self.why or "no reason is given"
+
+    @model_validator(mode="after")
+    def _follows(self) -> Self:
+        should = "FAILED" if self.excess else "PASSED"
+        if self.verdict != should:
+            found = f": {self.excess}" if self.excess else ", by which it is PASSED"
+            raise ValueError(f"the verdict {self.verdict} contradicts the figures{found}")
+        return self
 
     @property
     def by_graph(self) -> bool:
@@ -206,22 +215,48 @@ class Verdict(DeviceResult):
         return f"{self.bundle.artifact.slug}-verify{graph}{unit}.json"
 
     def __str__(self) -> str:
-        why = " ".join(self.why.split())  # what to do stands on a line of its own
-        return "PASSED" if self.verdict == "PASSED" else f"FAILED: {why}"
+        return f"FAILED: {self.excess}" if self.excess else "PASSED"
 
 
 class Comparison(Verdict):
     """What verify.py writes after comparing logits with the golden ones."""
 
-    runtime: dict[str, str] = Field(min_length=1, description="version by package")
-    threads: Count
-    images: Count
+    runtime: Versions
+    threads: Threads
+    images: Counted
     same_argmax: Share
     max_logit_error: LogitError
     mean_logit_error: LogitError
     top1: Share
     golden_top1: Share
     tolerances: Tolerances
+
+    @property
+    def excess(self) -> str:
+        """Which figures lie beyond the tolerances."""
+        limits, found = self.tolerances, []
+        if not self.same_argmax >= limits.min_same_argmax:
+            found.append(f"the class is the lab's on {self.same_argmax:.1%} of the images only")
+        for name in ("max_logit_error", "mean_logit_error"):
+            error, most = getattr(self, name), getattr(limits, name)
+            if error is None or not error <= most:
+                value = "not a number" if error is None else f"{error:.3g}"
+                found.append(f"{name.replace('_', ' ')} is {value}, beyond {most:.3g}")
+        return "; ".join(found)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        for name in ("same_argmax", "top1", "golden_top1"):
+            images = getattr(self, name) * self.images
+            if abs(images - round(images)) > _ROUNDING * self.images:
+                raise ValueError(f"`{name}` is no share of {self.images} images")
+        # an image whose class is the lab's is right or wrong in both
+        if abs(self.top1 - self.golden_top1) > 1 - self.same_argmax + _ROUNDING:
+            raise ValueError("`top1` and `golden_top1` differ by more than `same_argmax` allows")
+        largest, mean = self.max_logit_error, self.mean_logit_error
+        if (largest is None) != (mean is None) or (largest or 0.0) * (1 + 1e-9) < (mean or 0.0):
+            raise ValueError("`mean_logit_error` does not fit `max_logit_error`")
+        return self
 
     @property
     def by_graph(self) -> bool:
@@ -254,21 +289,21 @@ def parse_result(content: Any, where: str, fix: str) -> Result:
     else:
         what = "not what bench.py or verify.py writes: there is neither `latency_ms` nor `verdict`"
         raise PipelineError(what, where=where, fix=fix)
+    script = {Bench: "bench.py", PhoneBench: "phone.py"}.get(kind, "verify.py")
     try:
         # From JSON strict types still accept lists as tuples and integers as floats.
         return kind.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
-        script = {Bench: "bench.py", PhoneBench: "phone.py"}.get(kind, "verify.py")
         what = f"not what {script} writes: {_complaint(error)}"
         raise PipelineError(what, where=where, fix=fix) from None
 
 
 def _complaint(error: ValidationError) -> str:
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
+    first = error.errors(include_input=False, include_url=False)[0]
+    field = one_line(".".join(str(part) for part in first["loc"]), 100)
     if first["type"] == "missing":
         return f"the field `{field}` is missing"
     if first["type"] == "extra_forbidden":
         return f"the field `{field}` is unknown"
     place = f"`{field}`: " if field else ""
-    return place + first["msg"].removeprefix("Value error, ")
+    return place + one_line(first["msg"].removeprefix("Value error, "), 300)

@@ -6,14 +6,15 @@ is the CPU, and for a latency the threads. Two machines with equal records are o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.backends.base.artifact import BUNDLES
-from pipeline.bundle.device_record import Result, parse_result
+from pipeline.bundle.device_json import read_json
+from pipeline.bundle.device_record import Comparison, Result, parse_result
+from pipeline.bundle.device_values import one_line
 from pipeline.bundle.records import Bundle
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, write_whole
@@ -47,12 +48,25 @@ def import_results(files: Sequence[Path]) -> list[Imported]:
     return [_store(result) for result in results]
 
 
-def stored_results() -> list[Result]:
-    """Every result in metrics/devices; `PipelineError` for a file that is none."""
-    return [
-        parse_result(_json(file, _FORGET), str(file), _FORGET)
-        for file in sorted(DEVICES.glob("*/*.json"))
-    ]
+def stored_results(digests: dict[str, str]) -> list[Result]:
+    """Every result in metrics/devices.
+
+    Args:
+        digests: of the bundles that are here, see `bundle_digests`.
+
+    Raises:
+        PipelineError: for a file that is no result, or contradicts the bundle that it is about.
+    """
+    results = []
+    for file in sorted(DEVICES.glob("*/*.json")):
+        result = parse_result(read_json(file, _FORGET), str(file), _FORGET)
+        if file != _place(result):
+            what = f"not the place of what it holds, which is {_place(result)}"
+            raise PipelineError(what, where=str(file), fix=_FORGET)
+        if digests.get(result.bundle.artifact.slug) == result.bundle.digest:
+            _check_facts(result, file, _FORGET)
+        results.append(result)
+    return results
 
 
 def bundle_digests() -> dict[str, str]:
@@ -60,21 +74,16 @@ def bundle_digests() -> dict[str, str]:
     return {file.parent.name: sha256(file) for file in sorted(BUNDLES.glob("*/SHA256SUMS"))}
 
 
-def _json(file: Path, fix: str) -> Any:
-    try:
-        return json.loads(file.read_bytes())
-    except OSError as error:
-        raise PipelineError(f"cannot be read: {error.strerror}", where=str(file)) from None
-    except ValueError as error:  # of the encoding as well as of the syntax
-        raise PipelineError(f"not JSON: {error}", where=str(file), fix=fix) from None
-
-
 def _read(file: Path, digests: dict[str, str]) -> list[Result]:
     """The results in a device's file, all of them about bundles in models/bundles."""
-    content = _identified(_json(file, _AGAIN), digests, file)
+    content = _identified(read_json(file, _AGAIN), digests, file)
     results = [parse_result(one, str(file), _AGAIN) for one in _by_unit(content, file)]
     for result in results:
         _check_build(result, digests, file)
+        _check_facts(result, file, _AGAIN)
+    if len({result.file_name for result in results}) < len(results):
+        what = "not what phone.py writes: two results are about the same unit"
+        raise PipelineError(what, where=str(file), fix=_AGAIN)
     return results
 
 
@@ -87,7 +96,10 @@ def _by_unit(content: Any, file: Path) -> list[Any]:
         what = "not what phone.py writes: `results` is no list of them"
         raise PipelineError(what, where=str(file), fix=_AGAIN)
     common = {key: value for key, value in content.items() if key != "results"}
-    return [{**unit, **common} for unit in units]
+    if twice := {one_line(key, 100) for unit in units for key in unit.keys() & common.keys()}:
+        what = f"not what phone.py writes: `{min(twice)}` stands in `results` and beside it"
+        raise PipelineError(what, where=str(file), fix=_AGAIN)
+    return [{**common, **unit} for unit in units]
 
 
 def _check_build(result: Result, digests: dict[str, str], file: Path) -> None:
@@ -103,13 +115,28 @@ def _check_build(result: Result, digests: dict[str, str], file: Path) -> None:
         raise _another_build(result.bundle.digest, here, file)
 
 
+def _check_facts(result: Result, file: Path, fix: str) -> None:
+    """Compare what a verdict says of the bundle with the bundle, which is here in that build."""
+    if not isinstance(result, Comparison):
+        return
+    bundle = Bundle.read(BUNDLES / result.bundle.artifact.slug / "bundle.json")
+    for field, own, there in (
+        ("tolerances", result.tolerances, bundle.tolerances),
+        ("images", result.images, bundle.golden.images),
+    ):
+        if own != there:
+            what = f"not what verify.py writes: `{field}` is not that of the bundle"
+            raise PipelineError(what, where=str(file), fix=fix)
+
+
 def _identified(content: Any, digests: dict[str, str], file: Path) -> Any:
     """`content`, completed where verify.py found damaged files and gave the digest alone."""
     if not isinstance(content, dict) or "verdict" not in content:
         return content
-    if "bundle" not in content:
+    if missing := [field for field in ("bundle", "machine") if field not in content]:
+        why = one_line(str(content.get("why")), 300)
         raise PipelineError(
-            f"it does not say which bundle it is about: {content.get('why')}",
+            f"it does not say which {missing[0]} it is about: {why}",
             where=str(file),
             fix="copy the bundle to the device again and run verify.py there",
         )
@@ -125,15 +152,20 @@ def _identified(content: Any, digests: dict[str, str], file: Path) -> Any:
 
 
 def _another_build(digest: str, here: str, file: Path) -> PipelineError:
+    other = one_line(digest, 17)[:16]
     return PipelineError(
-        f"it is about another build: a bundle with the digest {digest[:16]}, not {here}",
+        f"it is about another build: a bundle with the digest {other}, not {here}",
         where=str(file),
         fix="copy the bundle that is here to the device and run its scripts again",
     )
 
 
+def _place(result: Result) -> Path:
+    return DEVICES / result.device_slug / result.file_name
+
+
 def _store(result: Result) -> Imported:
-    file = DEVICES / result.device_slug / result.file_name
+    file = _place(result)
     text = result.model_dump_json(indent=2) + "\n"
     known = file.read_bytes() if file.exists() else None
     if known == text.encode():

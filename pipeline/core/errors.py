@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable
 from types import FrameType
 
+from pipeline.core.patches import name_user, no_reports
+
 DEFECT = 70
 """Exit code of a defect of this program: EX_SOFTWARE of BSD's sysexits."""
 
@@ -46,6 +48,8 @@ def run(main: Callable[[], int | None]) -> None:
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    no_reports()
+    name_user()
     # Ctrl-C and kill end in the same way; shells may let background children ignore SIGINT.
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)

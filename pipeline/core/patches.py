@@ -1,24 +1,57 @@
 """Every change that this project makes to another library at run time.
 
-Each function says which version needs it and why, and does nothing until it is called. One more
-patch has to live elsewhere: `backends/openvino/run.py` ships in bundles without this package and
-switches off OpenVINO's telemetry by itself.
+Each function says which version needs it and why, and does nothing until it is called. Files that
+ship in bundles without this package, `export/session.py` and `backends/openvino/run.py`, switch
+off the telemetry of their runtimes by themselves, too.
 """
 
 from __future__ import annotations
 
 import ctypes
+import getpass
 import importlib
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
+_REPORTS_OFF = {
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime 1.32, from its import on
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, by which timm loads weights
+    "DVC_NO_ANALYTICS": "1",  # DVC 3, which the gate calls
+}
+"""Variables that keep libraries, and processes that are started from here, from reporting each use
+to their makers. What other libraries here do was read in their code and seen in an empty home:
+torch, timm, Lightning, LiteRT, TensorRT for RTX and DVCLive report nothing."""
+
 _NMS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Of glibc's malloc.h."""
+
+
+def no_reports() -> None:
+    """Let no library report to its maker, nor keep an identifier of the user for that.
+
+    OpenVINO 2026 and NNCF 3 have no variable for it, but report only if openvino_telemetry can be
+    imported.
+    """
+    os.environ.update(_REPORTS_OFF)
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
+def name_user() -> None:
+    """Name a user without a passwd entry, as in `docker run --user 12345`.
+
+    DVC 3.67, which the gate calls, asks for the name and fails with a `KeyError` there.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # until Python 3.12, and from 3.13 on
+        os.environ["USER"] = f"uid-{os.getuid()}"
 
 
 def import_torchvision() -> ModuleType:

@@ -5,6 +5,7 @@ Bundles carry a copy of this file: it needs NumPy and ONNX Runtime, and nothing 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
@@ -38,14 +39,13 @@ def open_session(
         optimized: path to which the optimized graph is written.
         level: ENABLE_ALL, ENABLE_EXTENDED or DISABLE_ALL: what the graph optimizer may do.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
+    runtime = _onnxruntime()
+    options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3  # it warns whenever an optimized graph is written
-    levels = onnxruntime.GraphOptimizationLevel
+    levels = runtime.GraphOptimizationLevel
     options.graph_optimization_level = getattr(levels, f"ORT_{level}")
     if optimized is not None:
         options.optimized_model_filepath = optimized
@@ -53,12 +53,13 @@ def open_session(
     # Exact int8 sums on x86 without VNNI, where the faster kernels overflow.
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.add_session_config_entry("session.disable_quant_qdq", "0" if int8_kernels else "1")
-    return onnxruntime.InferenceSession(
+    session: onnxruntime.InferenceSession = runtime.InferenceSession(
         model,
         options,
         providers=["CPUExecutionProvider"],
         disabled_optimizers=["WeightBiasQuantization"],
     )
+    return session
 
 
 def load(model: str, threads: int, batch: int = 0, *, int8_kernels: bool = True) -> Runner:
@@ -83,6 +84,16 @@ def load(model: str, threads: int, batch: int = 0, *, int8_kernels: bool = True)
 
 def versions() -> dict[str, str]:
     """The version of ONNX Runtime by its package name."""
+    return {"onnxruntime": _onnxruntime().__version__}
+
+
+def _onnxruntime() -> Any:
+    """The module, which reports nothing.
+
+    Since 1.32 it reports to its maker from its import on, and keeps an identifier and a database
+    in the user's home, unless this variable is set before.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
-    return {"onnxruntime": onnxruntime.__version__}
+    return onnxruntime

@@ -99,7 +99,7 @@ def _devices() -> tuple[list[Finding], list[Note]]:
             findings.append(Finding(key, "device", Outcome.REGRESSION, text, command=command))
         else:
             cells = one.cells()
-            figures = f"p50 {cells['p50 ms']} ms, {one.verified}, bundle {cells['Bundle']}"
+            figures = f"p50 in ms: {cells['p50 ms']}; {one.verified}; bundle {cells['Bundle']}"
             notes.append(Note(key, f"on {cells['Device']}: {figures}"))
     return findings, notes
 

@@ -61,7 +61,8 @@ class OnDevice:
         bundle, unit = self.about.bundle, self.about.unit
         runtime = title(bundle.backend)
         p50, p90 = self._latency()
-        many = self.bench.throughput if isinstance(self.bench, Bench) else None
+        real = not self.about.emulated
+        many = self.bench.throughput if isinstance(self.bench, Bench) and real else None
         return {
             "Artifact": f"{bundle.student} {runtime} {bundle.precision}",
             "Device": self.device if unit == "cpu" else f"{self.device}, {unit}",
@@ -69,7 +70,7 @@ class OnDevice:
             "Threads": f"{self.bench.threads}" if self.bench else UNKNOWN,
             "p50 ms": p50,
             "p90 ms": p90,
-            "p50 here": UNKNOWN if self.here is None else f"{self.here:.3f}",
+            "p50 here": f"{self.here:.3f}" if self.here is not None and real else UNKNOWN,
             "Images/s": f"{many.images_per_second:,.0f}" if many else UNKNOWN,
             "Verified": self.verified,
             "Bundle": "current" if self.current else "stale",
@@ -80,6 +81,8 @@ class OnDevice:
         bench = self.bench
         if bench is None:
             return UNKNOWN, UNKNOWN
+        if bench.emulated:
+            return "emulated", UNKNOWN
         if isinstance(bench, Bench):
             return f"{bench.latency_ms.p50:.3f}", f"{bench.latency_ms.p90:.3f}"
         if bench.latency_ms is None:
@@ -94,8 +97,8 @@ def on_devices(rows: list[Row]) -> list[OnDevice]:
     Raises:
         PipelineError: for a file in metrics/devices that is not a result.
     """
-    results = stored_results()
     digests = bundle_digests()
+    results = stored_results(digests)
     names = _device_names(results)
     local = {row.artifact: row.p50 for row in rows}
     place = {artifact: number for number, artifact in enumerate(local)}

@@ -420,8 +420,8 @@ def test_nvidias_builder_takes_the_settings_of_the_bundle(shipped: dict[str, lis
 def test_build_engine_refuses_a_gpu_that_is_not_served(shipped: dict[str, list[Path]]) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt names no compute capabilities")
     code = (
-        "from types import SimpleNamespace as Device; import build_engine, common; "
-        "build_engine.Device = lambda: Device(name='NVIDIA H100', capability=(9, 0)); "
+        "from types import SimpleNamespace as Device; import build_engine, common, runtime; "
+        "runtime.Device = lambda: Device(name='NVIDIA H100', capability=(9, 0)); "
         "common.finish(build_engine.main)"
     )
     done = subprocess.run(

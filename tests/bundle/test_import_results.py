@@ -176,7 +176,7 @@ def put(dotted: str, value: object) -> Callable[[dict], None]:
         ("bench", put("latency_ms.p99", float("inf")), "`latency_ms.p99`: .*finite"),
         ("bench", put("latency_ms.p50", -1.0), "`latency_ms.p50`: .*greater than 0"),
         ("bench", put("p50_by_round_ms", [1.0, -1.0]), "`p50_by_round_ms.1`: .*greater than 0"),
-        ("bench", put("latency_ms.p90", 1e9), "`latency_ms`: the percentiles do not rise"),
+        ("bench", put("latency_ms.p90", 1e6), "`latency_ms`: the percentiles do not rise"),
         ("bench", put("threads", "4"), "`threads`: .*integer"),
         ("bench", put("p90_interval_ms", [2.0, 1.0]), "`p90_interval_ms`: the lower limit"),
         ("bench", put("warm_up.steady", "yes"), "`warm_up.steady`: .*boolean"),
@@ -284,13 +284,13 @@ def test_logits_that_are_no_numbers_come_home_as_json(results: Results) -> None:
 
 def slug(machine: dict[str, Any], results: Results) -> str:
     content = results["bench"] | {"machine": machine}
-    return Bench.model_validate(content).device_slug
+    return Bench.model_validate(content, strict=False).device_slug
 
 
 def test_a_device_has_a_name_that_people_and_file_systems_read(results: Results) -> None:
     assert re.fullmatch("raspberry-pi-5-model-b-rev-1-0-[0-9a-f]{6}", slug(BOARD, results))
     assert re.fullmatch("pixel-8-tensor-g3-[0-9a-f]{6}", slug(PHONE, results))
-    for name in ("../..", "小米", "Intel(R) Core(TM) i7 @ 3.20GHz" * 9, "con", "a/b\\c:d"):
+    for name in ("../..", "小米", "Intel(R) Core(TM) i7 @ 3.20GHz" * 6, "con", "a/b\\c:d"):
         assert re.fullmatch("[a-z0-9][a-z0-9-]{0,39}-[0-9a-f]{6}", slug({"cpu": name}, results))
 
 
@@ -305,14 +305,16 @@ def test_two_machines_do_not_share_a_folder_and_one_keeps_its_own(results: Resul
 
 
 def test_the_command_prints_a_line_per_file(results: Results, capsys) -> None:
-    failed = results["verify"] | {"verdict": "FAILED", "why": "too far off", "machine": BOARD}
+    far = {"max_logit_error": 1e9, "verdict": "FAILED", "why": "too far off"}
+    failed = results["verify"] | far | {"machine": BOARD}
     files = [saved(results["bench"], "bench.json"), saved(failed, "verify.json")]
     assert main(["import-results", *map(str, files)]) == 0
     first, second = capsys.readouterr().out.splitlines()
     times = results["bench"]["latency_ms"]
     assert f"{ORT}: p50 {times['p50']:.3f} ms, p90 {times['p90']:.3f} ms, 1 thread(s); " in first
     assert first.endswith("-bench-t1.json: written")
-    assert second.startswith(f"{BOARD['cpu']}: {ORT}: FAILED: too far off; {DEVICES}/raspberry-pi")
+    why = f"max logit error is 1e+09, beyond {results['verify']['tolerances']['max_logit_error']}"
+    assert second.startswith(f"{BOARD['cpu']}: {ORT}: FAILED: {why}; {DEVICES}/raspberry-pi")
     assert main(["import-results", str(files[0])]) == 0
     assert capsys.readouterr().out.endswith("-bench-t1.json: already there\n")
 
@@ -364,7 +366,8 @@ def test_the_report_shows_a_device_beside_the_local_latency(
 ) -> None:
     times = {"p50": 1.5, "p90": 2.25, "p99": 3.0}
     many = {"images_per_second": 1234.5678, "batch": 32, "threads": 4}
-    take(results["bench"] | {"machine": BOARD, "latency_ms": times, "throughput": many})
+    timed = {"latency_ms": times, "p50_by_round_ms": [1.25, 1.75], "throughput": many}
+    take(results["bench"] | timed | {"machine": BOARD})
     take(results["verify"] | {"machine": BOARD})
     (version,) = results["bench"]["runtime"].values()
     assert shown(measured) == [

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import ctypes
+import getpass
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,9 +26,12 @@ FILES = [file for room in ("pipeline", "stages") for file in (ROOT / room).rglob
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
-def python(code: str) -> str:
+def python(code: str, **environment: str) -> str:
     """What `code` prints in a new process."""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -156,3 +162,44 @@ def test_a_convolution_is_replaced_within_the_block_alone() -> None:
         assert F.conv2d(image, weight) == "replaced"
         raise ZeroDivisionError
     assert F.conv2d is torch.conv2d
+
+
+def test_no_command_lets_a_runtime_report_or_leave_an_identifier(tmp_path: Path) -> None:
+    code = """
+from pipeline.core.errors import run
+def main():
+    import onnxruntime.quantization
+    import openvino
+    from openvino.tools import ovc
+    from huggingface_hub import constants
+    print(constants.HF_HUB_DISABLE_TELEMETRY)
+run(main)
+"""
+    reporting = {"ORT_DISABLE_TELEMETRY": "0", "HF_HUB_DISABLE_TELEMETRY": "0"}
+    assert python(code, HOME=str(tmp_path), XDG_CACHE_HOME="", **reporting) == "True"
+    assert not list(tmp_path.iterdir())
+
+
+def test_dvc_reports_nothing_in_this_repository() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / ".dvc/config")
+    assert config["core"]["analytics"] == config["core"]["check_update"] == "false"
+
+
+def test_a_user_without_a_passwd_entry_gets_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pwd
+
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setenv("USER", "somebody")
+    patches.name_user()
+    assert os.environ["USER"] == "somebody"
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises((KeyError, OSError)):
+        getpass.getuser()
+    patches.name_user()
+    assert getpass.getuser() == f"uid-{os.getuid()}"
+    monkeypatch.delenv("USER")

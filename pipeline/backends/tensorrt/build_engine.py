@@ -8,12 +8,13 @@ version only.
 
 from __future__ import annotations
 
+from common import FOLDER, BundleError, check_files, finish, install, open_model, record
+
+# isort: split
+
 import argparse
 import time
 from pathlib import Path
-
-from common import FOLDER, BundleError, check_files, finish, install, open_model, record
-from runtime import ENGINE, Device, Network, refusal, tensorrt, write_whole
 
 
 def main() -> int:
@@ -27,6 +28,8 @@ def main() -> int:
     if arguments.max_batch < 1:
         parser.error("--max-batch is at least 1")
     check_files()
+    from runtime import ENGINE, Device, Network, refusal, tensorrt, write_whole
+
     try:
         trt = tensorrt()
     except ImportError as error:

@@ -11,6 +11,11 @@ benchmark_model would print those of the CPU. Exit code 1 if nothing could be me
 
 from __future__ import annotations
 
+import common
+from common import BundleError
+
+# isort: split
+
 import argparse
 import hashlib
 import os
@@ -21,9 +26,6 @@ import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
-
-import common
-from common import BundleError
 
 THERE = "/data/local/tmp/edgestill"
 BINARIES = (f"{THERE}/benchmark_model", "/data/local/tmp/benchmark_model")
@@ -69,6 +71,7 @@ class Phone:
         cores = self.shell("nproc")[1].strip()
         code, governor = self.shell("cat /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
         maker, model = known.get("ro.product.manufacturer"), known.get("ro.product.model")
+        virtual = known.get("ro.boot.qemu") == "1" or known.get("ro.kernel.qemu") == "1"
         return {
             "model": f"{maker} {model}",
             "cpu": soc or known.get("ro.board.platform"),  # Android before 12 names no SoC
@@ -78,6 +81,7 @@ class Phone:
             "android": known.get("ro.build.version.release"),
             "kernel": self.shell("uname -r")[1].strip(),
             "governor": None if code else governor.strip(),
+            **({"emulator": "Android emulator"} if virtual else {}),
         }
 
 
@@ -112,12 +116,12 @@ def main() -> int:
         "threads": arguments.threads,
         "results": [measure(phone, binary, folder, unit, arguments) for unit in units],
     }
-    if arguments.json:
-        common.write_json(arguments.json, result)
     print("{student} for {backend}, {precision}; bundle {digest}".format(**result["bundle"]))
     print("{model}, {cpu}, Android {android}, kernel {kernel}".format(**result["machine"]))
     for one in result["results"]:
         print(_line(one))
+    if arguments.json:
+        common.write_json(arguments.json, result)
     return 0 if any(one["status"] == "measured" for one in result["results"]) else 1
 
 
@@ -223,7 +227,7 @@ def measure(
     if code or times is None:
         errors = re.findall(r"^.*(?:ERROR|FATAL|error|denied|not found).*$", text, re.MULTILINE)
         last = errors[-3:] or text.strip().splitlines()[-3:]
-        why = " | ".join(line.strip() for line in last) or "it printed nothing"
+        why = common.one_line(" | ".join(line.strip() for line in last) or "it printed nothing")
         return {**result, "reason": f"benchmark_model ended with exit code {code}: {why}"}
     if unit != "cpu" and not _took(taken, text):
         reason = f"the {unit.upper()} took nothing of the graph: these would be the CPU's times"

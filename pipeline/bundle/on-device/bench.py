@@ -9,30 +9,28 @@ second in batches on all cores, in another process; if that fails, the reason is
 
 from __future__ import annotations
 
+from common import (
+    check_files,
+    finish,
+    golden,
+    identity,
+    machine,
+    one_line,
+    open_model,
+    write_json,
+)
+
+# isort: split
+
 import argparse
+import contextlib
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
-from common import check_files, finish, golden, identity, machine, open_model, write_json
-from harness import (
-    P90_LEVEL,
-    THROUGHPUT_ROUNDS,
-    THROUGHPUT_RUNS,
-    Harness,
-    cores,
-    images_per_second,
-    overhead,
-    p90_limits,
-    peak_memory,
-    percentiles,
-    pinned,
-)
 
 # evaluated by Python 3.8, too
 Attempt = Tuple[Optional[Dict[str, Any]], Optional[str]]
@@ -58,14 +56,16 @@ def main() -> int:
     if arguments.batch:
         rate, reason = _elsewhere(arguments.batch, arguments.min_seconds)
         result.update(throughput=rate, throughput_reason=reason)
+    show(result)
     if arguments.json:
         write_json(arguments.json, result)
-    show(result)
     return 0
 
 
 def bench(threads: int, rounds: int, min_runs: int, min_seconds: float) -> dict[str, Any]:
     """Percentiles over all rounds after a warm-up; times in milliseconds."""
+    from harness import Harness, overhead, p90_limits, peak_memory, percentiles, pinned
+
     images = golden()[0]
     here = machine()  # before this process is pinned to some of its cores
     with pinned(threads) as cpus:
@@ -103,6 +103,8 @@ def bench(threads: int, rounds: int, min_runs: int, min_seconds: float) -> dict[
 
 def throughput(batch: int, min_seconds: float) -> dict[str, Any]:
     """Images per second of `batch` images a call, on as many threads as there are cores."""
+    from harness import THROUGHPUT_ROUNDS, THROUGHPUT_RUNS, Harness, cores, images_per_second
+
     threads = cores()
     run, _ = open_model(threads, batch=batch)
     harness = Harness(run, golden()[0], batch)
@@ -112,25 +114,40 @@ def throughput(batch: int, min_seconds: float) -> dict[str, Any]:
     return {"images_per_second": rate, "batch": batch, "threads": threads}
 
 
-def attempt(batch: int, min_seconds: float) -> Attempt:
-    """`throughput`, or the reason why there is none, such as too little memory."""
+def attempt(batch: int, min_seconds: float, answer: Any) -> None:
+    """Send `throughput`, or the reason why there is none, such as too little memory."""
+    found: Attempt
     try:
-        return throughput(batch, min_seconds), None
-    except Exception as error:  # runtimes raise their own, which may not pickle
-        return None, " ".join(str(error).split()) or type(error).__name__
+        found = throughput(batch, min_seconds), None
+    except Exception as error:  # runtimes raise their own
+        found = None, one_line(error)
+    answer.send(found)
 
 
 def _elsewhere(batch: int, min_seconds: float) -> Attempt:
-    """`attempt` in a fresh process, as a runtime may count the cores only once."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        try:
-            return pool.submit(attempt, batch, min_seconds).result()
-        except BrokenProcessPool:
-            return None, f"the process that measures it died at batch {batch}"
+    """The answer of `attempt` in a fresh process, as a runtime may count the cores only once.
+
+    A process and a pipe are all it takes: pools need semaphores, which some containers lack.
+    """
+    context = get_context("spawn")
+    found: Attempt = None, f"the process that measures it died at batch {batch}"
+    try:
+        receiver, sender = context.Pipe(duplex=False)
+        child = context.Process(target=attempt, args=(batch, min_seconds, sender))
+        child.start()
+    except OSError as error:
+        return None, f"the process that measures it cannot start: {one_line(error)}"
+    sender.close()  # the child has its own: without it, `recv` ends when the child does
+    with contextlib.suppress(EOFError):
+        found = receiver.recv()
+    child.join()
+    return found
 
 
 def show(result: dict[str, Any]) -> None:
     """Print what was measured."""
+    from harness import P90_LEVEL
+
     times, limits = result["latency_ms"], result["p90_interval_ms"]
     print("{student} for {backend}, {precision}; bundle {digest}".format(**result["bundle"]))
     print("{cpu}, kernel {kernel}, python {python}, numpy {numpy}".format(**result["machine"]))

@@ -7,6 +7,10 @@ A FILE is an image (Pillow must be installed) or an .npy array, uint8 [N, H, W, 
 
 from __future__ import annotations
 
+from common import FOLDER, BundleError, check_files, finish, identity, open_model, record
+
+# isort: split
+
 import argparse
 import json
 import sys
@@ -14,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator
 
 import numpy as np
-from common import FOLDER, BundleError, check_files, finish, identity, open_model, record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
