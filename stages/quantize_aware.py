@@ -3,7 +3,8 @@
 from pipeline.core.arguments import parse_names, require
 from pipeline.core.errors import run
 from pipeline.core.params import load
-from pipeline.int8.stage import RUNG, QuantizeAwareParams, train_quantize_aware
+from pipeline.int8.params import QUANTIZE_AWARE as RUNG
+from pipeline.int8.stage import QuantizeAwareParams, train_quantize_aware
 
 
 def main() -> None:
