@@ -3,18 +3,19 @@
 from pipeline.core.arguments import parse_names, require
 from pipeline.core.errors import run
 from pipeline.core.params import load
-from pipeline.int8.stage import NOT_ASKED, QuantizeAwareParams, train_quantize_aware
+from pipeline.int8.params import QUANTIZE_AWARE as RUNG
+from pipeline.int8.stage import QuantizeAwareParams, train_quantize_aware
 
 
 def main() -> None:
     (student,) = parse_names("student")
     params = load(QuantizeAwareParams)
     require(student, params.students.zoo, "student", "params.yaml: students.zoo")
-    top1 = train_quantize_aware(params, student)
-    if top1 is None:
-        print(f"{student}: nothing to do: {NOT_ASKED}")
+    found = train_quantize_aware(params, student)
+    if isinstance(found, str):
+        print(f"{student}: no weights for the rung `{RUNG}`: {found}")
     else:
-        print(f"{student}: val top-1 {top1:.4f} under int8's rounding")
+        print(f"{student}: val top-1 {found:.4f} under int8's rounding")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from pipeline.backends.base.job import Compiler, Job
 from pipeline.backends.base.spec import Backend
 from pipeline.compile.records import LayerNoise
 from pipeline.core.errors import PipelineError
+from pipeline.data.batches import batches
 from pipeline.data.records import load_split
+from pipeline.export.evaluate import logits_of
 from pipeline.networks import grid
 
 NOISE_IMAGES = 64
@@ -48,35 +50,42 @@ def look_inside(spec: Backend, compiler: Compiler, job: Job, model: Path) -> Ins
     exact = _exact_input(spec, compiler, job, model)
     val, _ = load_split("val")
     images = val[np.linspace(0, len(val) - 1, min(NOISE_IMAGES, len(val))).astype(int)]
+    powers = []
     with tempfile.TemporaryDirectory() as scratch:
-        references = compiler.layer_outputs(compiler.in_float(job, Path(scratch)), images)
-    outputs = compiler.layer_outputs(model, images)
-    if len(job.layers) != len(references) or references.keys() - outputs.keys():
-        note = (
-            f"noise by layer is not known: the student has {len(job.layers)} conv and linear "
-            f"layers, the float graph {len(references)}, of which int8 has "
-            f"{len(references.keys() & outputs.keys())}"
-        )
-        return Inside((), exact, (note,))
-    pairs = [(outputs[name], reference) for name, reference in references.items()]
-    return Inside(layer_noise([layer.name for layer in job.layers], pairs), exact)
+        in_float = compiler.in_float(job, Path(scratch))
+        for part in batches(images, NOISE_IMAGES):
+            references = compiler.layer_outputs(in_float, part)
+            outputs = compiler.layer_outputs(model, part)
+            if len(job.layers) != len(references) or references.keys() - outputs.keys():
+                note = (
+                    f"noise by layer is not known: the student has {len(job.layers)} conv and "
+                    f"linear layers, the float graph {len(references)}, of which int8 has "
+                    f"{len(references.keys() & outputs.keys())}"
+                )
+                return Inside((), exact, (note,))
+            powers.append([power(outputs[name], of) for name, of in references.items()])
+    return Inside(layer_noise([layer.name for layer in job.layers], np.sum(powers, axis=0)), exact)
 
 
-def layer_noise(
-    names: Sequence[str], pairs: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]
-) -> tuple[LayerNoise, ...]:
-    """10 log10(|reference|^2 / |output - reference|^2) of each layer, over all images together.
+def power(
+    output: NDArray[np.float32], reference: NDArray[np.float32]
+) -> tuple[np.float64, np.float64]:
+    """|reference|^2 and |output - reference|^2 of a layer's outputs [N, elements]."""
+    noise = np.square(output.astype(np.float64) - reference).sum()
+    return np.square(reference, dtype=np.float64).sum(), noise
+
+
+def layer_noise(names: Sequence[str], powers: NDArray[np.float64]) -> tuple[LayerNoise, ...]:
+    """10 log10(signal / noise) of each layer, over all images together.
 
     Args:
         names: of the layers.
-        pairs: output and reference of each, float32 [N, elements]. A reference of zeros alone
-            counts as a signal of 1e-30.
+        powers: signal and noise [layers, 2], each a sum over the images: see `power`. A signal of 0
+            counts as 1e-30.
     """
     found = []
-    for name, (output, reference) in zip(names, pairs, strict=True):
-        signal = max(float(np.square(reference, dtype=np.float64).sum()), 1e-30)
-        noise = float(np.square(output.astype(np.float64) - reference).sum())
-        snr_db = round(10 * math.log10(signal / noise), 2) if noise else None
+    for name, (signal, noise) in zip(names, powers.tolist(), strict=True):
+        snr_db = round(10 * math.log10(max(signal, 1e-30) / noise), 2) if noise else None
         found.append(LayerNoise(name=name, snr_db=snr_db))
     return tuple(found)
 
@@ -85,8 +94,9 @@ def _exact_input(spec: Backend, compiler: Compiler, job: Job, model: Path) -> in
     """Count images whose pixels are the quantized input; one of them holds every pixel value."""
     some = job.calibration[:EXACT_IMAGES]
     images = np.concatenate([some, grid.every_pixel(some.shape[1:])])
-    by_pixels = spec.load(model, threads=1)(images)
-    by_floats = compiler.float_fed(model)(grid.normalise(images))
+    fed = compiler.float_fed(model)
+    by_pixels = logits_of(spec.load(model, threads=1), images)
+    by_floats = logits_of(lambda pixels: fed(grid.normalise(pixels)), images)
     if not np.array_equal(by_pixels, by_floats):
         error = np.abs(by_pixels - by_floats).max()
         raise PipelineError(

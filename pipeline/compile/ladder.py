@@ -61,7 +61,8 @@ def climb(
     """Compile `job` by the first recipe that loses little enough.
 
     Every rung starts from the best recipe so far. If none keeps `settings.max_drop`, the best on
-    val is kept, of equals the first. What a rung cannot do is recorded as its failure.
+    val is kept, of equals the first. A rung that fails, in whatever way its tool does, is recorded
+    as failed, and the ladder goes on with what it has.
 
     Args:
         compiler: of the backend.
@@ -72,7 +73,9 @@ def climb(
         folder: an empty one, for the files of the attempt that is kept.
 
     Raises:
-        PipelineError: for an unknown rung, and where the backend's own recipe fails.
+        PipelineError: for an unknown rung.
+        Exception: what the tool raises where the backend's own recipe fails; also for a disk or a
+            memory that is full in any rung.
     """
     rungs = {name: find_rung(name) for name in settings.rungs}
     made: list[_Made] = []
@@ -122,10 +125,12 @@ def _attempt(
         job = candidate
         compiled = situation.compiler.compile(job, folder)
         top1 = judge(job, compiled, folder)
-    except PipelineError as error:
-        if rung == DEFAULT:
+    except Exception as error:
+        # Without room the same rung would succeed elsewhere: results must not depend on that.
+        if rung == DEFAULT or isinstance(error, (OSError, MemoryError)):
             raise
-        failure = str(error)
+        kind = "" if isinstance(error, PipelineError) else f"{type(error).__name__}: "
+        failure = kind + (str(error).splitlines() or [""])[0]
     record = Attempt(
         rung=rung,
         recipe=str(job.recipe),

@@ -123,8 +123,7 @@ def _climb(
 
     def judge(candidate: Job, compiled: Compiled, made: Path) -> float:
         _check(candidate, compiled, params.quantize.min_int8_share)
-        runner = spec.load(made / compiled.model_file, os.cpu_count() or 1)
-        return top1(logits_of(runner, images, label=_where(job)), labels)
+        return top1(_finite_logits(spec, job, made / compiled.model_file, images), labels)
 
     return climb(compiler, job, params.quantize, float_top1, judge, folder)
 
@@ -182,10 +181,16 @@ def _check(job: Job, compiled: Compiled, least: float) -> None:
 def _answers(spec: Backend, job: Job, model: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The artifact's logits [N, C] for the test split, and its labels [N]."""
     images, labels = load_split("test")
+    return _finite_logits(spec, job, model, images), labels
+
+
+def _finite_logits(
+    spec: Backend, job: Job, model: Path, images: NDArray[np.uint8]
+) -> NDArray[np.float32]:
     logits = logits_of(spec.load(model, os.cpu_count() or 1), images, label=_where(job))
     if not np.isfinite(logits).all():
         raise PipelineError("some logits are not finite numbers", where=_where(job))
-    return logits, labels
+    return logits
 
 
 def _beside_float(

@@ -20,6 +20,8 @@ _GREY = ("1", "L", "LA", "La", "F", *_SIXTEEN_BIT)
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 _BILINEAR = getattr(Image, "Resampling", Image).BILINEAR  # Pillow before 9.1 has no enum
 
+_STRIP_PIXELS = 1 << 20
+
 BROKEN = (
     OSError,
     ValueError,
@@ -85,11 +87,25 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _to_pixels(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]:
-    image = _opaque_eight_bit(ImageOps.exif_transpose(image))
-    image = image.convert("L" if channels == 1 else "RGB")
+    image = _converted(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), _BILINEAR)
     return np.asarray(image, dtype=np.uint8).reshape(size, size, channels)
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """The image in 8 bits, on white where it is transparent, as `mode`, L or RGB.
+
+    Strip by strip: of a large image there is one copy in memory at most, or none without need.
+    """
+    if image.mode == mode and "transparency" not in image.info:
+        return image
+    converted = Image.new(mode, image.size)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        converted.paste(_opaque_eight_bit(strip).convert(mode), (0, top))
+    return converted
 
 
 def _opaque_eight_bit(image: Image.Image) -> Image.Image:

@@ -40,7 +40,8 @@ INDEX = "record.json"
 WORK = Path(".work/teacher_logits")
 """Where a recording is made; one that was stopped is resumed after its last whole epoch."""
 
-_BATCH = 512
+_IMAGES = 512
+"""Per call of a teacher at most: see `pipeline.data.batches`."""
 _DONE = "epochs_done"
 
 
@@ -176,12 +177,13 @@ def _record(
     fabric.barrier()
     arrays = _open(folder, record, "r+")
     share = np.arange(fabric.global_rank, record.samples, fabric.world_size)
-    starts = range(0, len(share), _BATCH)
+    step = teacher.images_per_call(_IMAGES, *shown.images.shape[1:3])
+    starts = range(0, len(share), step)
     for epoch in range(int(done.read_text()), record.epochs):
         bar = f"{folder.name} {epoch + 1}/{record.epochs}"
         quiet = not fabric.is_global_zero
-        for start in track(starts, bar, len(starts) * _BATCH, step=_BATCH, quiet=quiet):
-            samples = share[start : start + _BATCH]
+        for start in track(starts, bar, len(starts) * step, step=step, quiet=quiet):
+            samples = share[start : start + step]
             pixels, _ = shown.batch(epoch, samples, fabric.device)
             logits = teacher(pixels).float()
             parts = (logits,) if record.top_k is None else compress(logits, record.top_k)

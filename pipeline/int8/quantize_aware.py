@@ -17,18 +17,19 @@ from pipeline.int8.records import (
     QuantizeAwareMetrics,
     QuantizeAwareStatus,
 )
-from pipeline.int8.stage import QuantizeAwareParams
+from pipeline.int8.stage import QuantizeAwareParams, record_untrained
 from pipeline.networks.inference import set_up_torch
 from pipeline.networks.records import STUDENTS, WEIGHTS, ModelCard
 from pipeline.networks.weights import check_card, load_pixels_to_logits, save_model
 from pipeline.training.auto import facts, plan_recipe
 from pipeline.training.checkpoints import forget_checkpoint, run_key
 from pipeline.training.devices import launch
+from pipeline.training.loop import DivergedError
 from pipeline.training.params import Recipe
 from pipeline.training.task import Task, fit_task, model_card
 
 
-def train(params: QuantizeAwareParams, name: str) -> float:
+def train(params: QuantizeAwareParams, name: str) -> float | str:
     """Train models/students/`name` under int8's rounding into models/quantize_aware/`name`.
 
     The losses, views and recorded teacher logits are the student's, of the first
@@ -37,7 +38,8 @@ def train(params: QuantizeAwareParams, name: str) -> float:
     under the rounding. The test split is not read.
 
     Returns:
-        Top-1 on val under the rounding, a fraction.
+        Top-1 on val under the rounding, a fraction; where training diverged, what happened. There
+        are no weights then, and the student's int8 artifacts are made without them.
 
     Raises:
         PipelineError: for a student or a teacher that was made from other data, and for a
@@ -72,8 +74,16 @@ def train(params: QuantizeAwareParams, name: str) -> float:
         curves=False,
     )
     key = run_key(task, manifest.digests)
-    with fake_quantization(model.network, grids):
-        fitted = fit_task(fabric, task, key, taught.objective, taught.views, taught.recorded)
+    try:
+        with fake_quantization(model.network, grids):
+            fitted = fit_task(fabric, task, key, taught.objective, taught.views, taught.recorded)
+    except DivergedError as error:  # on all ranks at the same step
+        reason = f"training diverged: {error.what}; quantize_aware.lr may be too high"
+        if fabric.is_global_zero:
+            record_untrained(name, reason)
+            forget_checkpoint(key)
+        fabric.barrier()
+        return reason
     if fabric.is_global_zero:
         with whole_folder(folder) as scratch:
             save_model(scratch, model.network, model_card(task, manifest, model, fitted))

@@ -41,6 +41,6 @@ def trained_weights(student: str) -> Path:
         raise PipelineError(
             f"there are no weights of quantization-aware training: {status.reason}",
             where=str(folder),
-            fix="`dvc repro` runs the stage `quantize_aware` first",
+            fix="change that in params.yaml, and run `dvc repro`",
         )
     return folder

@@ -26,19 +26,20 @@ class QuantizeAwareParams(DistillParams):
     quantize_aware: QuantizeAware
 
 
-def train_quantize_aware(params: QuantizeAwareParams, name: str) -> float | None:
+def train_quantize_aware(params: QuantizeAwareParams, name: str) -> float | str:
     """Stage `quantize_aware@S`: models/quantize_aware/S/ and metrics/quantize_aware/S.json.
 
     The folder gets the float weights of models/students/S after training under int8's rounding,
     their card, and `model.onnx`, which is quantized like the student's. Where `quantize.rungs` does
-    not name the rung, nothing is trained, and status.json says so.
+    not name the rung, nothing is trained; where training diverges, nothing is kept. status.json
+    then says so, and the rung fails without ending the ladder.
 
     Args:
         params: what the stage reads.
         name: the student S.
 
     Returns:
-        Top-1 on val under the rounding, a fraction; None where nothing was trained.
+        Top-1 on val under the rounding, a fraction, or why there are no weights.
 
     Raises:
         PipelineError: see `quantize_aware.train`.
@@ -47,7 +48,12 @@ def train_quantize_aware(params: QuantizeAwareParams, name: str) -> float | None
         from pipeline.int8.quantize_aware import train  # it takes seconds to import torch
 
         return train(params, name)
+    record_untrained(name, NOT_ASKED)
+    return NOT_ASKED
+
+
+def record_untrained(name: str, reason: str) -> None:
+    """Write the folder and the metrics of a student `name` that has no weights from this stage."""
     with whole_folder(QUANTIZE_AWARE / name) as scratch:
-        QuantizeAwareStatus(trained=False, reason=NOT_ASKED).write(scratch / STATUS)
+        QuantizeAwareStatus(trained=False, reason=reason).write(scratch / STATUS)
     QuantizeAwareMetrics(val_top1=None).write(METRICS_FOLDER / f"{name}.json")
-    return None

@@ -13,7 +13,8 @@ from pipeline.core.patches import keep_freed_memory
 from pipeline.data.answers import top1
 from pipeline.networks.pixels import PixelsToLogits
 
-_BATCH = 500
+_IMAGES = 500
+"""Per call at most: see `pipeline.data.batches`."""
 
 
 def set_up_torch(seed: int) -> None:
@@ -47,13 +48,17 @@ def evaluate(
 
 @torch.no_grad()
 def predict(model: PixelsToLogits, images: NDArray[np.uint8]) -> torch.Tensor:
-    """Logits float32 [N, classes] on the CPU for raw pixels [N, H, W, C], in eval mode."""
+    """Logits float32 [N, classes] on the CPU for raw pixels [N, H, W, C], in eval mode.
+
+    Takes less memory than a training step of the same network: see `pipeline.data.batches`.
+    """
+    step = model.images_per_call(_IMAGES, *images.shape[1:3])
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     parts = [
-        model(torch.tensor(np.ascontiguousarray(images[i : i + _BATCH]), device=device)).cpu()
-        for i in range(0, len(images), _BATCH)
+        model(torch.tensor(np.ascontiguousarray(images[i : i + step]), device=device)).cpu()
+        for i in range(0, len(images), step)
     ]
     model.train(was_training)
     return torch.cat(parts)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pipeline.data import batches
 from pipeline.networks import grid
 from pipeline.networks.records import Normalisation
 
@@ -44,6 +45,12 @@ class PixelsToLogits(nn.Module):
             size = (self.input_size, self.input_size)
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
         return cast(torch.Tensor, self.network(images))
+
+    def images_per_call(self, most: int, height: int, width: int) -> int:
+        """See `pipeline.data.batches`, for images that `forward` may resize."""
+        if self.input_size is not None:
+            height, width = max(height, self.input_size), max(width, self.input_size)
+        return batches.images_per_call(most, height, width)
 
 
 def student_normalisation(channels: int) -> Normalisation:

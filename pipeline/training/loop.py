@@ -37,6 +37,10 @@ _LOOK_EVERY = 50
 """Steps between checks of the loss, each of which makes the host wait for the GPU."""
 
 
+class DivergedError(PipelineError):
+    """A loss that became infinite or NaN."""
+
+
 class Objective(nn.Module):
     """A loss, and the `model` that it trains. Its other parameters are trained and not kept."""
 
@@ -115,7 +119,8 @@ def fit(
         recorded: teacher logits for `views`, if there are any.
 
     Raises:
-        PipelineError: for a batch size that does not fit, and a loss that becomes infinite or NaN.
+        DivergedError: for a loss that becomes infinite or NaN.
+        PipelineError: for a batch size that does not fit.
     """
     if run.epochs == 0:
         return _evaluate_only(fabric, objective, views, val, run)
@@ -263,14 +268,14 @@ class _Loop:
         return torch.stack(list(self.sums.values())).sum()
 
     def _check_finite(self) -> None:
-        """Raise `PipelineError` for an infinite loss or NaN; all ranks check at the same steps."""
+        """Raise `DivergedError` for an infinite loss or NaN; all ranks check at the same steps."""
         loss = self._over_ranks(self._loss(), "sum").item()
         if not math.isfinite(loss):
             raise self._diverged(f"the loss became {loss} by step {self.step}")
 
-    def _diverged(self, what: str) -> PipelineError:
+    def _diverged(self, what: str) -> DivergedError:
         fix = "lower `lr`, lengthen `warmup` or set `clip_norm`"
-        return PipelineError(what, where=self.run.name, fix=fix)
+        return DivergedError(what, where=self.run.name, fix=fix)
 
     def _close_epoch(self) -> dict[str, float]:
         """Evaluate on val, keep the best state, save a checkpoint; the row of the curves."""

@@ -87,10 +87,11 @@ def test_ranges_noted_by_the_interpreter_are_those_of_the_tensors(
     from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
     content = Conversions().from_normalised(job("int8"), decompose_hard_swish=True)
-    images = grid.normalise(job("int8").calibration[:8])
+    pixels = job("int8").calibration[:8]
+    images = grid.normalise(pixels)
     recipe = RecipeManager()
     recipe.add_static_config(".*", "*", activation_num_bits=8, weight_num_bits=8)
-    found = _calibrate(content, recipe, images, "min-max")
+    found = _calibrate(content, recipe, pixels, "min-max")
     reads_tensors = Calibrator(content, num_threads=1, qsv_update_func=min_max_update)
     reads_tensors.calibrate({SIGNATURE: [{"image": images[i : i + 1]} for i in range(8)]}, recipe)
     expected = reads_tensors.get_model_qsvs()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.backends.base.job import Job
 from pipeline.backends.base.registry import backend, backend_names
-from pipeline.compile.inside import Inside, layer_noise, look_inside
+from pipeline.compile.inside import Inside, layer_noise, look_inside, power
 from pipeline.core.errors import PipelineError
 from tests.compile.conftest import compiler
 
@@ -94,7 +94,7 @@ def test_other_numbers_of_layers_are_told_not_guessed(int8: Job, tmp_path: Path)
 def test_noise_of_layers_is_the_ratio_of_powers() -> None:
     reference = np.full((3, 4), 2.0, np.float32)
     pairs = [(reference + 0.2, reference), (reference, reference), (reference, 0 * reference)]
-    first, exact, dead = layer_noise(("a", "b", "c"), pairs)
+    first, exact, dead = layer_noise(("a", "b", "c"), np.array([power(*pair) for pair in pairs]))
     assert first.name == "a" and first.snr_db == pytest.approx(20, abs=0.01)
     assert exact.snr_db is None
     assert dead.snr_db is not None and dead.snr_db < -300

@@ -143,6 +143,39 @@ def test_a_rung_that_fails_is_recorded_and_passed(int8: Job, tmp_path: Path) -> 
         climb(compiler, odd, limits, 0.9, judge, tmp_path)
 
 
+class Breaks(Compiler):
+    """A tool that fails with any other ranges by an error of its own."""
+
+    def compile(self, job: Job, folder: Path) -> Compiled:
+        compiled = super().compile(job, folder)
+        if job.recipe.ranges:
+            raise self.error
+        return compiled
+
+    error: Exception
+
+
+@one_student
+@pytest.mark.parametrize(
+    "error", [ValueError("nan in scale\nand more"), RuntimeError(), OSError(28)]
+)
+def test_a_tool_that_breaks_in_a_later_rung_leaves_the_sound_artifact(
+    int8: Job, tmp_path: Path, error: Exception
+) -> None:
+    compiler = Breaks(SHIPPED.settings("onnxruntime"))
+    compiler.error = error
+    judge = Scripted([0.8])
+    if isinstance(error, OSError):  # a full disk is no property of the rung
+        with pytest.raises(OSError, match="28"):
+            climb(compiler, int8, settings("ranges"), 0.9, judge, tmp_path)
+        return
+    result = climb(compiler, int8, settings("ranges"), 0.9, judge, tmp_path)
+    first, *failed = result.attempts
+    assert first.kept and (tmp_path / "model.onnx").read_bytes() == judge.seen[0]
+    told = {"ValueError: nan in scale", "RuntimeError: "}
+    assert len(failed) == 2 and {attempt.failure for attempt in failed} <= told
+
+
 @pytest.fixture
 def trained(int8: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the stage `quantize_aware` writes: other weights, by a tenth smaller in the head."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.data import images
 from pipeline.data.images import ImageError, is_grey, load_image, upright_size
 
 GRADIENT = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
@@ -98,6 +99,28 @@ def test_the_shorter_side_is_resized_and_the_centre_kept(tmp_path: Path) -> None
     pixels[:, 16:48] = 200  # the centre square
     found = load_image(saved(tmp_path, Image.fromarray(pixels)), 16, 3)
     assert found.shape == (16, 16, 3) and (found[:, 1:-1] == 200).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_strips_of_a_large_image_give_the_pixels_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, mode: str, channels: int
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (61, 97, 4), np.uint8)
+    image = Image.fromarray(noise)
+    if mode == "I;16":
+        image = Image.fromarray(noise.view(np.uint16)[..., 0])
+    elif mode != "RGBA":
+        image = image.convert("RGB").convert("L" if mode == "LA" else mode).convert(mode)
+    whole = load_image(image, 28, channels)
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 500)
+    assert np.array_equal(load_image(image, 28, channels), whole)
+
+
+def test_an_image_that_needs_no_conversion_is_not_copied(tmp_path: Path) -> None:
+    """A PNG of some kB can hold a hundred megapixels: each copy would take 4 bytes for each."""
+    with Image.open(saved(tmp_path, Image.new("RGB", (8, 8)))) as image:
+        assert images._converted(image, "RGB") is image
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "gif", "tif", "webp", "bmp", "jp2", "avif"])

@@ -14,5 +14,5 @@ def test_logits_of_a_split_are_in_order_and_whole_whatever_the_batch() -> None:
         seen.append(len(batch))
         return np.float32(batch.reshape(-1, 1))
 
-    assert logits_of(runner, images, batch=3).ravel().tolist() == list(range(7))
+    assert logits_of(runner, images, most=3).ravel().tolist() == list(range(7))
     assert seen == [3, 3, 1]

@@ -165,6 +165,18 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(uneven: Params) -> None:
     assert not list(Path(".work/checkpoints").iterdir())
 
 
+def test_a_training_that_diverges_is_recorded_as_a_rung_without_weights(uneven: Params) -> None:
+    hot = uneven.quantize_aware.model_copy(update={"lr": 1e30})
+    params = uneven.model_copy(update={"quantize_aware": hot})
+    reason = train_quantize_aware(params, "tiny")
+    assert isinstance(reason, str) and reason.startswith("training diverged: the loss")
+    assert [file.name for file in OUT.iterdir()] == ["status.json"]
+    assert QuantizeAwareMetrics.read(METRICS).val_top1 is None
+    with pytest.raises(PipelineError, match="training diverged: the loss"):
+        trained_weights("tiny")
+    assert not list(Path(".work").rglob("*.pt")), "a checkpoint of it is of no use"
+
+
 def test_nothing_is_trained_where_the_rung_is_not_asked_for(folder: Path) -> None:
     """The stage ends at once: it reads neither data nor students, and says why it made nothing."""
     (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())

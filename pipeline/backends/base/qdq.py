@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.backends.base.job import Job
 from pipeline.core.errors import PipelineError
+from pipeline.data.batches import batches
 from pipeline.export.session import open_session
 from pipeline.networks import grid
 
@@ -22,7 +23,8 @@ LAYERS = ("Conv", "Gemm", "MatMul")
 QUANTIZER = "onnxruntime.quantization: static Q/DQ, int8 weights per channel"
 RANGES = ("percentile 99.999", "percentile 99.99")
 
-_BATCH = 64
+_IMAGES, _KEPT_IMAGES = 64, 512
+"""Calibration images that are computed at once, and whose tensors the quantizer holds at once."""
 _ARITHMETIC = ("Cast", "Sub", "Add", "Mul", "Div")
 
 
@@ -89,7 +91,7 @@ def quantize(job: Job, activations: Literal["uint8", "int8 symmetric"]) -> Quant
             weight_type=QuantType.QInt8,
             nodes_to_exclude=[*front.nodes, *kept],
             calibrate_method=method,
-            extra_options=options | {"TensorQuantOverrides": override},
+            extra_options=options | {"TensorQuantOverrides": override, "CalibStridedMinMax": 1},
         )
         model = onnx.load(result)
     properties = onnx.load(job.onnx, load_external_data=False).metadata_props
@@ -143,12 +145,22 @@ def _is_exact(model: onnx.ModelProto, tensor: str) -> bool:
 
 
 class _Reader:
-    """The calibration set in batches, as `quantize_static` reads it."""
+    """The calibration set in parts, each in batches, as `quantize_static` reads it.
+
+    For percentiles ONNX Runtime keeps all tensors of a part before it adds them to its histograms.
+    """
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
-        starts = range(0, len(images), _BATCH)
-        self._batches = (np.ascontiguousarray(images[i : i + _BATCH]) for i in starts)
+        self._parts = list(batches(images, _KEPT_IMAGES))
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Read one part next; `CalibStridedMinMax`, which is 1, is `end_index - start_index`."""
+        assert end_index == start_index + 1
+        self._batches = batches(self._parts[start_index], _IMAGES)
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
         batch = next(self._batches, None)
-        return None if batch is None else {"image": batch}
+        return None if batch is None else {"image": np.ascontiguousarray(batch)}

@@ -18,6 +18,7 @@ from pipeline.backends.base.job import Compiler as Base
 from pipeline.backends.openvino.inspect import conv_and_linear, inspect, readers
 from pipeline.backends.openvino.run import ANY, compile_model, no_telemetry, read
 from pipeline.core.errors import PipelineError
+from pipeline.data.batches import batches
 from pipeline.networks import grid
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ PRECISION_NOTE = (
     "layers that are not int8 run in float32: runtime.py sets INFERENCE_PRECISION_HINT=f32; "
     "without it OpenVINO uses bfloat16 where the CPU has it"
 )
-BATCH = 32
-"""Calibration images that NNCF sees at once."""
+IMAGES = 32
+"""Calibration images that NNCF sees at once, at most: see `pipeline.data.batches`."""
 
 
 class Compiler(Base):
@@ -116,13 +117,13 @@ def _quantize(model: openvino.Model, job: Job) -> tuple[openvino.Model, tuple[st
     if job.recipe.ranges == "histogram":
         advanced.activations_range_estimator_params = RangeEstimatorParametersSet.HISTOGRAM
     kept = job.kept_float([node.get_friendly_name() for node in conv_and_linear(model)])
-    batches = [job.calibration[i : i + BATCH] for i in range(0, len(job.calibration), BATCH)]
+    parts = list(batches(job.calibration, IMAGES))
     quantized = nncf.quantize(
         model,
-        nncf.Dataset(batches),
+        nncf.Dataset(parts),
         preset=nncf.QuantizationPreset.MIXED,
         target_device=nncf.TargetDevice.CPU,
-        subset_size=len(batches),
+        subset_size=len(parts),
         fast_bias_correction=not job.recipe.bias_correction,
         ignored_scope=nncf.IgnoredScope(names=list(kept)) if kept else None,
         advanced_parameters=advanced,

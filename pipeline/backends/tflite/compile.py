@@ -21,10 +21,13 @@ from pipeline.backends.tflite.inspect import LAYERS, inspect, layer_outputs
 from pipeline.backends.tflite.metadata import with_metadata
 from pipeline.backends.tflite.run import load, open_interpreter
 from pipeline.backends.tflite.spec import Settings
+from pipeline.data.batches import batches
 from pipeline.networks import grid
 
 MODEL_FILE = "model.tflite"
 SIGNATURE = "serving_default"
+FLOAT_IMAGES = 512
+"""Calibration images that are normalised at once, at most: see `pipeline.data.batches`."""
 
 _HALF = "ai-edge-quantizer: weights stored in float16, from which XNNPACK computes in float32"
 _HARD_SWISH = "HARD_SWISH int8"
@@ -103,7 +106,7 @@ class Compiler(Base):
         kept = _kept(content, job)
         for _, scope, operator in kept:
             recipe.add_quantization_config(scope, operator, algorithm_key="no_quantize")
-        ranges = _calibrate(content, recipe, grid.normalise(job.calibration), job.recipe.ranges)
+        ranges = _calibrate(content, recipe, job.calibration, job.recipe.ranges)
         content = with_pixel_input(_quantized(content, recipe, ranges))
         return content, tuple(name for name, _, _ in kept)
 
@@ -137,9 +140,9 @@ def _kept(content: bytes, job: Job) -> tuple[tuple[str, str, str], ...]:
 
 
 def _calibrate(
-    content: bytes, recipe: Any, images: NDArray[np.float32], estimator: str | None
+    content: bytes, recipe: Any, images: NDArray[np.uint8], estimator: str | None
 ) -> dict[str, Any]:
-    """Ranges of all tensors over normalised `images`; the input's is set, not measured.
+    """Ranges of all tensors over raw pixels `images`; the input's is set, not measured.
 
     By default each bound is a moving average over the images. The input's range [-2, 127/64],
     which all pixels together have, gives int8 the step 1/64 and zero point 0.
@@ -148,13 +151,14 @@ def _calibrate(
     from ai_edge_quantizer.utils.qsv_utils import min_max_update, moving_average_update
 
     updates = {None: moving_average_update, "min-max": min_max_update, "mean min-max": _mean}
-    samples = [{"image": images[i : i + 1]} for i in range(len(images))]
     # In this mode the interpreter records each tensor's bounds. The default mode finds the same
     # ones, but walks through the graph in Python for every image, in fifteen times the time.
     mode = CalibrationMode.CALIBRATION_PROFILER_BASED
     calibrator = Calibrator(content, 1, mode, updates[estimator])
     with _without_bars():
-        calibrator.calibrate({SIGNATURE: samples}, recipe)
+        for part in batches(images, FLOAT_IMAGES):
+            samples = [{"image": image[None]} for image in grid.normalise(part)]
+            calibrator.calibrate({SIGNATURE: samples}, recipe)
     ranges: dict[str, Any] = calibrator.get_model_qsvs()
     for bound, value in (("min", grid.LOWEST), ("max", grid.HIGHEST)):
         ranges[f"{SIGNATURE}_image"][bound][...] = value

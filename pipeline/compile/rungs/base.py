@@ -25,5 +25,5 @@ class Situation:
 Rung = Callable[[Situation], Iterator[Job]]
 """A generator of the jobs to be compiled in turn, until one loses little enough.
 
-A `PipelineError` that it raises is recorded as the failure of the rung.
+What it raises is recorded as the failure of the rung.
 """
