@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from pydantic import ValidationError
 
 from pipeline.core.errors import PipelineError
 from pipeline.data.decoding import CUT, DIM, REDUCED
@@ -224,6 +225,12 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="there is no such folder"):
         fetch(data(tmp_path / "nowhere"), tmp_path / "raw")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["", ".", "..", "data", "/", "data/raw", "x" * 5000, "a\0b"])
+def test_a_folder_that_holds_what_fetch_writes_is_refused(folder: str) -> None:
+    with pytest.raises(ValidationError, match="folder"):
+        data(Path(folder))
 
 
 def test_an_empty_class_is_named(images: Path, tmp_path: Path) -> None:
