@@ -16,6 +16,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from pipeline.core.errors import PipelineError
+from pipeline.data.folder import list_folder
 from pipeline.data.known_sets import KNOWN_SETS
 
 DEBIAN_PACKAGES = {"FashionMNIST": "dataset-fashion-mnist"}
@@ -55,15 +56,13 @@ def copy_archives(name: str, folder: Path, root: Path) -> int:
         How many files were copied; 0 where there is no `folder`.
 
     Raises:
-        PipelineError: for an archive with another digest than the published one.
+        PipelineError: for an archive with another digest than the published one, and a folder
+            that cannot be read.
     """
     if not folder.is_dir():
         return 0
-    files = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != "README.md" and not file.name.startswith(".")
-    ]
+    found = list_folder(folder, below=True).files
+    files = [file for file in found if file.is_file() and file.name != "README.md"]
     for file in files:
         inner = file.relative_to(folder)
         target = root / inner if len(inner.parts) > 1 else root / KNOWN_SETS[name].folder / inner

@@ -65,8 +65,8 @@ class FolderIndex(Record):
 
 
 @dataclass
-class _Contents:
-    """What a folder holds."""
+class Contents:
+    """What a folder holds; `files` is all that is no folder."""
 
     folders: list[Path] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
@@ -85,9 +85,9 @@ def index_folder(folder: Path) -> FolderIndex:
             same to some file systems, a folder that is a symbolic link, and a file or folder that
             cannot be read or whose name is not UTF-8.
     """
-    top = _contents(folder)
+    top = list_folder(folder)
     roots = _roots(folder, top.folders)
-    inside = {root: top if root == folder else _contents(root) for root in roots}
+    inside = {root: top if root == folder else list_folder(root) for root in roots}
     classes = _classes({root: its.folders for root, its in inside.items()}, roots)
     suffixes = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     above = [top, *(its for root, its in inside.items() if root != folder)]
@@ -97,7 +97,7 @@ def index_folder(folder: Path) -> FolderIndex:
     insides = []
     for root, split in roots.items():
         for label, name in enumerate(classes):
-            its = _contents(root / name, below=True)
+            its = list_folder(root / name, below=True)
             images = _images(its.files, suffixes, root / name)
             ignored += sorted(set(its.files) - set(images))
             skipped += its.skipped
@@ -143,9 +143,13 @@ def _check_order(insides: list[list[str]], folder: Path) -> None:
         )
 
 
-def _contents(folder: Path, *, below: bool = False) -> _Contents:
-    """The entries of a folder, sorted; with `below`, also those of all folders in it."""
-    contents = _Contents()
+def list_folder(folder: Path, *, below: bool = False) -> Contents:
+    """The entries of a folder, sorted; with `below`, also those of all folders in it.
+
+    Raises:
+        PipelineError: for a folder that cannot be read, or one in it that is a symbolic link.
+    """
+    contents = Contents()
     unread = [folder]
     while unread:
         here = unread.pop()

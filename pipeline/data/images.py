@@ -160,7 +160,10 @@ def _orientation(image: Image.Image) -> int:
     exif = image.info.get("exif", b"")
     if not exif and "Raw profile type exif" in image.info:  # of a PNG, in hexadecimal digits
         digits = "".join(str(image.info["Raw profile type exif"]).split("\n")[3:])
-        exif = bytes.fromhex(digits) if re.fullmatch("([0-9a-fA-F]{2})*", digits) else b""
+        try:
+            exif = bytes.fromhex(digits)
+        except ValueError:
+            exif = b""
     found = _exif_integer(exif, _ORIENTATION)
     if found is not None:
         return found
