@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +237,11 @@ def test_every_room_is_documented_in_the_order_of_imports() -> None:
 
     text = (ROOT / "docs" / "architecture.md").read_text()
     assert re.findall(r"^\| \[(\w+)\]", text, re.M) == list(ROOMS)
+
+
+def test_the_hosted_workflow_runs_the_oldest_and_the_newest_python_that_the_pins_allow() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    oldest, newest = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    after = f"3.{int(newest.split('.')[1]) + 1}"
+    assert project["requires-python"] == f">={oldest},<{after}"

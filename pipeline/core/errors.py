@@ -7,6 +7,7 @@ import gc
 import signal
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable
 from types import FrameType
 
@@ -14,6 +15,9 @@ from pipeline.core.patches import name_user, no_reports
 
 DEFECT = 70
 """Exit code of a defect of this program: EX_SOFTWARE of BSD's sysexits."""
+
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's categories of control characters, lone surrogates, and separators of lines."""
 
 
 class PipelineError(Exception):
@@ -34,7 +38,17 @@ class PipelineError(Exception):
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
         advice = f"\n  what to do: {self.fix}" if self.fix else ""
-        return f"{place}{self.what}{advice}"
+        return printable(f"{place}{self.what}{advice}")
+
+
+def printable(text: str) -> str:
+    """`text` with control characters but line feeds escaped: names of files may have some."""
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in _CONTROL and letter != "\n"
+        else letter
+        for letter in text
+    )
 
 
 def run(main: Callable[[], int | None]) -> None:

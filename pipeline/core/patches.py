@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -72,6 +73,26 @@ def import_torchvision() -> ModuleType:
     for name in ("nms", "qnms"):
         library.define(f"torchvision::{name}", _NMS)
     return importlib.import_module("torchvision")
+
+
+@contextmanager
+def torchvision_unpacks_by(unpack: Callable[[Path, Path], None]) -> Iterator[None]:
+    """Within this, torchvision's sets unpack tar and zip archives by `unpack(archive, folder)`.
+
+    torchvision 0.28 believes every path in an archive, and gives no choice; before Python 3.14 a
+    tar archive may then write anywhere.
+    """
+    from torchvision.datasets import utils
+
+    originals = dict(utils._ARCHIVE_EXTRACTORS)
+    for kind in (".tar", ".zip"):
+        utils._ARCHIVE_EXTRACTORS[kind] = lambda archive, folder, _compression: unpack(
+            Path(archive), Path(folder)
+        )
+    try:
+        yield
+    finally:
+        utils._ARCHIVE_EXTRACTORS.update(originals)
 
 
 @cache

@@ -1,21 +1,23 @@
-"""Archives of torchvision's sets, from the user's folder or from Debian, verified by digest."""
+"""Archives of torchvision's sets: from the user's folder or from Debian, verified, unpacked."""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
 import hashlib
-import inspect
-import re
+import lzma
 import shutil
+import stat
 import subprocess
-import sys
+import tarfile
 import tempfile
+import zipfile
 import zlib
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 from pipeline.core.errors import PipelineError
+from pipeline.data.folder import list_folder
+from pipeline.data.known_sets import KNOWN_SETS
 
 DEBIAN_PACKAGES = {"FashionMNIST": "dataset-fashion-mnist"}
 UNPACKED = {
@@ -28,15 +30,25 @@ UNPACKED = {
 its archives have the published content but not the MD5s that torchvision knows."""
 
 
+_DAMAGED = (
+    tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError,
+    NotImplementedError, RuntimeError,
+)  # fmt: skip
+"""What the standard library raises for archives that it cannot read, locked ones among them."""
+
+
+_REPLACE = "remove it, or replace it with the original"
+
+
 class UnavailableError(Exception):
     """One way to get the files failed; another may still work."""
 
 
-def copy_archives(kind: Any, folder: Path, root: Path) -> int:
+def copy_archives(name: str, folder: Path, root: Path) -> int:
     """Copy the user's files to where torchvision looks for them, known digests checked.
 
     Args:
-        kind: the dataset class.
+        name: of the set.
         folder: the user's files, flat or laid out as torchvision lays them out.
         root: the root folder of the set.
 
@@ -44,23 +56,21 @@ def copy_archives(kind: Any, folder: Path, root: Path) -> int:
         How many files were copied; 0 where there is no `folder`.
 
     Raises:
-        PipelineError: for an archive with another digest than the published one.
+        PipelineError: for an archive with another digest than the published one, and a folder
+            that cannot be read.
     """
     if not folder.is_dir():
         return 0
-    files = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != "README.md" and not file.name.startswith(".")
-    ]
+    found = list_folder(folder, below=True).files
+    files = [file for file in found if file.is_file() and file.name != "README.md"]
     for file in files:
         inner = file.relative_to(folder)
-        target = root / inner if len(inner.parts) > 1 else _archive_folder(kind, root) / inner
-        _copy_verified(kind, file, target)
+        target = root / inner if len(inner.parts) > 1 else root / KNOWN_SETS[name].folder / inner
+        _copy_verified(name, file, target)
     return len(files)
 
 
-def copy_from_debian(package: str, kind: Any, root: Path) -> None:
+def copy_from_debian(package: str, name: str, root: Path) -> None:
     """Copy the archives of a Debian package to where torchvision looks for them.
 
     apt checks the package's signature; the archives' content is checked here. Root is not needed.
@@ -70,8 +80,8 @@ def copy_from_debian(package: str, kind: Any, root: Path) -> None:
         UnavailableError: where apt is missing or cannot download the package.
         PipelineError: for an archive with another content than the published one.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         folder.chmod(0o755)  # apt may download as a user of its own
         lists = folder / "lists"
         private = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={folder / 'cache'}"]
@@ -85,23 +95,61 @@ def copy_from_debian(package: str, kind: Any, root: Path) -> None:
         (archive,) = folder.glob("*.deb")
         _command(["dpkg-deb", "-x", archive.name, "content"], folder)
         for file in (folder / "content" / "usr" / "share" / "datasets").rglob("*.gz"):
-            _copy_verified(kind, file, _archive_folder(kind, root) / file.name)
+            _copy_verified(name, file, root / KNOWN_SETS[name].folder / file.name)
 
 
-def _archive_folder(kind: Any, root: Path) -> Path:
-    """Where torchvision looks for archives before it downloads them."""
-    from torchvision import datasets
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a tar or zip archive, of which nothing is trusted, into `folder`.
 
-    return root / kind.__name__ / "raw" if issubclass(kind, datasets.MNIST) else root
+    Raises:
+        PipelineError: names the archive, and the member whose path or link leads out of the folder
+            or that is neither file, folder nor link; or says that the archive is damaged.
+    """
+
+    def checked(member: tarfile.TarInfo, target: str) -> tarfile.TarInfo:
+        linked = [member.linkname] if member.islnk() or member.issym() else []
+        _check_inside(archive, member.name, *linked)
+        return tarfile.data_filter(member, target)
+
+    try:
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(archive) as zipped:
+                for info in zipped.infolist():
+                    # zipfile would write the path that a link holds as the content of a file.
+                    linked = stat.S_ISLNK(info.external_attr >> 16)
+                    _check_inside(archive, info.filename, *(["/"] if linked else []))
+                zipped.extractall(folder)
+        else:
+            with tarfile.open(archive) as tar:
+                tar.extractall(folder, filter=checked)
+    except tarfile.FilterError as error:
+        raise PipelineError(f"unsafe: {error}", where=str(archive), fix=_REPLACE) from None
+    except _DAMAGED as error:
+        raise PipelineError(
+            f"the archive is damaged: {error or type(error).__name__}",
+            where=str(archive),
+            fix=_REPLACE,
+        ) from None
 
 
-def _copy_verified(kind: Any, file: Path, target: Path) -> None:
+def _check_inside(archive: Path, member: str, *linked: str) -> None:
+    for path in (member, *linked):
+        parts = PurePosixPath(path.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts:
+            raise PipelineError(
+                f"unsafe: its member {member!r} leads out of the folder",
+                where=str(archive),
+                fix=_REPLACE,
+            )
+
+
+def _copy_verified(name: str, file: Path, target: Path) -> None:
     """Copy an archive, or its content where only the compression differs from the published one."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    published = _published_digests(kind, file.name)
+    published = KNOWN_SETS[name].archives.get(file.name)
     with file.open("rb") as opened:
         found = hashlib.file_digest(opened, "md5").hexdigest()
-    if not published or found in published:
+    if published in (None, found):
         shutil.copyfile(file, target)
         return
     unpacked = b""
@@ -110,24 +158,11 @@ def _copy_verified(kind: Any, file: Path, target: Path) -> None:
             unpacked = gzip.decompress(file.read_bytes())
     if hashlib.sha256(unpacked).hexdigest() != UNPACKED.get(file.stem):
         raise PipelineError(
-            f"not the archive that {kind.__name__} was published with: its digest differs",
+            f"not the archive that {name} was published with: its digest differs",
             where=str(file),
-            fix="remove it, or replace it with the original",
+            fix=_REPLACE,
         )
     target.with_suffix("").write_bytes(unpacked)
-
-
-def _published_digests(kind: Any, name: str) -> set[str]:
-    """MD5s that an archive of this name may have; empty where torchvision gives none.
-
-    Each set of torchvision keeps them in its own way, but always as literals of its module.
-    """
-    if resources := dict(getattr(kind, "resources", [])):
-        return {resources[name]} if name in resources else set()
-    source = inspect.getsource(sys.modules[kind.__module__])
-    if Path(name).suffix not in (".gz", ".tgz", ".tar", ".zip", ".bz2", ".mat"):
-        return set()
-    return set(re.findall(r"\b[0-9a-f]{32}\b", source)) if name in source else set()
 
 
 def _command(words: list[str], folder: Path) -> None:

@@ -9,10 +9,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from PIL import Image
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.progress import track
-from pipeline.data.images import BROKEN, is_grey, load_image, upright_size
+from pipeline.data.images import BROKEN, SIXTEEN_BIT, is_grey, load_image, open_image
 from pipeline.data.params import Data
 from pipeline.data.records import Rejected
 from pipeline.data.sources import Read, Samples, find_source
@@ -38,6 +39,17 @@ PROBED = 2000
 """Images that `auto` looks at in a source without files, where each one has to be decoded."""
 
 
+DARK = 1 << 14
+"""A 16-bit image whose values all lie below becomes at most a quarter as bright as white."""
+
+CUT = "images are not square: their longer sides are cut off, the centre is kept"
+REDUCED = "images have 16 bits per value, which are reduced to 8"
+DIM = (
+    f"16-bit images have no value above {DARK - 1} of 65535 and become dark or black: where 12 or "
+    "14 bits were stored in 16, scale them before"
+)
+
+
 @dataclass(frozen=True)
 class Decoded:
     """Consecutive samples: images uint8 [n, H, W, C], their indices and digests of their pixels."""
@@ -46,6 +58,8 @@ class Decoded:
     indices: NDArray[np.int64]
     digests: list[bytes]
     rejected: list[Rejected]
+    losses: Counter[str]
+    """How many images lose something on their way to pixels, by CUT, REDUCED and DIM."""
 
 
 class Decoder:
@@ -65,7 +79,7 @@ class Decoder:
         self._pool.shutdown(cancel_futures=True)
 
     def probe(self) -> tuple[set[tuple[int, int]], bool]:
-        """Every (width, height) of upright images that occurs, and whether all images are grey."""
+        """Every (width, height) that occurs, and whether all images are grey."""
         count = len(self._samples.labels)
         step = 1 if self._samples.files is not None else max(1, count // PROBED)
         sizes: set[tuple[int, int]] = set()
@@ -138,14 +152,20 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def _opened(index: np.int64) -> tuple[str, AbstractContextManager[Image.Image]]:
+    """The name of a sample and its image, which is closed in the end where it is a file."""
+    source = _read(int(index))
+    if isinstance(source, Path):
+        return str(source), open_image(source)
+    return f"image {index}", nullcontext(source)
+
+
 def _probe(indices: NDArray[np.int64]) -> tuple[set[tuple[int, int]], bool]:
     sizes, grey = set(), True
     for index in indices:
         try:
-            source = _read(int(index))
-            image = Image.open(source) if isinstance(source, Path) else source
-            with image:
-                sizes.add(upright_size(image))
+            with _opened(index)[1] as image:
+                sizes.add(image.size)
                 grey = grey and is_grey(image)
         except BROKEN:
             continue  # `decode` finds it again and names it
@@ -154,15 +174,34 @@ def _probe(indices: NDArray[np.int64]) -> tuple[set[tuple[int, int]], bool]:
 
 def _decode(indices: NDArray[np.int64], size: int, channels: int) -> Decoded:
     images, kept, rejected = [], [], []
+    losses: Counter[str] = Counter()
     for index in indices:
         name = f"image {index}"
         try:
-            source = _read(int(index))
-            name = str(source) if isinstance(source, Path) else name
-            images.append(load_image(source, size, channels))
+            name, opened = _opened(index)
+            with opened as image:
+                lost = _losses(image)
+                images.append(load_image(image, size, channels))
             kept.append(index)
+            losses.update(lost)
         except BROKEN as error:  # `ImageError` among them
             rejected.append(Rejected(file=name, reason=str(error)))
     stack = np.stack(images) if images else np.empty((0, size, size, channels), np.uint8)
     digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
-    return Decoded(stack, np.array(kept, np.int64), digests, rejected)
+    return Decoded(stack, np.array(kept, np.int64), digests, rejected, losses)
+
+
+def _losses(image: Image.Image) -> list[str]:
+    """What an image loses on its way to pixels: some of CUT, REDUCED and DIM."""
+    lost = [CUT] if image.width != image.height else []
+    # Pillow itself reduces colours: their 16 bits show only in the format that its decoder reads.
+    reduced = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+    if image.mode not in SIXTEEN_BIT and not reduced:
+        return lost
+    image.load()
+    extrema = np.reshape(image.getextrema(), (-1, 2))
+    brightest = max(
+        high for (_, high), band in zip(extrema, image.getbands(), strict=True) if band != "A"
+    )
+    dark = DARK if image.mode in SIXTEEN_BIT else DARK >> 8
+    return [*lost, REDUCED, *([DIM] if brightest < dark else [])]

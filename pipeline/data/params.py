@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.core.params import Count, Fraction, Group, Positive, Seed, Selection
+
+
+def _usable(folder: Path) -> Path:
+    """Refuse a folder that holds data/raw or lies in it: `fetch` would depend on its own output."""
+    try:
+        folder.is_dir()
+    except OSError as error:
+        raise ValueError(f"the folder cannot be read: {error.strerror}") from None
+    here, output = (Path(os.path.realpath(path)) for path in (folder, "data/raw"))
+    if output.is_relative_to(here) or here.is_relative_to(output):
+        raise ValueError(
+            "name a folder of images that neither holds data/raw nor lies in it; "
+            "an empty name is the whole project"
+        )
+    return folder
 
 
 class Data(Group):
@@ -19,7 +35,9 @@ class Data(Group):
     source: str = Field(description="the name of a registered source: torchvision, folder, ...")
     name: str = Field(description="which set of the source; of torchvision.datasets, a class")
     options: dict[str, Any] = Field({}, description="further arguments of the source")
-    folder: Path = Field(description="an ImageFolder, or archives that are already at hand")
+    folder: Annotated[Path, AfterValidator(_usable)] = Field(
+        description="an ImageFolder, or archives that are already at hand"
+    )
     image_size: Literal["auto"] | Annotated[int, Field(ge=8, le=1024)] = "auto"
     channels: Literal["auto", 1, 3] = "auto"
     val_fraction: Annotated[float, Field(gt=0, le=0.5)]

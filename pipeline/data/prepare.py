@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, printable
 from pipeline.core.files import sha256, whole_folder
 from pipeline.data.decoding import Decoded, Decoder
 from pipeline.data.packing import ArrayWriter, draw
 from pipeline.data.params import Data
 from pipeline.data.records import CALIBRATION, PACKED, RAW, SPLITS, Manifest, Rejected, Split
-from pipeline.data.sources import Samples, find_source
+from pipeline.data.sources import Samples, check_class_names, find_source
 
 SMALL, LARGE = 64, 128
 """`image_size: auto`: square images of one size up to SMALL keep it, others become LARGE."""
@@ -37,9 +37,11 @@ def prepare(
     from train.
 
     Raises:
-        PipelineError: for too many broken files, or a class without images in a split.
+        PipelineError: for too many broken files, a class without images in a split, or a class
+            name with control characters.
     """
     samples = find_source(data).samples(data, raw)
+    check_class_names(samples.classes, samples.source)
     random = np.random.default_rng(seed)
     splits = _split(samples, data, random)
     with (
@@ -60,7 +62,7 @@ def prepare(
                     images.append(part.images)
                     labels.append(samples.labels[part.indices])
                     tally.add(split, part)
-        warnings = [*samples.warnings, *tally.suspicious(samples)]
+        warnings = [*samples.warnings, *tally.lossy(), *tally.suspicious(samples)]
         chosen = _calibration_set(data, scratch, random, warnings)
         np.save(calibration_scratch / "images.npy", chosen)
         mean, std = tally.statistics()
@@ -75,11 +77,30 @@ def prepare(
             calibration_digest=sha256(calibration_scratch / "images.npy"),
             mean=mean,
             std=std,
+            layout=samples.layout,
             rejected=tuple(tally.rejected),
             warnings=tuple(warnings),
         )
         manifest.write(scratch / "manifest.json")
     return manifest
+
+
+def summary(manifest: Manifest) -> list[str]:
+    """What a person should know of the packed images, line by line."""
+    sizes = ", ".join(f"{manifest.size(split):,} {split}" for split in manifest.counts)
+    lines = [f"{manifest.source}: {manifest.layout}"] if manifest.layout else []
+    lines += [f"{sizes} images of {manifest.image_size} px, {len(manifest.classes)} classes"]
+    lines += [f"warning: {warning}" for warning in manifest.warnings]
+    if manifest.rejected:
+        shown = [
+            f"\n    {rejected.file}: {rejected.reason}" for rejected in manifest.rejected[:NAMED]
+        ]
+        lines.append(
+            f"warning: {len(manifest.rejected)} broken files are left out"
+            f"{' (all: data/packed/manifest.json)' if len(manifest.rejected) > NAMED else ''}:"
+            + "".join(shown)
+        )
+    return [printable(line) for line in lines]
 
 
 def _split(
@@ -118,12 +139,14 @@ class _Tally:
 
     limit: float
     rejected: list[Rejected] = field(default_factory=list)
+    losses: Counter[str] = field(default_factory=Counter)
     seen: dict[bytes, list[tuple[Split, int]]] = field(default_factory=lambda: defaultdict(list))
     histogram: NDArray[np.int64] | None = None
     """Of the train pixels, int64 [C, 256]."""
 
     def add(self, split: Split, part: Decoded) -> None:
         self.rejected += part.rejected
+        self.losses += part.losses
         if len(self.rejected) > self.limit:
             shown = "\n    ".join(f"{r.file}: {r.reason}" for r in self.rejected[:NAMED])
             raise PipelineError(
@@ -147,6 +170,11 @@ class _Tally:
         mean = self.histogram @ values / total
         std = np.sqrt(np.maximum(self.histogram @ values**2 / total - mean**2, 1e-12))
         return tuple(mean.tolist()), tuple(std.tolist())
+
+    def lossy(self) -> list[str]:
+        """Warnings: how many images lose something on their way to pixels."""
+        total = sum(map(len, self.seen.values()))
+        return [f"{count} of {total} {what}" for what, count in self.losses.items()]
 
     def suspicious(self, samples: Samples) -> list[str]:
         """Warnings: the same pixels in train and test (or val), the same pixels with two labels."""

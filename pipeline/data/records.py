@@ -46,6 +46,7 @@ class Manifest(Record):
     calibration_digest: str
     mean: tuple[float, ...] = Field(description="of the train split per channel, in [0, 255]")
     std: tuple[float, ...] = Field(description="of the train split per channel, in [0, 255]")
+    layout: str = Field("", description="how classes and splits were found, where not by the set")
     rejected: tuple[Rejected, ...]
     warnings: tuple[str, ...] = Field((), description="findings that are suspicious but not fatal")
 

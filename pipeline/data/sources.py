@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.core import plugins
+from pipeline.core.errors import PipelineError, printable
 from pipeline.core.files import whole_folder
 from pipeline.data.params import Data
 from pipeline.data.records import RAW
@@ -35,6 +36,8 @@ class Samples:
     splits: NDArray[np.str_]
     """[N]: train, val or test. `prepare` cuts missing splits from train."""
     warnings: tuple[str, ...] = ()
+    layout: str = ""
+    """One sentence: how classes and splits were found, where the source had to find them."""
     files: tuple[str, ...] | None = None
     """Names of the images' files; None for a source without files."""
 
@@ -78,3 +81,18 @@ def fetch(data: Data, out: Path = RAW) -> None:
     source = find_source(data)
     with whole_folder(out) as scratch:
         source.fetch(data, scratch)
+
+
+def check_class_names(names: tuple[str, ...], where: str) -> None:
+    """Refuse control characters and line ends: names are written as lines and on terminals.
+
+    Raises:
+        PipelineError: shows the name escaped.
+    """
+    for name in names:
+        if "\n" in name or printable(name) != name:
+            raise PipelineError(
+                f"the class name {name!a} has a line end or another control character",
+                where=where,
+                fix="rename the class",
+            )

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import io
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.patches import import_torchvision
+from pipeline.core.patches import import_torchvision, torchvision_unpacks_by
 from pipeline.data import archives
 from pipeline.data.archives import UnavailableError
+from pipeline.data.known_sets import KNOWN_SETS
 from pipeline.data.params import Data
 from pipeline.data.records import Split
 from pipeline.data.sources import Read, Samples
 
 LICENCES = {"FashionMNIST": "MIT, Zalando SE"}
 _TIMEOUT_SECONDS = 15
-_SPLITS: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "trainval"),
-    "val": ("val", "valid"),
-    "test": ("test",),
-}
 
 
 class TorchvisionSets:
@@ -40,10 +37,10 @@ class TorchvisionSets:
     def fetch(self, data: Data, folder: Path) -> None:
         """Archives come from `data.folder`, else from the set's mirrors, else from Debian.
 
-        torchvision checks the digests. The error names everything that was tried.
+        torchvision checks published digests. The error names everything that was tried.
         """
-        kind = _dataset_class(data.name)
-        at_hand = archives.copy_archives(kind, data.folder, folder)
+        self.check(data)
+        at_hand = archives.copy_archives(data.name, data.folder, folder)
         tried: list[str] = [f"{data.folder}: {at_hand} files"] if at_hand else []
         if at_hand:  # some sets refuse `download=True`: they have no mirror any more
             with contextlib.suppress(PipelineError):
@@ -55,7 +52,7 @@ class TorchvisionSets:
             tried.append(f"torchvision's mirrors: {error}")
         if package := archives.DEBIAN_PACKAGES.get(data.name):
             try:
-                archives.copy_from_debian(package, kind, folder)
+                archives.copy_from_debian(package, data.name, folder)
                 return _download(data, folder)
             except UnavailableError as error:
                 tried.append(f"Debian's package {package}: {error}")
@@ -72,7 +69,10 @@ class TorchvisionSets:
         # Some sets have classes without images (EMNIST's letters start with `N/A`).
         present, labels = np.unique(labels, return_inverse=True)
         absent = [name for label, name in enumerate(names) if label not in set(present.tolist())]
-        left_out = f"{len(absent)} classes have no image and are left out: {', '.join(absent[:20])}"
+        warnings = _unverified(data.name)
+        if absent:
+            shown = ", ".join(absent[:20])
+            warnings.append(f"{len(absent)} classes have no image and are left out: {shown}")
         splits: list[Split] = [split for split, part in sets.items() for _ in range(len(part))]
         return Samples(
             source=f"torchvision {data.name}",
@@ -80,7 +80,7 @@ class TorchvisionSets:
             classes=tuple(names[label] for label in present),
             labels=labels.astype(np.int64),
             splits=np.array(splits),
-            warnings=(left_out,) if absent else (),
+            warnings=tuple(warnings),
         )
 
     def reader(self, data: Data, folder: Path) -> Read:
@@ -114,56 +114,53 @@ def open_set(data: Data, root: Path) -> dict[Split, Any]:
 
 
 def _dataset_class(name: str) -> Any:
+    if name not in KNOWN_SETS:
+        close = difflib.get_close_matches(name, KNOWN_SETS, n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise PipelineError(
+            f"`{name}` is no classification set of torchvision that is supported{hint}",
+            where="data.name",
+            fix=f"choose one of {', '.join(sorted(KNOWN_SETS))}",
+        )
     import_torchvision()
     from torchvision import datasets
 
-    kind = getattr(datasets, name, None)
-    if not inspect.isclass(kind) or not issubclass(kind, datasets.VisionDataset):
-        close = difflib.get_close_matches(name, datasets.__all__, n=3)
-        hint = f"; did you mean {', '.join(close)}?" if close else ""
-        raise PipelineError(f"torchvision has no set `{name}`{hint}", where="data.name")
-    return kind
+    return getattr(datasets, name)
+
+
+def _unverified(name: str) -> list[str]:
+    return [
+        f"torchvision knows no digest of {archive}: its content is not verified"
+        for archive, digest in KNOWN_SETS[name].archives.items()
+        if digest is None
+    ]
 
 
 def _makers(data: Data, root: Path, *, download: bool) -> dict[Split, Any]:
-    """Functions that open each split. A set takes `train=...`, `split=...`, or has no splits."""
+    """Functions that open each split; one alone where `data.options` choose it."""
     kind = _dataset_class(data.name)
     known = _parameters(kind)
-    common: dict[str, Any] = {"root": str(root), **data.options}
-    if "download" in known:
-        common["download"] = download
     unknown = sorted(data.options.keys() - set(known))
     if unknown:
         raise PipelineError(
             f"{data.name} takes no {', '.join(unknown)}; it knows {', '.join(known)}",
             where="data.options",
         )
-
-    def maker(**arguments: Any) -> Any:
-        accepted = {key: value for key, value in common.items() if key in known}
-        return lambda: _construct(kind, accepted | arguments)
-
-    if "train" in known and "train" not in data.options:
-        return {"train": maker(train=True), "test": maker(train=False)}
-    if "split" in known and "split" not in data.options:
-        offered = _split_values(kind)
-        chosen = {
-            split: next((name for name in names if name in offered), None)
-            for split, names in _SPLITS.items()
-        }
-        if chosen["train"] is None:
-            raise PipelineError(
-                f"its splits are {', '.join(offered)}, none is train",
-                where=f"data.name: {data.name}",
-                fix="choose one of them: `data.options: {split: ...}`",
-            )
-        return {split: maker(split=name) for split, name in chosen.items() if name}
-    return {"train": maker()}
+    common: dict[str, Any] = {"root": str(root), "download": download, **data.options}
+    accepted = {key: value for key, value in common.items() if key in known}
+    splits = KNOWN_SETS[data.name].splits
+    if any(key in data.options for key in splits["train"]):
+        splits = {"train": {}}
+    return {
+        split: partial(_construct, kind, accepted | dict(arguments))
+        for split, arguments in splits.items()
+    }
 
 
 def _construct(kind: Any, arguments: dict[str, Any]) -> Any:
     try:
-        return kind(**arguments)
+        with torchvision_unpacks_by(archives.unpack):
+            return kind(**arguments)
     except ModuleNotFoundError as error:
         raise PipelineError(
             f"{kind.__name__} needs the package {error.name}",
@@ -187,16 +184,6 @@ def _parameters(kind: Any) -> list[str]:
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return names
-
-
-def _split_values(kind: Any) -> list[str]:
-    """Names of splits that a set accepts: string literals in its source and its bases'.
-
-    torchvision lists them in no other way that is the same for all sets.
-    """
-    source = "".join(inspect.getsource(base) for base in kind.__mro__ if base is not object)
-    names = [name for names in _SPLITS.values() for name in names]
-    return [name for name in names if f'"{name}"' in source]
 
 
 def _download(data: Data, root: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from pydantic import ValidationError
 
 from pipeline.core.errors import PipelineError
+from pipeline.data.decoding import CUT, DIM, REDUCED
 from pipeline.data.params import Data
-from pipeline.data.prepare import prepare
+from pipeline.data.prepare import prepare, summary
 from pipeline.data.records import Manifest, load_calibration, load_split
 from pipeline.data.sources import fetch
 from pipeline.data.torchvision_sets import _makers
@@ -139,6 +143,43 @@ def test_broken_files_are_listed(images: Path, tmp_path: Path) -> None:
     assert sum(manifest.size(split) for split in manifest.counts) == 39
 
 
+def test_what_the_images_lose_and_which_are_broken_is_on_the_screen(
+    images: Path, tmp_path: Path
+) -> None:
+    noise(1, (60, 40)).save(images / "cat" / "wide.png")
+    noise(2, (40, 60)).save(images / "dog" / "tall.png")
+    deep = np.arange(144, dtype=np.uint16).reshape(12, 12)
+    Image.fromarray(deep * 28).save(images / "cat" / "twelve_bits.png")  # up to 4004
+    Image.fromarray(deep * 450).save(images / "dog" / "sixteen_bits.png")
+    (images / "dog" / "colour.png").write_bytes(deep_colour(0x0FFF))
+    (images / "dog" / "bro\x1b[2Jken.png").write_text("no image")
+    manifest = packed(data(images), tmp_path)
+    lines = summary(manifest)
+    assert lines[0] == (
+        f"folder {images}: every folder is a class; val and test will be cut from train"
+    )
+    assert f"warning: 2 of 45 {CUT}" in lines
+    assert f"warning: 3 of 45 {REDUCED}" in lines
+    assert f"warning: 2 of 45 {DIM}" in lines
+    assert lines[-1] == (
+        "warning: 1 broken files are left out:\n"
+        f"    {images}/dog/bro\\x1b[2Jken.png: not an image that Pillow can read"
+    )
+
+
+def deep_colour(value: int) -> bytes:
+    """A PNG of 2 x 2 pixels with three times 16 bits."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    rows = (b"\0" + struct.pack(">H", value) * 6) * 2
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
 def test_too_many_broken_files_stop_the_run_and_leave_nothing(images: Path, tmp_path: Path) -> None:
     for i in range(5):
         (images / "dog" / f"{i:03}.png").write_text("no image")
@@ -168,8 +209,10 @@ def test_the_same_picture_in_train_and_test_is_named(tmp_path: Path) -> None:
 def test_other_files_are_counted(images: Path, tmp_path: Path) -> None:
     (images / "cat" / "notes.txt").write_text("mine")
     (images / "cat" / ".hidden.png").write_text("not mine")
-    (warning,) = packed(data(images), tmp_path).warnings
-    assert warning == "1 files are not used: cat/notes.txt"
+    assert packed(data(images), tmp_path).warnings == (
+        "1 files are not used: cat/notes.txt",
+        "1 hidden or system files and folders are skipped: cat/.hidden.png",
+    )
 
 
 def test_a_small_train_split_is_all_calibration_and_says_so(images: Path, tmp_path: Path) -> None:
@@ -182,6 +225,12 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="there is no such folder"):
         fetch(data(tmp_path / "nowhere"), tmp_path / "raw")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["", ".", "..", "data", "/", "data/raw", "x" * 5000, "a\0b"])
+def test_a_folder_that_holds_what_fetch_writes_is_refused(folder: str) -> None:
+    with pytest.raises(ValidationError, match="folder"):
+        data(Path(folder))
 
 
 def test_an_empty_class_is_named(images: Path, tmp_path: Path) -> None:
