@@ -12,6 +12,7 @@ from pipeline.cli.params import Params
 from pipeline.compile.ladder import find_rung
 from pipeline.core.errors import PipelineError
 from pipeline.data.sources import find_source
+from pipeline.distill.losses.registry import find_loss
 from pipeline.distill.objective import Distillation
 from pipeline.networks.build import build_network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
@@ -23,8 +24,35 @@ _CLASSES, _SIZE, _CHANNELS = 10, 64, 3  # stand-ins for what the data decides
 def check(params: Params) -> None:
     """Check that this machine can do what params.yaml asks for.
 
-    Builds every enabled network with its optimizer, schedule, taps and losses. Looks for the
-    source, the checkpoints, the rungs and the packages of every enabled backend.
+    Builds every enabled network with its taps and losses, after `check_settings`.
+
+    Raises:
+        PipelineError: for the first mistake.
+    """
+    check_settings(params)
+    size = _SIZE if params.data.image_size == "auto" else params.data.image_size
+    channels = _CHANNELS if params.data.channels == "auto" else params.data.channels
+    build = partial(build_network, classes=_CLASSES, channels=channels)
+    pixels = torch.zeros(1, size, size, channels, dtype=torch.uint8)
+    normalisation = student_normalisation(channels)
+    teachers = {}
+    for name in params.teachers.enabled:
+        teacher = params.teachers.zoo[name]
+        own = size if teacher.input_size == "auto" else teacher.input_size
+        network = build(teacher.network, image_size=own)
+        teachers[name] = PixelsToLogits(network, normalisation, own)
+    for name in params.students.enabled:
+        student = params.students.zoo[name]
+        model = PixelsToLogits(build(student, image_size=size), normalisation)
+        losses = params.distill.losses
+        Distillation(model, teachers, losses, student.taps, params.teachers, pixels)
+
+
+def check_settings(params: Params) -> None:
+    """What can be checked without a network.
+
+    The source, the checkpoints, the losses with their options, the rungs, the packages of every
+    enabled backend, and each optimizer with its schedule.
 
     Raises:
         PipelineError: for the first mistake.
@@ -34,24 +62,11 @@ def check(params: Params) -> None:
     for rung in params.quantize.rungs:
         find_rung(rung)
     find_source(params.data).check(params.data)
-    size = _SIZE if params.data.image_size == "auto" else params.data.image_size
-    channels = _CHANNELS if params.data.channels == "auto" else params.data.channels
-    build = partial(build_network, classes=_CLASSES, channels=channels)
-    pixels = torch.zeros(1, size, size, channels, dtype=torch.uint8)
-    normalisation = student_normalisation(channels)
+    for term in params.distill.losses:
+        find_loss(term)
     check_training(params.distill.training, "distill")
-    teachers = {}
     for name in params.teachers.enabled:
-        teacher = params.teachers.zoo[name]
-        check_training(teacher.training, f"teachers.zoo.{name}")
+        check_training(params.teachers.zoo[name].training, f"teachers.zoo.{name}")
         checkpoint = params.teachers.checkpoint_file(name)
         if checkpoint is not None and not checkpoint.is_file():
             raise PipelineError("there is no such checkpoint", where=str(checkpoint))
-        own = size if teacher.input_size == "auto" else teacher.input_size
-        network = build(teacher.network, image_size=own)
-        teachers[name] = PixelsToLogits(network, normalisation, own)
-    for name in params.students.enabled:
-        student = params.students.zoo[name]
-        model = PixelsToLogits(build(student, image_size=size), normalisation)
-        losses = params.distill.losses
-        Distillation(model, teachers, losses, student.taps, params.teachers, pixels)

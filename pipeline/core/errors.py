@@ -10,12 +10,14 @@ import traceback
 from collections.abc import Callable
 from types import FrameType
 
+from pipeline.core.text import readable
+
 DEFECT = 70
 """Exit code of a defect of this program: EX_SOFTWARE of BSD's sysexits."""
 
 
 class PipelineError(Exception):
-    """Something that the user can fix.
+    """Something that the user can fix. Long texts are cut, whatever they quote.
 
     Args:
         what: what is wrong.
@@ -24,9 +26,9 @@ class PipelineError(Exception):
     """
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
-        super().__init__(what)
-        self.what = what
-        self.where = where
+        self.what = readable(what, 2000)
+        super().__init__(self.what)
+        self.where = where and readable(where, 500)
         self.fix = fix
 
     def __str__(self) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.core.params import Group, Name, nearest
+from pipeline.core.params import Group, Name, Names, NoSwitch, Switch, Text, nearest
 
 HardSwish = Literal["keep", "relu6"]
 
@@ -14,20 +14,20 @@ HardSwish = Literal["keep", "relu6"]
 class Network(Group):
     """A timm network and how it is changed."""
 
-    arch: str = Field(description="a timm name")
-    args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
-    stem_stride: Literal["auto", 1, 2] = "auto"
-    stem_pool: Literal["auto"] | bool = "auto"
+    arch: Text = Field(description="a timm name")
+    args: dict[Text, Any] = Field({}, description="further arguments of timm.create_model")
+    stem_stride: Annotated[Literal["auto", 1, 2], NoSwitch] = "auto"
+    stem_pool: Literal["auto"] | Switch = "auto"
     hard_swish: HardSwish = Field(
         "keep", description="relu6 takes the place of every hard-swish, before training"
     )
-    taps: dict[Name, str] = Field({}, description="tap name: module path in the network")
+    taps: dict[Name, Text] = Field({}, description="tap name: module path in the network")
 
 
 class Students(Group):
     """The networks that are distilled: `enabled` are those of `zoo` that the graph makes."""
 
-    enabled: tuple[Name, ...] = Field(min_length=1)
+    enabled: Names = Field(min_length=1)
     zoo: dict[Name, Network]
 
     @model_validator(mode="after")

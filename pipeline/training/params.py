@@ -7,8 +7,23 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.core.params import Count, Fraction, Group, Name, Positive, Seed, Selection, nearest
-from pipeline.data.params import Views
+from pipeline.core.params import (
+    Amount,
+    Count,
+    Fraction,
+    Group,
+    Location,
+    Name,
+    Names,
+    Positive,
+    Seed,
+    Selection,
+    Switch,
+    Text,
+    Whole,
+    nearest,
+)
+from pipeline.data.params import Pixels, Views
 from pipeline.networks.params import Network
 from pipeline.networks.records import Normalisation
 
@@ -16,36 +31,56 @@ from pipeline.networks.records import Normalisation
 class Training(Group):
     """The recipe of a training: optimizer, schedule, regularisation."""
 
-    batch_size: Annotated[int, Field(ge=2)] = Field(description="over all devices together")
-    accumulate: Count = Field(1, description="parts in which a batch is computed, to save memory")
+    batch_size: Annotated[Whole, Field(ge=2, le=1_000_000)] = Field(
+        description="over all devices together"
+    )
+    accumulate: Count = Field(
+        1, le=500_000, description="parts in which a batch is computed, to save memory"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    optimizer: str = Field("sgd", description="a name that timm's optimizer factory knows")
-    lr: Positive
+    optimizer: Text = Field("sgd", description="a name that timm's optimizer factory knows")
+    lr: Positive = Field(le=100)
     momentum: Fraction = 0.9
-    weight_decay: Annotated[float, Field(ge=0)]
-    schedule: str = Field("cosine", description="a name that timm's scheduler factory knows")
-    schedule_options: dict[str, Any] = Field({}, description="further arguments of that factory")
+    weight_decay: Amount = Field(le=100)
+    schedule: Text = Field("cosine", description="a name that timm's scheduler factory knows")
+    schedule_options: dict[Text, Any] = Field({}, description="further arguments of that factory")
     warmup: Fraction = Field(0.1, description="share of all steps in linear warm-up")
     label_smoothing: Fraction = 0.0
-    clip_norm: Positive | None = None
+    clip_norm: Annotated[Positive, Field(le=1e6)] | None = None
     ema: Fraction | None = Field(None, description="decay of a moving average of weights")
-    tensorboard: bool = Field(False, description="also write curves for TensorBoard, to .work/")
+    tensorboard: Switch = Field(False, description="also write curves for TensorBoard, to .work/")
 
 
 class Teacher(Group):
     """One teacher: where its weights come from, and how it is trained."""
 
     source: Literal["train", "checkpoint", "pretrained"]
-    checkpoint: Path | None = Field(None, description="a safetensors file in `teachers.folder`")
+    checkpoint: Location | None = Field(None, description="a safetensors file in `teachers.folder`")
     normalisation: Normalisation | None = Field(
         None, description="of a checkpoint that has no card.json beside it"
     )
-    input_size: Literal["auto"] | Annotated[int, Field(ge=8, le=1024)] = Field(
+    input_size: Literal["auto"] | Pixels = Field(
         "auto", description="height and width that images are resized to; auto: not resized"
     )
     network: Network
     views: Views
     training: Training
+
+    @model_validator(mode="after")
+    def _normalisation_is_of_pixels(self) -> Teacher:
+        given = self.normalisation
+        fits = given is None or (
+            len(given.mean) == len(given.std)
+            and len(given.mean) in (1, 3)
+            and all(0 <= mean <= 255 for mean in given.mean)
+            and all(0 < std <= 255 for std in given.std)
+        )
+        if not fits:
+            raise ValueError(
+                "`normalisation` has a mean in [0, 255] and a std in (0, 255] for each of 1 or 3 "
+                "channels"
+            )
+        return self
 
     @model_validator(mode="after")
     def _checkpoint_is_named(self) -> Teacher:
@@ -65,12 +100,14 @@ class Teachers(Group):
     overridable: ClassVar[bool] = True
     graph_keys: ClassVar[tuple[str, ...]] = ("enabled", "folder")
 
-    enabled: tuple[Name, ...] = Field(min_length=1)
-    folder: Path = Field(description="checkpoints of your own; DVC notices a change in it")
+    enabled: Names = Field(min_length=1)
+    folder: Location = Field(description="checkpoints of your own; DVC notices a change in it")
     combine: Literal["mean", "best"] = Field(
         "mean", description="of logits: weighted mean, or the best teacher for each image"
     )
-    weights: dict[Name, Positive] = Field({}, description="in the mean, by teacher; 1 by default")
+    weights: dict[Name, Annotated[Positive, Field(ge=1e-6, le=1e6)]] = Field(
+        {}, description="in the mean, by teacher; 1 by default"
+    )
     zoo: dict[Name, Teacher]
 
     @model_validator(mode="after")

@@ -102,7 +102,7 @@ def test_a_profile_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> N
             "distill.losses names the teacher `x`",
         ),
         ({"quantize.rungs": ["ranges"]}, "`rungs` begin with `default`"),
-        ({"quantize.rungs": ["default", "ranges", "ranges"]}, "`rungs` names one twice"),
+        ({"quantize.rungs": ["default", "ranges", "ranges"]}, "quantize.rungs: names `ranges` twice"),
         ({"backends.openvino.precisons": []}, "backends.openvino.precisons: unknown key; did you"),
         ({"backends.openvino": None}, "backends.openvino: missing"),
         ({"backends.enabled": ["openvinno"]}, "`openvinno` among the backends; did you mean `open"),
