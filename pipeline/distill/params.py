@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+import math
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.core.params import (
     Amount,
     Count,
     Group,
     Name,
-    Names,
     Real,
     Seed,
     Selection,
@@ -22,6 +22,16 @@ from pipeline.core.params import (
 from pipeline.data.params import Views
 from pipeline.networks.params import Students
 from pipeline.training.params import Teachers, Training
+
+
+def _one_of_a_loss(value: Any) -> Any:
+    if not isinstance(value, bool | int | float) or 1e6 < abs(value) < math.inf:
+        raise ValueError("input should be true, false or a number in [-1e6, 1e6]")
+    return value
+
+
+Option = Annotated[bool | float, BeforeValidator(_one_of_a_loss)]
+"""Of a loss, whose registration says more about each."""
 
 
 class TeacherLogits(Group):
@@ -44,11 +54,9 @@ class LossTerm(Group):
     span: Annotated[Real, Field(gt=0, le=1)] = Field(
         0.2, description="share of all steps in which the weight rises or falls"
     )
-    taps: Names = Field((), description="that a feature loss compares")
+    taps: tuple[Name, ...] = Field((), description="that a feature loss compares")
     teacher: Name | None = Field(None, description="whose taps are compared; the first by default")
-    options: dict[Text, Switch | Annotated[Real, Field(ge=-1e6, le=1e6)]] = Field(
-        {}, description="keyword arguments of the loss"
-    )
+    options: dict[Text, Option] = Field({}, description="keyword arguments of the loss")
 
 
 class Distill(Group):

@@ -76,6 +76,7 @@ def test_what_is_shipped_is_right(tmp_path: Path, profile: str) -> None:
         ({"distill": {"training": TRAINING | {"schedule": "cosin"}}}, "schedule `cosin`"),
         ({"distill": {"training": TRAINING | {"precision": "fp16"}}}, "training needs a GPU"),
         ({"distill": {"training": TRAINING | {"accumulate": 3}}}, "cannot be divided"),
+        ({"distill": {"training": TRAINING | {"accumulate": 128}}}, "is one image at a time"),
         ({"teachers": {"zoo": {"resnet": MISSING}}}, "there is no such checkpoint"),
         (
             {"students": {"enabled": ["a"], "zoo": {"a": {"arch": "mobilenetv9"}}}},
