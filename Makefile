@@ -9,7 +9,11 @@ export USER ?= uid-$(shell id -u)
 
 .PHONY: repro test lint gate clean
 
+# In a folder that came without git, an unpacked archive for example, DVC has to be told so.
 repro: .venv/ready
+	@if git rev-parse --git-dir > /dev/null 2>&1 || test -e .git; then \
+		! grep -qs no_scm .dvc/config.local || dvc config --local --unset core.no_scm; \
+	else dvc config --local core.no_scm true; fi
 	python -m pipeline check
 	dvc repro
 	python -m pipeline results

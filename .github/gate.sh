@@ -16,6 +16,9 @@ work=$root/.work/gate
 PATH=$root/.venv/bin:$PATH
 profile=${GATE_PROFILE:-smoke}
 
+git rev-parse --git-dir > /dev/null || # says why, and what to do where it is another user's
+  { echo "gate: it compares revisions of a git repository" >&2; exit 2; }
+
 commit() { # print the commit of the revision $1
   git rev-parse --verify --quiet --end-of-options "$1^{commit}" ||
     { echo "gate: $1 is not a revision; in a shallow history: git fetch --unshallow" >&2; exit 2; }

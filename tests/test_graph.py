@@ -167,3 +167,31 @@ def test_git_tracks_no_file_that_dvc_keeps() -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("this is no clone")
     assert subprocess.check_output(["git", "ls-files", "--", *kept], cwd=ROOT, text=True) == ""
+
+
+def commands(tree: object) -> list[str]:
+    """Every `cmd` in a dvc.yaml."""
+    if not isinstance(tree, dict):
+        return []
+    own = [tree["cmd"]] if isinstance(tree.get("cmd"), str) else []
+    return own + [found for value in tree.values() for found in commands(value)]
+
+
+@pytest.mark.parametrize("file", ["dvc.yaml", "study/dvc.yaml"])
+def test_no_value_of_a_file_gets_into_a_command_that_a_shell_runs(file: str) -> None:
+    found = commands(yaml.safe_load((ROOT / file).read_text()))
+    assert found and not [command for command in found if "$" in command]
+
+
+MATRICES = {name: list(stage["matrix"]) for name, stage in STAGES.items() if "matrix" in stage}
+
+
+@pytest.mark.parametrize("stage", MATRICES)
+def test_a_stage_of_a_matrix_takes_its_names_in_order_and_after_their_check(stage: str) -> None:
+    script = (ROOT / "stages" / f"{stage}.py").read_text()
+    (call,) = re.findall(r"parse_names\(([^)]*)\)", script)
+    assert ast.literal_eval(f"[{call}]") == MATRICES[stage]
+    (checked,) = STAGES["names"]["outs"]
+    assert checked in STAGES[stage]["deps"]
+    asked = {f"{kind}s.enabled" for kinds in MATRICES.values() for kind in kinds}
+    assert set(STAGES["names"]["params"]) == asked

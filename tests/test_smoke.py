@@ -24,6 +24,7 @@ from pipeline.export.records import Parity
 from pipeline.latency.records import BenchmarkRecord
 from pipeline.networks.records import Layers
 from pipeline.training.records import read_curve
+from tests.sharing import project_files
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -34,12 +35,9 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-        files = subprocess.check_output(listing, cwd=ROOT, text=True).splitlines()
-        for name in files:
-            if (ROOT / name).is_file():  # a deleted file may still be in the index
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, folder / name)
+        for name in project_files():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
         for name in ("metrics", "reports", "dvc.lock"):  # of an earlier run
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from pipeline.backends.base.spec import versions
 from pipeline.cli.params import Params
 from pipeline.compile.ladder import find_rung
 from pipeline.data.sources import find_source
+from pipeline.distill.losses.registry import find_loss
 from pipeline.distill.objective import Distillation
 from pipeline.networks.build import build_network
 from pipeline.networks.params import Network
@@ -26,17 +27,12 @@ _CLASSES, _SIZE, _CHANNELS, _IMAGES = 10, 64, 3, 10_000  # stand-ins for what th
 def check(params: Params) -> None:
     """Check that this machine can do what params.yaml asks for.
 
-    Builds every enabled network with its optimizer, schedule, taps and losses. Looks for the
-    source, the checkpoints, the rungs and the packages of every enabled backend.
+    Builds every enabled network with its weights, taps and losses, after `check_settings`.
 
     Raises:
         PipelineError: for the first mistake.
     """
-    for name in params.backends.enabled:
-        versions(backend(name).packages)
-    for rung in params.quantize.rungs:
-        find_rung(rung)
-    find_source(params.data).check(params.data)
+    check_settings(params)
     size = _SIZE if params.data.image_size == "auto" else params.data.image_size
     channels = _CHANNELS if params.data.channels == "auto" else params.data.channels
     build = partial(build_network, classes=_CLASSES, channels=channels)
@@ -46,22 +42,44 @@ def check(params: Params) -> None:
     for name in params.teachers.enabled:
         teacher = params.teachers.zoo[name]
         own = size if teacher.input_size == "auto" else teacher.input_size
-        about = Facts(_IMAGES, own, teacher.network.pretrained)
-        check_recipe(plan_recipe(teacher.training, about, "teachers"), f"teachers.zoo.{name}")
         network = build(teacher.network, image_size=own)
         _check_weights(network, teacher.network, params, channels)
         teachers[name] = PixelsToLogits(network, normalisation, own)
     for name in params.students.enabled:
         student = params.students.zoo[name]
-        about = Facts(_IMAGES, size, student.pretrained)
-        check_recipe(
-            plan_recipe(params.distill.training, about, "students"), f"students.zoo.{name}"
-        )
         network = build(student, image_size=size)
         _check_weights(network, student, params, channels)
         model = PixelsToLogits(network, normalisation)
         losses = params.distill.losses
         Distillation(model, teachers, losses, student.taps, params.teachers, pixels)
+
+
+def check_settings(params: Params) -> None:
+    """What can be checked without a network.
+
+    The source, the losses with their options, the rungs, the packages of every
+    enabled backend, and each optimizer with its schedule.
+
+    Raises:
+        PipelineError: for the first mistake.
+    """
+    for name in params.backends.enabled:
+        versions(backend(name).packages)
+    for rung in params.quantize.rungs:
+        find_rung(rung)
+    find_source(params.data).check(params.data)
+    for term in params.distill.losses:
+        find_loss(term)
+    size = _SIZE if params.data.image_size == "auto" else params.data.image_size
+    for name in params.teachers.enabled:
+        teacher = params.teachers.zoo[name]
+        own = size if teacher.input_size == "auto" else teacher.input_size
+        about = Facts(_IMAGES, own, teacher.network.pretrained)
+        check_recipe(plan_recipe(teacher.training, about, "teachers"), f"teachers.zoo.{name}")
+    for name in params.students.enabled:
+        about = Facts(_IMAGES, size, params.students.zoo[name].pretrained)
+        recipe = plan_recipe(params.distill.training, about, "students")
+        check_recipe(recipe, f"distill.training for the student {name}")
 
 
 def _check_weights(network: nn.Module, settings: Network, params: Params, channels: int) -> None:

@@ -7,21 +7,18 @@ import gc
 import signal
 import sys
 import traceback
-import unicodedata
 from collections.abc import Callable
 from types import FrameType
 
 from pipeline.core.patches import name_user, no_reports
+from pipeline.core.text import readable
 
 DEFECT = 70
 """Exit code of a defect of this program: EX_SOFTWARE of BSD's sysexits."""
 
-_CONTROL = ("Cc", "Cs", "Zl", "Zp")
-"""Unicode's categories of control characters, lone surrogates, and separators of lines."""
-
 
 class PipelineError(Exception):
-    """Something that the user can fix.
+    """Something that the user can fix. Long texts are cut, whatever they quote.
 
     Args:
         what: what is wrong.
@@ -30,25 +27,15 @@ class PipelineError(Exception):
     """
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
-        super().__init__(what)
-        self.what = what
-        self.where = where
-        self.fix = fix
+        self.what = readable(what, 2000)
+        super().__init__(self.what)
+        self.where = where and readable(where, 500)
+        self.fix = fix and readable(fix, 2000)
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
         advice = f"\n  what to do: {self.fix}" if self.fix else ""
-        return printable(f"{place}{self.what}{advice}")
-
-
-def printable(text: str) -> str:
-    """`text` with control characters but line feeds escaped: names of files may have some."""
-    return "".join(
-        letter.encode("unicode_escape").decode()
-        if unicodedata.category(letter) in _CONTROL and letter != "\n"
-        else letter
-        for letter in text
-    )
+        return f"{place}{self.what}{advice}"
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -8,24 +8,81 @@ the groups before anything is checked, so all other modules see plain values.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from pipeline.core.documents import read_yaml
 from pipeline.core.errors import PipelineError
+from pipeline.core.text import shorten, show
 
 PARAMS_FILE = Path("params.yaml")
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
+_MISTAKES = 8
+"""Told at once; more of them would hide the first."""
+
+_KNOWN = 40
+"""Names that an error lists."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,63}")
+
+
+def check_name(name: str) -> str:
+    """`name`, if it can be one: else a `ValueError`."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            "a name has at most 64 letters, digits, `_` and `.`, and does not begin with `.`"
+        )
+    return name
+
+
+def differ(names: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`names`, if none stands there twice: else a `ValueError`."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"names `{shorten(str(name))}` twice")
+    return names
+
+
+def _names_a_place(path: Any) -> Any:
+    if isinstance(path, str):
+        if not path.strip(" ./"):  # DVC would track the whole project, or everything
+            raise ValueError("a folder inside or beside the project is needed")
+        if len(path) > 1000:
+            raise ValueError("a path has at most 1000 characters")
+    return path
+
+
+def _not_true(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("input should be a number or `auto`")
+    return value
+
+
+# A number is no bool and no text in quotes, and neither infinite nor NaN. Rooms narrow the bounds.
+Whole = Annotated[int, Field(strict=True)]
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Share = Annotated[Real, Field(ge=0, le=1)]
+Fraction = Annotated[Real, Field(ge=0, lt=1)]
+Positive = Annotated[Real, Field(gt=0, le=1e9)]
+Amount = Annotated[Real, Field(ge=0, le=1e9)]
+Count = Annotated[Whole, Field(ge=1, le=10**12)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
+NoSwitch = BeforeValidator(_not_true)
+"""Of literals: Python takes true for 1."""
+
+Switch = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(min_length=1, max_length=200)]
+"""A name that another library or a source knows."""
+
+Location = Annotated[Path, BeforeValidator(_names_a_place)]
+Name = Annotated[str, AfterValidator(check_name)]
 """Names become parts of paths and of bundle names S-B-P: letters, digits, `_` and `.`, no `-`."""
+
+Names = Annotated[tuple[Name, ...], Field(max_length=1000), AfterValidator(differ)]
 
 
 class Group(BaseModel):
@@ -72,7 +129,10 @@ def load(kind: type[S], path: Path = PARAMS_FILE) -> S:
         >>> load(Wanted).data.image_size
         'auto'
     """
-    tree = _apply_profile(_read(path), kind, path)
+    tree = read_yaml(path)
+    if not isinstance(tree, dict):
+        raise PipelineError("expected a mapping of groups", where=str(path))
+    tree = _apply_profile(tree, kind, path)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -82,32 +142,22 @@ def load(kind: type[S], path: Path = PARAMS_FILE) -> S:
 def invalid(
     error: ValidationError, kind: type[BaseModel], where: str, prefix: str = ""
 ) -> PipelineError:
-    """All complaints of a pydantic error as one message, keys below `prefix`."""
-    lines = [_explain(dict(item), kind, prefix) for item in error.errors()]
+    """The complaints of a pydantic error as one message, keys below `prefix`."""
+    items = error.errors(include_url=False)
+    lines = [_explain(dict(item), kind, prefix) for item in items[:_MISTAKES]]
+    if len(items) > _MISTAKES:
+        lines.append(f"and {len(items) - _MISTAKES:,} more")
     return PipelineError("; ".join(lines), where=where, fix="correct the file")
 
 
 def nearest(name: str, known: Iterable[object]) -> str:
     """`; did you mean ...?`, or the list of what is known."""
-    names = [str(item) for item in known]
-    close = difflib.get_close_matches(name, names, n=1)
+    names = [shorten(str(item)) for item in known]
+    close = difflib.get_close_matches(shorten(name), names, n=1)
     if close:
         return f"; did you mean `{close[0]}`?"
-    return f"; known are {', '.join(names)}" if names else ""
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise PipelineError(
-            "there is no such file", where=str(path), fix="run from the project's root"
-        ) from None
-    except yaml.YAMLError as error:
-        raise PipelineError(f"not valid YAML: {error}", where=str(path)) from None
-    if not isinstance(tree, dict):
-        raise PipelineError("expected a mapping of groups", where=str(path))
-    return tree
+    more = ", ..." if len(names) > _KNOWN else ""
+    return f"; known are {', '.join(names[:_KNOWN])}{more}" if names else ""
 
 
 def _apply_profile(tree: dict[str, Any], kind: type[Selection], path: Path) -> dict[str, Any]:
@@ -115,42 +165,60 @@ def _apply_profile(tree: dict[str, Any], kind: type[Selection], path: Path) -> d
     profiles = tree.pop("profiles", None)
     name = tree.get("profile")
     if not isinstance(profiles, dict) or not isinstance(name, str) or name not in profiles:
+        known = profiles if isinstance(profiles, dict) else ()
+        shown = shorten(name) if isinstance(name, str) else show(name)
         raise PipelineError(
-            f"profile: `{name}` is not in `profiles`{nearest(str(name), profiles or {})}",
-            where=str(path),
+            f"profile: `{shown}` is not in `profiles`{nearest(shown, known)}", where=str(path)
         )
-    overrides = profiles[name] or {}
+    where = f"profiles.{shorten(name)}"
+    overrides = _mapping(profiles[name], where, path)
     groups = {
         field: info.annotation
         for field, info in kind.model_fields.items()
         if isinstance(info.annotation, type) and issubclass(info.annotation, Group)
     }
-    known = [group for group, its in groups.items() if its.overridable]
-    odd = [group for group in overrides if group not in known]
+    known_groups = [group for group, its in groups.items() if its.overridable]
+    odd = [group for group in overrides if group not in known_groups]
     if odd and kind.model_config.get("extra") == "forbid":
+        group = shorten(odd[0])
         raise PipelineError(
-            f"profiles.{name}.{odd[0]}: a profile cannot override this{nearest(odd[0], known)}",
+            f"{where}.{group}: a profile cannot override this{nearest(group, known_groups)}",
             where=str(path),
-            fix=f"overridable are {', '.join(known)}",
+            fix=f"overridable are {', '.join(known_groups)}",
         )
-    for group in known:
+    chosen = {}
+    for group in known_groups:
         if group not in overrides:
             raise PipelineError(
-                f"profiles.{name}.{group} is missing", where=str(path), fix=f"write `{group}: {{}}`"
+                f"{where}.{group} is missing", where=str(path), fix=f"write `{group}: {{}}`"
             )
+        chosen[group] = _mapping(overrides[group], f"{where}.{group}", path)
         for key in groups[group].graph_keys:
-            if key in (overrides[group] or {}):
+            if key in chosen[group]:
                 raise PipelineError(
-                    f"profiles.{name}.{group}.{key}: it shapes the graph in dvc.yaml",
+                    f"{where}.{group}.{key}: it shapes the graph in dvc.yaml",
                     where=str(path),
                     fix=f"set {group}.{key} instead",
                 )
-    return _merge(tree, {group: overrides[group] for group in known})
+    return _merge(tree, chosen)
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any] | None) -> dict[str, Any]:
+def _mapping(value: Any, where: str, path: Path) -> dict[str, Any]:
+    """What overrides something; nothing at all is `{}`, too."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise PipelineError(
+            f"{where}: expected a mapping (found {show(value)})",
+            where=str(path),
+            fix="write `{}` where nothing changes",
+        )
+    return value
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
-    for key, value in (over or {}).items():
+    for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
@@ -158,7 +226,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any] | None) -> dict[str, Any]:
 
 def _explain(error: dict[str, Any], kind: type[BaseModel], prefix: str) -> str:
     """One pydantic error as `group.key: what is wrong`, with the nearest known name."""
-    keys = [*([prefix] if prefix else []), *(str(part) for part in error["loc"])]
+    keys = [*([prefix] if prefix else []), *(shorten(str(part)) for part in error["loc"])]
     where = f"{'.'.join(keys)}: " if keys else ""  # a check of several groups has no key
     if error["type"] == "extra_forbidden":
         return f"{where}unknown key{nearest(keys[-1], _known_keys(kind, error['loc'][:-1]))}"
@@ -166,8 +234,8 @@ def _explain(error: dict[str, Any], kind: type[BaseModel], prefix: str) -> str:
         return f"{where}missing"
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
-    shown = f" (found {given!r})" if not isinstance(given, dict | BaseModel) else ""
-    return f"{where}{message[0].lower()}{message[1:]}{shown}"
+    shown = f" (found {show(given)})" if not isinstance(given, dict | BaseModel) else ""
+    return f"{where}{shorten(message[0].lower() + message[1:], 300)}{shown}"
 
 
 def _known_keys(kind: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

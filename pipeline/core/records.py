@@ -60,7 +60,7 @@ class Record(BaseModel):
         """
         try:
             return cls.model_validate(cls._unpack(content), strict=False)
-        except (ValidationError, ValueError) as error:
+        except (ValidationError, ValueError, RecursionError) as error:
             first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise PipelineError(
                 f"not a {cls.__name__} record: {first}",

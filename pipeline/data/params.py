@@ -8,7 +8,26 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from pipeline.core.params import Count, Fraction, Group, Positive, Seed, Selection
+from pipeline.core.params import (
+    Amount,
+    Count,
+    Fraction,
+    Group,
+    Location,
+    NoSwitch,
+    Positive,
+    Real,
+    Seed,
+    Selection,
+    Switch,
+    Text,
+    Whole,
+)
+
+Epochs = Annotated[Whole, Field(ge=0, le=100_000)]
+"""0: the network is not trained."""
+
+Pixels = Annotated[Whole, Field(ge=8, le=1024)]
 
 
 def _usable(folder: Path) -> Path:
@@ -32,33 +51,33 @@ class Data(Group):
     overridable: ClassVar[bool] = True
     graph_keys: ClassVar[tuple[str, ...]] = ("folder",)
 
-    source: str = Field(description="the name of a registered source: torchvision, folder, ...")
-    name: str = Field(description="which set of the source; of torchvision.datasets, a class")
+    source: Text = Field(description="the name of a registered source: torchvision, folder, ...")
+    name: Text = Field(description="which set of the source; of torchvision.datasets, a class")
     options: dict[str, Any] = Field({}, description="further arguments of the source")
-    folder: Annotated[Path, AfterValidator(_usable)] = Field(
+    folder: Annotated[Location, AfterValidator(_usable)] = Field(
         description="an ImageFolder, or archives that are already at hand"
     )
-    image_size: Literal["auto"] | Annotated[int, Field(ge=8, le=1024)] = "auto"
-    channels: Literal["auto", 1, 3] = "auto"
-    val_fraction: Annotated[float, Field(gt=0, le=0.5)]
-    test_fraction: Annotated[float, Field(gt=0, le=0.5)]
+    image_size: Literal["auto"] | Pixels = "auto"
+    channels: Annotated[Literal["auto", 1, 3], NoSwitch] = "auto"
+    val_fraction: Annotated[Real, Field(gt=0, le=0.5)]
+    test_fraction: Annotated[Real, Field(gt=0, le=0.5)]
     max_rejected: Fraction = Field(description="share of broken files that stops the run")
-    calibration_images: Count
+    calibration_images: Annotated[Count, Field(le=1_000_000)]
     limit: Count | None = Field(None, description="keep at most so many images per split")
 
 
 class Augment(Group):
     """How a view may differ from its image. Everything is drawn per sample."""
 
-    flip: bool = Field(True, description="mirror left-right with probability 1/2")
-    shift: Annotated[int, Field(ge=0)] = Field(1, description="largest shift in pixels")
+    flip: Switch = Field(True, description="mirror left-right with probability 1/2")
+    shift: Annotated[Whole, Field(ge=0, le=1024)] = Field(1, description="largest shift in pixels")
     crop: Positive | None = Field(
         None, le=1, description="smallest share of the area that a random resized crop keeps"
     )
-    trivial: bool = Field(False, description="TrivialAugment: one random operation an image")
+    trivial: Switch = Field(False, description="TrivialAugment: one random operation an image")
     erase: Fraction = Field(0.0, description="probability of erasing a rectangle")
-    mixup: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of MixUp; 0: none")
-    cutmix: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of CutMix; 0: none")
+    mixup: Amount = Field(0.0, le=100, description="alpha of MixUp; 0: none")
+    cutmix: Amount = Field(0.0, le=100, description="alpha of CutMix; 0: none")
 
 
 class Views(Group):
@@ -66,16 +85,14 @@ class Views(Group):
 
     overridable: ClassVar[bool] = True
 
-    epochs: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
-        "auto", description="0: the network is not trained"
-    )
+    epochs: Literal["auto"] | Epochs = "auto"
     augment: Literal["auto"] | Augment = "auto"
 
 
 class ViewPlan(Group):
     """`Views` with nothing left to be found."""
 
-    epochs: Annotated[int, Field(ge=0)]
+    epochs: Epochs
     augment: Augment
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.errors import PipelineError, printable
+from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, whole_folder
+from pipeline.core.text import printable
 from pipeline.data.decoding import Decoded, Decoder
 from pipeline.data.packing import ArrayWriter, draw
 from pipeline.data.params import Data

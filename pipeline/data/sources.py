@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.core import plugins
-from pipeline.core.errors import PipelineError, printable
+from pipeline.core.errors import PipelineError
 from pipeline.core.files import whole_folder
+from pipeline.core.text import printable
 from pipeline.data.params import Data
 from pipeline.data.records import RAW
 

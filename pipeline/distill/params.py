@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+import math
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.core.params import Count, Group, Name, Seed, Selection, nearest
+from pipeline.core.params import (
+    Amount,
+    Count,
+    Group,
+    Location,
+    Name,
+    Real,
+    Seed,
+    Selection,
+    Switch,
+    Text,
+    nearest,
+)
 from pipeline.data.params import Views
 from pipeline.networks.params import Students
 from pipeline.training.params import Teachers, Training
 
 
+def _one_of_a_loss(value: Any) -> Any:
+    if not isinstance(value, bool | int | float) or 1e6 < abs(value) < math.inf:
+        raise ValueError("input should be true, false or a number in [-1e6, 1e6]")
+    return value
+
+
+Option = Annotated[bool | float, BeforeValidator(_one_of_a_loss)]
+"""Of a loss, whose registration says more about each."""
+
+
 class TeacherLogits(Group):
     """Whether and how the teachers' logits are recorded."""
 
-    record: bool = Field(
+    record: Switch = Field(
         True, description="compute them once for all students; false: in every training step"
     )
     top_k: Count | None = Field(None, description="logits kept per image; null: all of them")
@@ -25,17 +47,17 @@ class TeacherLogits(Group):
 class LossTerm(Group):
     """One summand of what a student minimises."""
 
-    name: str
-    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    name: Text
+    weight: Annotated[Amount, Field(le=1e6)]
     schedule: Literal["constant", "warmup", "decay"] = Field(
         "constant", description="of the weight: rises from 0 at the start, or falls to 0 at the end"
     )
-    span: Annotated[float, Field(gt=0, le=1)] = Field(
+    span: Annotated[Real, Field(gt=0, le=1)] = Field(
         0.2, description="share of all steps in which the weight rises or falls"
     )
     taps: tuple[Name, ...] = Field((), description="that a feature loss compares")
     teacher: Name | None = Field(None, description="whose taps are compared; the first by default")
-    options: dict[str, bool | float] = Field({}, description="keyword arguments of the loss")
+    options: dict[Text, Option] = Field({}, description="keyword arguments of the loss")
 
 
 class Distill(Group):
@@ -43,7 +65,7 @@ class Distill(Group):
 
     overridable: ClassVar[bool] = True
 
-    losses: tuple[LossTerm, ...] = Field(min_length=1)
+    losses: tuple[LossTerm, ...] = Field(min_length=1, max_length=100)
     training: Training
 
     @model_validator(mode="after")
@@ -69,7 +91,7 @@ class RecordingParams(Selection):
 class DistillParams(RecordingParams):
     """What the stage `distill` reads."""
 
-    checkpoints: Path = Field(description="folder of weights files; DVC notices a change in it")
+    checkpoints: Location = Field(description="folder of weights files; DVC notices a change in it")
     students: Students
     distill: Distill
 

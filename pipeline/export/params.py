@@ -6,14 +6,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.core.params import Group, Selection
+from pipeline.core.params import Group, Selection, Whole
 from pipeline.networks.params import Students
 
 
 class Export(Group):
     """How students are exported."""
 
-    opset: Annotated[int, Field(ge=18, le=23)] = Field(description="of the ONNX file")
+    opset: Annotated[Whole, Field(ge=18, le=23)] = Field(description="of the ONNX file")
 
 
 class ExportParams(Selection):

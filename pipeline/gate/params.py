@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.core.params import Amount, Fraction, Group, Positive
+from pipeline.core.params import Amount, Fraction, Group, Positive, Real, Whole
 from pipeline.report.params import ReportParams
 
 
@@ -16,22 +16,25 @@ class Gate(Group):
     overridable: ClassVar[bool] = True
 
     max_top1_loss: Fraction = Field(0.005, description="of top-1, against the baseline")
-    max_slowdown: Positive = Field(0.05, description="of a latency, relative to the baseline")
+    max_slowdown: Positive = Field(
+        0.05, le=100, description="of a latency, relative to the baseline"
+    )
     max_slowdown_ms: Amount = Field(
-        0.01, description="a smaller excess in ms is never a regression"
+        0.01, le=1e6, description="a smaller excess in ms is never a regression"
     )
     between_runs: Amount = Field(
         0.02,
+        le=10,
         description="standard deviation of a log latency ratio between runs, beside that of rounds",
     )
-    rerun_rounds: Annotated[int, Field(ge=3)] = Field(
+    rerun_rounds: Annotated[Whole, Field(ge=3, le=10_000)] = Field(
         60, description="interleaved rounds of `gate --rerun`"
     )
-    max_size_growth: Amount = Field(0.02, description="relative to the baseline")
-    false_alarms: Annotated[float, Field(gt=0, le=0.2)] = Field(
+    max_size_growth: Amount = Field(0.02, le=1000, description="relative to the baseline")
+    false_alarms: Annotated[Real, Field(gt=0, le=0.2)] = Field(
         0.01, description="probability that a gate run reports a regression where there is none"
     )
-    misses: Annotated[float, Field(gt=0, le=0.2)] = Field(
+    misses: Annotated[Real, Field(gt=0, le=0.2)] = Field(
         0.05, description="probability that a slow-down of just `max_slowdown` passes"
     )
     inconclusive: Literal["pass", "fail"] = Field("fail", description="exit code 0 or 3")

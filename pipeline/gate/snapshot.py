@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shlex
 import subprocess
 import tarfile
 from collections.abc import Collection
@@ -138,11 +140,7 @@ def _revision_files(revision: str) -> tuple[str, Files]:
         "rev-parse", "--short=10", "--verify", "--end-of-options", f"{revision}^{{commit}}"
     )
     if found.returncode:
-        raise PipelineError(
-            "not a folder, a file or a git revision",
-            where=f"--baseline {revision}",
-            fix="name what to compare with; where history is shallow, `git fetch --unshallow`",
-        )
+        raise _unreadable(revision, found.stderr.decode(errors="replace"))
     commit = found.stdout.decode().strip()
     archive = _git("archive", "--format=tar", commit, str(METRICS))
     if archive.returncode:  # the revision has no such folder
@@ -153,9 +151,33 @@ def _revision_files(revision: str) -> tuple[str, Files]:
         return commit, {name: file.read() for name, file in contents.items() if file}
 
 
+def _unreadable(revision: str, said: str) -> PipelineError:
+    """Why git has no such revision, by what it `said`."""
+    where = f"--baseline {revision}"
+    if "not a git repository" in said:
+        return PipelineError(
+            "this folder is no git repository",
+            where=where,
+            fix="name a folder with metrics/, or a file that `python -m pipeline gate --save FILE` "
+            "wrote, as --baseline",
+        )
+    if "dubious ownership" in said:
+        return PipelineError(
+            "git does not read this repository, because it belongs to another user",
+            where=where,
+            fix=f"`git config --global --add safe.directory {shlex.quote(str(Path.cwd()))}`",
+        )
+    return PipelineError(
+        "not a folder, a file or a git revision",
+        where=where,
+        fix="name what to compare with; where history is shallow, `git fetch --unshallow`",
+    )
+
+
 def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     try:
-        return subprocess.run(["git", *arguments], capture_output=True)
+        english = os.environ | {"LC_ALL": "C"}
+        return subprocess.run(["git", *arguments], capture_output=True, env=english)
     except FileNotFoundError:
         raise PipelineError(
             "git is not installed", fix="install it, or name a folder as --baseline"
@@ -192,6 +214,6 @@ def _parse(kind: type[R], path: str, content: bytes, broken: dict[str, str]) -> 
 def _is_json(content: bytes) -> bool:
     try:
         json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True

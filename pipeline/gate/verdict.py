@@ -137,4 +137,4 @@ class Commands:
     def compile(self, key: str) -> str:
         """Compile one artifact again."""
         artifact = Artifact.parse(key)
-        return f"dvc repro compile@{artifact.backend}-{artifact.student}"
+        return shlex.join(["dvc", "repro", f"compile@{artifact.backend}-{artifact.student}"])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.core.params import Count, Fraction, Group, Name, Positive
+from pipeline.core.params import Count, Fraction, Group, Names, Positive, Share
 
 QUANTIZE_AWARE = "quantize_aware"
 """The rung that takes the weights of the stage of this name."""
@@ -18,12 +18,14 @@ class Quantize(Group):
     overridable: ClassVar[bool] = True
 
     max_drop: Fraction = Field(description="top-1 on val that int8 may lose to the float student")
-    rungs: tuple[Name, ...] = Field(min_length=1, description="registered rungs, in this order")
-    float_layers: Count = Field(description="largest number of layers that stay in float")
-    float_share: Annotated[float, Field(ge=0, le=1)] = Field(
+    rungs: Names = Field(min_length=1, description="registered rungs, in this order")
+    float_layers: Count = Field(
+        le=10_000, description="largest number of layers that stay in float"
+    )
+    float_share: Share = Field(
         description="their largest share of all multiply-accumulates, and of all weights"
     )
-    min_int8_share: Annotated[float, Field(ge=0, le=1)] = Field(
+    min_int8_share: Share = Field(
         0.98, description="of all multiply-accumulates of an int8 artifact"
     )
 
@@ -31,8 +33,6 @@ class Quantize(Group):
     def _begin_with_the_default(self) -> Self:
         if self.rungs[0] != "default":
             raise ValueError("`rungs` begin with `default`")
-        if len(set(self.rungs)) != len(self.rungs):
-            raise ValueError("`rungs` names one twice")
         return self
 
 
@@ -41,5 +41,5 @@ class QuantizeAware(Group):
 
     overridable: ClassVar[bool] = True
 
-    epochs: Count = Field(description="the first ones of the student's views")
-    lr: Positive
+    epochs: Count = Field(le=100_000, description="the first ones of the student's views")
+    lr: Positive = Field(le=100)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipeline.backends.base.artifact import ArtifactKey
 from pipeline.core.records import METRICS, DetailRecord, Record
 
 FINGERPRINT = METRICS / "fingerprint.json"
@@ -121,7 +122,7 @@ class BenchmarkRecord(DetailRecord):
         (), description="of every round, in order; the kept ones are those of `rounds_ms`"
     )
     repeated_rounds: int = Field(0, description="extra rounds, because others were spoiled")
-    rows: dict[str, BenchmarkRow]
+    rows: dict[ArtifactKey, BenchmarkRow]
 
 
 class Summary(Record):

@@ -10,6 +10,7 @@ from torch import nn
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.patches import import_timm
+from pipeline.core.text import show
 from pipeline.networks.params import Network
 from pipeline.networks.stem import change_hard_swish, change_stem
 
@@ -50,7 +51,7 @@ def build_network(network: Network, *, classes: int, channels: int, image_size: 
 def _unfit(network: Network, problem: object) -> PipelineError:
     return PipelineError(
         f"{problem}",
-        where=f"{network.arch} with args {network.args}",
+        where=f"{network.arch} with args {show(network.args)}",
         fix="correct `arch` or `args` (a vision transformer needs `img_size`)",
     )
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from pipeline.core.params import Fraction, Group, Positive
+from pipeline.core.params import Fraction, Group, Positive, Text
 from pipeline.int8.params import Quantize
 from pipeline.latency.params import BenchmarkParams
 from pipeline.training.params import Teachers
@@ -29,7 +29,7 @@ class Limits(Group):
 class ReportParams(BenchmarkParams):
     """What the stage `report` reads."""
 
-    profile: str
+    profile: Text
     teachers: Teachers
     quantize: Quantize
     limits: Limits

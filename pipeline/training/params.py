@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.core.params import Count, Fraction, Group, Name, Positive, Seed, Selection, nearest
-from pipeline.data.params import Views
+from pipeline.core.params import (
+    Amount,
+    Count,
+    Fraction,
+    Group,
+    Location,
+    Name,
+    Names,
+    Positive,
+    Real,
+    Seed,
+    Selection,
+    Switch,
+    Text,
+    Whole,
+    nearest,
+)
+from pipeline.data.params import Pixels, Views
 from pipeline.networks.params import Network
 
 Freeze = Literal["none", "head_first", "backbone"]
+
+BatchSize = Annotated[Whole, Field(ge=2, le=1_000_000)]
+Rate = Annotated[Positive, Field(le=100)]
+Decay = Annotated[Amount, Field(le=100)]
+LayerDecay = Annotated[Real, Field(gt=0, le=1)]
 
 Auto = Literal["auto"]
 """Found from the data and the weights by `training.auto`, whose rules are in docs/own-images.md."""
@@ -20,43 +40,43 @@ Auto = Literal["auto"]
 class Regularisation(Group):
     """What a recipe never leaves to `auto`."""
 
-    accumulate: Count = Field(1, description="parts in which a batch is computed, to save memory")
+    accumulate: Count = Field(
+        1, le=500_000, description="parts in which a batch is computed, to save memory"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    optimizer_options: dict[str, bool | float] = Field(
+    optimizer_options: dict[Text, Switch | Real] = Field(
         {}, description="further arguments of timm's optimizer"
     )
     momentum: Fraction = 0.9
-    schedule: str = Field("cosine", description="a name that timm's scheduler factory knows")
-    schedule_options: dict[str, Any] = Field({}, description="further arguments of that factory")
+    schedule: Text = Field("cosine", description="a name that timm's scheduler factory knows")
+    schedule_options: dict[Text, Any] = Field({}, description="further arguments of that factory")
     label_smoothing: Fraction = 0.0
-    clip_norm: Positive | None = None
+    clip_norm: Annotated[Positive, Field(le=1e6)] | None = None
     ema: Fraction | None = Field(None, description="decay of a moving average of weights")
-    tensorboard: bool = Field(False, description="also write curves for TensorBoard, to .work/")
+    tensorboard: Switch = Field(False, description="also write curves for TensorBoard, to .work/")
 
 
 class Recipe(Regularisation):
     """The recipe of a training in which every `auto` has been replaced."""
 
-    batch_size: Annotated[int, Field(ge=2)]
-    optimizer: str = "sgd"
-    lr: Positive
-    weight_decay: Annotated[float, Field(ge=0)]
+    batch_size: BatchSize
+    optimizer: Text = "sgd"
+    lr: Rate
+    weight_decay: Decay
     warmup: Fraction = 0.1
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    layer_decay: LayerDecay = 1.0
     freeze: Freeze = "none"
 
 
 class Training(Regularisation):
     """A recipe as params.yaml has it; what says `auto` becomes a number in a `Recipe`."""
 
-    batch_size: Auto | Annotated[int, Field(ge=2)] = Field(
-        "auto", description="over all devices together"
-    )
-    optimizer: str = Field("auto", description="auto, or a name that timm's factory knows")
-    lr: Auto | Positive = "auto"
-    weight_decay: Auto | Annotated[float, Field(ge=0)] = "auto"
+    batch_size: Auto | BatchSize = Field("auto", description="over all devices together")
+    optimizer: Text = Field("auto", description="auto, or a name that timm's factory knows")
+    lr: Auto | Rate = "auto"
+    weight_decay: Auto | Decay = "auto"
     warmup: Auto | Fraction = Field("auto", description="share of all steps in linear warm-up")
-    layer_decay: Auto | Annotated[float, Field(gt=0, le=1)] = Field(
+    layer_decay: Auto | LayerDecay = Field(
         "auto", description="each layer learns by this factor slower than the next; 1: all alike"
     )
     freeze: Auto | Freeze = Field(
@@ -69,7 +89,7 @@ class Training(Regularisation):
 class Teacher(Group):
     """One teacher: its network, and how it is trained."""
 
-    input_size: Literal["auto"] | Annotated[int, Field(ge=8, le=1024)] = Field(
+    input_size: Literal["auto"] | Pixels = Field(
         "auto", description="height and width that images are resized to; auto: not resized"
     )
     network: Network
@@ -83,11 +103,13 @@ class Teachers(Group):
     overridable: ClassVar[bool] = True
     graph_keys: ClassVar[tuple[str, ...]] = ("enabled",)
 
-    enabled: tuple[Name, ...] = Field(min_length=1)
+    enabled: Names = Field(min_length=1)
     combine: Literal["mean", "best"] = Field(
         "mean", description="of logits: weighted mean, or the best teacher for each image"
     )
-    weights: dict[Name, Positive] = Field({}, description="in the mean, by teacher; 1 by default")
+    weights: dict[Name, Annotated[Positive, Field(ge=1e-6, le=1e6)]] = Field(
+        {}, description="in the mean, by teacher; 1 by default"
+    )
     zoo: dict[Name, Teacher]
 
     @model_validator(mode="after")
@@ -107,5 +129,5 @@ class TeacherParams(Selection):
     """What the stage `train_teacher` reads."""
 
     seed: Seed
-    checkpoints: Path = Field(description="folder of weights files; DVC notices a change in it")
+    checkpoints: Location = Field(description="folder of weights files; DVC notices a change in it")
     teachers: Teachers

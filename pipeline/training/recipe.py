@@ -9,6 +9,7 @@ from torch import nn
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.patches import import_timm, muon_in_float32
+from pipeline.core.text import show
 from pipeline.training.curves import tensorboard_writer
 from pipeline.training.devices import check_precision
 from pipeline.training.params import Recipe
@@ -39,6 +40,13 @@ def steps_per_epoch(samples: int, training: Recipe, ranks: int, name: str) -> in
             f"{training.accumulate} part(s) each",
             where=name,
             fix="make `batch_size` a multiple of both together",
+        )
+    if size == ranks * training.accumulate:
+        raise PipelineError(
+            f"a batch of {size}, divided among {ranks} device(s) in {training.accumulate} part(s) "
+            "each, is one image at a time, of which batch norm has no statistics",
+            where=name,
+            fix="lower `accumulate`, or raise `batch_size`",
         )
     return samples // size
 
@@ -135,9 +143,10 @@ def build_schedule(
         if schedule is None:
             raise ValueError("`none` has no warm-up; `constant` has")
     except (AssertionError, ValueError, TypeError) as error:
+        options = show(training.schedule_options)
         raise PipelineError(
             f"timm has no such schedule: {error}",
-            where=f"{name}: schedule `{training.schedule}`, options {training.schedule_options}",
+            where=f"{name}: schedule `{training.schedule}`, options {options}",
             fix="choose one of cosine, tanh, step, multistep, poly, wsd, rsqrt, constant",
         ) from None
     return schedule

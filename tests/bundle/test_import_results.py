@@ -28,6 +28,7 @@ from pipeline.report.page import HTML, MARKDOWN, report
 from pipeline.report.results import gather
 from tests.bundle.test_bundle import python
 from tests.conftest import write_latencies
+from tests.sharing import project_files
 
 ROOT = Path(__file__).parents[2]
 STUDENT = "mnv4_small_050"
@@ -492,9 +493,8 @@ def test_an_import_reruns_the_report_and_nothing_else() -> None:
     above = {str(folder) for folder in (DEVICES, *DEVICES.parents)} - {"."}
     assert {name for name in stages if above & set(stages[name].get("deps", ()))} == {"report"}
     assert str(METRICS / "devices") in stages["report"]["deps"]
-    tracked = ["git", "ls-files", "--cached", "--others", "--exclude-standard", DEVICES]
     # a dependency has to be there in a fresh clone, too
-    assert subprocess.check_output(tracked, cwd=ROOT, text=True).strip()
+    assert project_files(str(DEVICES))
 
 
 def phone(bench: dict[str, Any]) -> dict[str, Any]:

@@ -77,9 +77,10 @@ def test_what_is_shipped_is_right(tmp_path: Path, profile: str) -> None:
         ({"distill": {"training": TRAINING | {"optimizer": "adahessian"}}}, "second derivatives"),
         ({"distill": {"training": TRAINING | {"schedule": "cosin"}}}, "schedule `cosin`"),
         ({"distill": {"training": TRAINING | {"precision": "fp16"}}}, "training needs a GPU"),
+        ({"distill": {"training": {"batch_size": 128, "accumulate": 3}}}, "cannot be divided"),
         (
-            {"distill": {"training": TRAINING | {"batch_size": 128, "accumulate": 3}}},
-            "cannot be divided",
+            {"distill": {"training": {"batch_size": 128, "accumulate": 128}}},
+            "is one image at a time",
         ),
         ({"teachers": {"zoo": {"resnet": MISSING}}}, "there is no such weights file"),
         (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -100,7 +102,10 @@ def test_a_profile_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> N
             "distill.losses names the teacher `x`",
         ),
         ({"quantize.rungs": ["ranges"]}, "`rungs` begin with `default`"),
-        ({"quantize.rungs": ["default", "ranges", "ranges"]}, "`rungs` names one twice"),
+        (
+            {"quantize.rungs": ["default", "ranges", "ranges"]},
+            "quantize.rungs: names `ranges` twice",
+        ),
         ({"backends.openvino.precisons": []}, "backends.openvino.precisons: unknown key; did you"),
         ({"backends.openvino": None}, "backends.openvino: missing"),
         ({"backends.enabled": ["openvinno"]}, "`openvinno` among the backends; did you mean `open"),
@@ -110,6 +115,22 @@ def test_a_profile_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> N
         ({"limits.max_latency_ms": 1}, "limits.max_latency_ms: unknown key"),
         ({"profiles.cpu.gaet": {}}, "profiles.cpu.gaet: a profile cannot override this; did you"),
         ({"students.zoo.resnet": {"arch": "a"}, "students.enabled": ["resnet"]}, "rename one"),
+        ({"profiles.cpu": 5}, "profiles.cpu: expected a mapping (found 5)"),
+        ({"profiles.cpu.data": [1]}, "profiles.cpu.data: expected a mapping (found [1])"),
+        ({"profiles": 5}, "profile: `cpu` is not in `profiles`"),
+        ({"students.enabled": ["mnv4_small_050"] * 2}, "names `mnv4_small_050` twice"),
+        ({"teachers.enabled": ["resnet"] * 2}, "names `resnet` twice"),
+        ({"backends.enabled": ["tflite"] * 2}, "names `tflite` twice"),
+        ({"backends.tflite.precisions": ["int8", "int8"]}, "names `int8` twice"),
+        ({"data.folder": ""}, "data.folder: a folder inside or beside the project is needed"),
+        ({"data.folder": "./"}, "data.folder: a folder inside or beside the project is needed"),
+        ({"teachers.zoo.resnet.normalisation": {"mean": [1], "std": [0]}}, "has a mean in"),
+        (
+            {"data.name": "x" * 10**4},
+            "at most 200 characters (found 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+        ),
+        ({"students.enabled": list("abcdefghijkl")}, "`enabled` names `a`"),
+        ({"quantize.rungs": [1] * 20}, "rungs.7: input should be a valid string (found 1); and 1"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(
@@ -120,6 +141,41 @@ def test_a_mistake_is_named_with_its_place(
     assert said in str(error.value)
     assert str(error.value).startswith(f"{tmp_path / 'params.yaml'}: ")
     assert ": :" not in str(error.value)
+
+
+NUMBERS = {
+    "data.calibration_images": (10**7, True, 512.0, "512"),
+    "data.val_fraction": (math.nan, "0.1", True),
+    "data.channels": (True, 2),
+    "data.limit": (10**30, 0),
+    "teachers.zoo.resnet.views.epochs": (10**30, -1, 2.5),
+    "teachers.zoo.resnet.views.augment.shift": (10**6,),
+    "teachers.zoo.resnet.views.augment.mixup": (math.inf, math.nan),
+    "teachers.zoo.resnet.training.batch_size": (10**30, 1),
+    "teachers.zoo.resnet.training.weight_decay": (math.inf, math.nan, 1e9),
+    "distill.training.lr": (1e30, math.inf, 0, "0.1"),
+    "distill.training.accumulate": (10**30,),
+    "distill.training.clip_norm": (math.inf, 1e300),
+    "distill.training.ema": (math.nan, 1.0),
+    "distill.losses": ([{"name": "kl", "weight": math.inf}], [{"name": "kl", "weight": 1e300}]),
+    "students.zoo.mnv4_small_050.stem_stride": (True, 3),
+    "quantize.float_layers": (10**30,),
+    "quantize_aware.lr": (1e30,),
+    "benchmark.threads": (10**30, 0),
+    "benchmark.rounds": (10**30,),
+    "benchmark.min_seconds": (1e300, math.inf),
+    "limits.max_kb": (math.inf,),
+    "gate.max_slowdown": (math.inf, 1e300),
+    "gate.rerun_rounds": (10**30,),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in NUMBERS.items() for value in values]
+)
+def test_a_number_that_makes_no_sense_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    with pytest.raises(PipelineError, match=f"{re.escape(key)}|beyond 64 bits"):
+        load_params(write(tmp_path, {key: value}))
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

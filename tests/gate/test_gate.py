@@ -602,7 +602,16 @@ def test_outside_of_git_and_with_wrong_params_it_is_invalid(gate: Gate) -> None:
     subprocess.run(["git", "checkout", "-q", "params.yaml"], check=True)
     assert gate()["exit_code"] == 0
     shutil.rmtree(".git")
-    assert "not a folder, a file or a git revision" in only(gate(), "invalid")["detail"]
+    detail = only(gate(), "invalid")["detail"]
+    assert "this folder is no git repository; name a folder with metrics/, or a file" in detail
+
+
+def test_a_repository_of_another_user_is_told_with_the_remedy(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    detail = only(gate(), "invalid")["detail"]
+    assert "belongs to another user; `git config --global --add safe.directory " in detail
 
 
 def test_one_artifact_is_shown_as_judged_among_all(gate: Gate) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
+from pydantic import AfterValidator
+
+from pipeline.core.params import check_name
 from pipeline.core.records import METRICS
+from pipeline.core.text import shorten
 
 COMPILED = Path("models/compiled")
 COMPILED_METRICS = METRICS / "compiled"
@@ -81,3 +85,14 @@ class Artifact:
 
     def __str__(self) -> str:
         return self.key
+
+
+def _check_key(key: str) -> str:
+    parts = key.split("/")
+    if len(parts) != 3:
+        raise ValueError(f"`{shorten(key)}` is not STUDENT/BACKEND/PRECISION")
+    return "/".join(map(check_name, parts))
+
+
+ArtifactKey = Annotated[str, AfterValidator(_check_key)]
+"""`Artifact.key` in a record, whose names become parts of paths and commands."""

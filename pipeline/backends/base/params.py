@@ -8,7 +8,7 @@ from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.registry import backend
 from pipeline.backends.base.spec import BackendSettings
 from pipeline.core.errors import PipelineError
-from pipeline.core.params import PARAMS_FILE, Group, Name, Selection, invalid
+from pipeline.core.params import PARAMS_FILE, Group, Names, Selection, invalid
 from pipeline.networks.params import Students
 
 
@@ -17,7 +17,7 @@ class Backends(Group):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    enabled: tuple[Name, ...] = Field(min_length=1, description="registered backends, in order")
+    enabled: Names = Field(min_length=1, description="registered backends, in order")
 
     def settings(self, name: str) -> BackendSettings:
         """The settings of the backend `name`.

@@ -11,9 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, get_args
 
+from pydantic import field_validator
+
 from pipeline.backends.base.job import Compiler
 from pipeline.core.errors import PipelineError
-from pipeline.core.params import Group
+from pipeline.core.params import Group, differ
 from pipeline.export.evaluate import Runner
 
 
@@ -22,6 +24,11 @@ class BackendSettings(Group):
 
     precisions: tuple[Any, ...]
     """Subclasses narrow it to the literals that the backend knows."""
+
+    @field_validator("precisions")
+    @classmethod
+    def _precisions_differ(cls, precisions: tuple[Any, ...]) -> tuple[Any, ...]:
+        return differ(precisions)
 
 
 @dataclass(frozen=True)
