@@ -27,9 +27,10 @@ def _line(attempt: Attempt) -> str:
     """One attempt of the ladder."""
     if attempt.val_drop is None:
         return f"  {attempt.rung}, {attempt.recipe}: {attempt.failure}"
+    chance = "" if attempt.val_chance is None else f" (by chance: p = {attempt.val_chance:.2g})"
     kept = ", kept" if attempt.kept else ""
     return (
-        f"  {attempt.rung}, {attempt.recipe}: {attempt.val_drop:+.4f} on val, "
+        f"  {attempt.rung}, {attempt.recipe}: {attempt.val_drop:+.4f} on val{chance}, "
         f"{attempt.seconds:.0f} s{kept}"
     )
 

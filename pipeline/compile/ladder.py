@@ -18,8 +18,9 @@ from pipeline.int8.params import Quantize
 KIND = "rungs"
 DEFAULT = "default"
 
-Judge = Callable[[Job, Compiled, Path], float]
-"""Top-1 on val, a fraction, of what a job was compiled to in a folder, by its own runtime."""
+Judge = Callable[[Job, Compiled, Path], tuple[float, float | None]]
+"""Top-1 on val, a fraction, of what a job was compiled to in a folder, by its own runtime; and,
+if it loses more than is allowed, the p-value of that loss against the float student."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,11 @@ def climb(
 ) -> Climbed:
     """Compile `job` by the first recipe that loses little enough.
 
-    Every rung starts from the best recipe so far. If none keeps `settings.max_drop`, the best on
-    val is kept, of equals the first. A rung that fails, in whatever way its tool does, is recorded
-    as failed, and the ladder goes on with what it has.
+    That is at most `settings.max_drop`, or no more than chance explains at `settings.significance`:
+    else the ladder would climb, and choose, by noise where val is small. Every rung starts from
+    the best recipe so far. If none is good enough, the best on val is kept, of equals the first. A
+    rung that fails, in whatever way its tool does, is recorded as failed, and the ladder goes on
+    with what it has.
 
     Args:
         compiler: of the backend.
@@ -84,7 +87,11 @@ def climb(
         return max(made, key=lambda one: one.top1)
 
     def good_enough() -> bool:
-        return bool(made) and float_top1 - best().top1 <= settings.max_drop
+        if not made:
+            return False
+        chance = best().record.val_chance
+        lost = float_top1 - best().top1 > settings.max_drop
+        return not lost or (chance is not None and chance > settings.significance)
 
     scratch = folder / "attempts"
     for name, rung in rungs.items():
@@ -117,14 +124,14 @@ def _attempt(
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     job = situation.plain  # to be recorded where the rung cannot make another one
-    compiled, top1, failure = None, None, None
+    compiled, top1, chance, failure = None, None, None, None
     try:
         candidate = next(jobs, None)
         if candidate is None:
             return None
         job = candidate
         compiled = situation.compiler.compile(job, folder)
-        top1 = judge(job, compiled, folder)
+        top1, chance = judge(job, compiled, folder)
     except Exception as error:
         # Without room the same rung would succeed elsewhere: results must not depend on that.
         if rung == DEFAULT or isinstance(error, (OSError, MemoryError)):
@@ -136,6 +143,7 @@ def _attempt(
         recipe=str(job.recipe),
         val_top1=top1,
         val_drop=None if top1 is None else float_top1 - top1,
+        val_chance=chance,
         seconds=round(time.perf_counter() - start, 1),
         size_bytes=opened_bytes(folder / compiled.model_file) if compiled else None,
         failure=failure,

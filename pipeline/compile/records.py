@@ -14,6 +14,10 @@ class Attempt(Record):
     recipe: str
     val_top1: float | None = Field(description="through the runtime itself; null if it failed")
     val_drop: float | None = Field(description="val top-1 of the float student, minus `val_top1`")
+    val_chance: float | None = Field(
+        None,
+        description="p-value of a loss beyond quantize.max_drop (McNemar's exact test); else null",
+    )
     seconds: float = Field(description="to make and to evaluate it")
     size_bytes: int | None
     failure: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.accuracy.metrics import lost_and_won, signal_to_noise
+from pipeline.accuracy.paired import mcnemar
 from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.job import Compiled, Compiler, Job, opened_bytes
 from pipeline.backends.base.records import ArtifactRecord
@@ -28,6 +30,7 @@ from pipeline.data.answers import agreement, top1
 from pipeline.data.records import PACKED, Manifest, load_calibration, load_split
 from pipeline.export.evaluate import logits_of
 from pipeline.export.records import ONNX
+from pipeline.export.session import load
 from pipeline.networks.records import CARD, STUDENTS, WEIGHTS, Layers, ModelCard
 
 MIN_FLOAT_AGREEMENT = 0.99
@@ -121,9 +124,17 @@ def _climb(
     images, labels = load_split("val")
     float_top1 = ModelCard.read(job.weights / CARD).val_top1
 
-    def judge(candidate: Job, compiled: Compiled, made: Path) -> float:
+    @cache
+    def float_logits() -> NDArray[np.float32]:
+        return logits_of(load(str(job.onnx), os.cpu_count() or 1), images, label=_where(job))
+
+    def judge(candidate: Job, compiled: Compiled, made: Path) -> tuple[float, float | None]:
         _check(candidate, compiled, params.quantize.min_int8_share)
-        return top1(_finite_logits(spec, job, made / compiled.model_file, images), labels)
+        logits = _finite_logits(spec, job, made / compiled.model_file, images)
+        reached = top1(logits, labels)
+        if float_top1 - reached <= params.quantize.max_drop:
+            return reached, None
+        return reached, mcnemar(*lost_and_won(logits, float_logits(), labels))
 
     return climb(compiler, job, params.quantize, float_top1, judge, folder)
 

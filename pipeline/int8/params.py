@@ -18,6 +18,9 @@ class Quantize(Group):
     overridable: ClassVar[bool] = True
 
     max_drop: Fraction = Field(description="top-1 on val that int8 may lose to the float student")
+    significance: Share = Field(
+        0.05, description="a loss with a larger p-value on val is taken for chance; 1: none is"
+    )
     rungs: Names = Field(min_length=1, description="registered rungs, in this order")
     float_layers: Count = Field(
         le=10_000, description="largest number of layers that stay in float"

@@ -49,17 +49,27 @@ COMPILER = Compiler(SHIPPED.settings("onnxruntime"))
 class Scripted:
     """Says what the artifacts reach on val, one after the other, and keeps what they hold."""
 
-    def __init__(self, top1: Iterable[float]) -> None:
-        self._answers = iter(top1)
+    def __init__(self, top1: Iterable[float], chance: float | None = 0.01) -> None:
+        self._answers, self.chance = iter(top1), chance
         self.seen: list[bytes] = []
 
-    def __call__(self, _job: Job, compiled: Compiled, folder: Path) -> float:
+    def __call__(self, _job: Job, compiled: Compiled, folder: Path) -> tuple[float, float | None]:
         self.seen.append((folder / compiled.model_file).read_bytes())
-        return next(self._answers)
+        return next(self._answers), self.chance
 
 
 def climbed(job: Job, folder: Path, rungs: tuple[str, ...], judge: Scripted) -> Climbed:
     return climb(COMPILER, job, settings(*rungs), 0.900, judge, folder)
+
+
+@one_student
+@pytest.mark.parametrize(("chance", "attempts"), [(0.06, 1), (0.04, 2)])
+def test_a_loss_that_chance_explains_does_not_climb(
+    chance: float, attempts: int, int8: Job, tmp_path: Path
+) -> None:
+    result = climbed(int8, tmp_path, ("ranges",), Scripted([0.80, 0.90], chance))
+    assert len(result.attempts) == attempts
+    assert result.attempts[0].val_chance == chance
 
 
 @one_student
@@ -262,9 +272,9 @@ def test_it_recovers_a_student_that_is_hard_on_purpose(
 ) -> None:
     images, labels = test_images
 
-    def judge(_job: Job, compiled: Compiled, folder: Path) -> float:
+    def judge(_job: Job, compiled: Compiled, folder: Path) -> tuple[float, float | None]:
         runner = BACKEND.load(folder / compiled.model_file, 1)
-        return top1(logits_of(runner, images), labels)
+        return top1(logits_of(runner, images), labels), 0.0
 
     (tmp_path / "made").mkdir()
     known = top1(torch_logits, labels)

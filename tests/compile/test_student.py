@@ -42,7 +42,7 @@ SETTINGS = SHIPPED.backends.settings("onnxruntime")
 
 def climbing(*rungs: str) -> CompileParams:
     """The shipped params with a ladder of these rungs above the default."""
-    settings = {"rungs": ("default", *rungs)}
+    settings = {"rungs": ("default", *rungs), "significance": 1.0}
     quantize = SHIPPED.quantize.model_copy(update=settings)
     return SHIPPED.model_copy(update={"quantize": quantize})
 
