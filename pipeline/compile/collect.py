@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 from pipeline.backends.base.artifact import COMPILED_METRICS, EVIDENCE
 from pipeline.backends.base.params import ArtifactParams
-from pipeline.compile.records import EVIDENCE_FILE, METRICS_FILE
-from pipeline.core.errors import PipelineError
+from pipeline.compile.evidence import Evidence
+from pipeline.compile.records import EVIDENCE_FILE, METRICS_FILE, CompiledMetrics
 from pipeline.core.files import whole_folder
+from pipeline.core.records import Record
+
+_COLLECTED: tuple[tuple[Path, str, type[Record]], ...] = (
+    (COMPILED_METRICS, METRICS_FILE, CompiledMetrics),
+    (EVIDENCE, EVIDENCE_FILE, Evidence),
+)
 
 
 def collect(params: ArtifactParams) -> int:
@@ -21,15 +28,14 @@ def collect(params: ArtifactParams) -> int:
         The number of artifacts.
 
     Raises:
-        PipelineError: for an artifact that is not compiled.
+        PipelineError: for an artifact that is not compiled, and a damaged record.
     """
     artifacts = params.backends.artifacts(params.students.enabled)
-    for folder, name in ((COMPILED_METRICS, METRICS_FILE), (EVIDENCE, EVIDENCE_FILE)):
+    for folder, name, kind in _COLLECTED:
         with whole_folder(folder) as scratch:
             for artifact in artifacts:
                 source, target = artifact.folder / name, artifact.within(scratch)
-                if not source.is_file():
-                    raise PipelineError("is missing", where=str(source), fix="run `dvc repro`")
+                kind.read(source)  # it is what it says it is, before git keeps it
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
     return len(artifacts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pipeline.backends.base.job import Compiler, Job
 from pipeline.backends.base.spec import Backend
 from pipeline.compile.records import LayerNoise
 from pipeline.core.errors import PipelineError
+from pipeline.core.files import temporary_folder
 from pipeline.data.records import load_split
 from pipeline.networks import grid
 
@@ -48,8 +48,8 @@ def look_inside(spec: Backend, compiler: Compiler, job: Job, model: Path) -> Ins
     exact = _exact_input(spec, compiler, job, model)
     val, _ = load_split("val")
     images = val[np.linspace(0, len(val) - 1, min(NOISE_IMAGES, len(val))).astype(int)]
-    with tempfile.TemporaryDirectory() as scratch:
-        references = compiler.layer_outputs(compiler.in_float(job, Path(scratch)), images)
+    with temporary_folder() as scratch:
+        references = compiler.layer_outputs(compiler.in_float(job, scratch), images)
     outputs = compiler.layer_outputs(model, images)
     if len(job.layers) != len(references) or references.keys() - outputs.keys():
         note = (

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from pipeline.backends.base.artifact import Artifact
+from pipeline.backends.base.records import ARTIFACT_FILE, ArtifactRecord
+from pipeline.core.errors import PipelineError
 from pipeline.core.records import DetailRecord, Record
 
 
@@ -50,3 +53,20 @@ class CompiledMetrics(DetailRecord):
     evaluated_with: str = Field(description="the runtime and version that gave the answers")
     ladder: tuple[Attempt, ...] = Field((), description="of int8, in order; one of them is kept")
     layers: tuple[LayerNoise, ...] = Field((), description="of int8, in order of execution, on val")
+    digests: dict[str, str] = Field({}, description="SHA-256 of every file of the artifact")
+
+
+def compiled_metrics(artifact: Artifact) -> CompiledMetrics:
+    """The collected metrics of an artifact, which are those of the files in models/compiled.
+
+    Raises:
+        PipelineError: for metrics or an artifact.json that is missing, damaged or of another run.
+    """
+    metrics = CompiledMetrics.read(artifact.metrics)
+    if metrics.digests != ArtifactRecord.read(artifact.folder / ARTIFACT_FILE).digests:
+        raise PipelineError(
+            f"metrics of other files than those in {artifact.folder}",
+            where=str(artifact.metrics),
+            fix="remove it and run `dvc repro`",
+        )
+    return metrics

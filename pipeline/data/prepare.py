@@ -14,7 +14,16 @@ from pipeline.core.files import sha256, whole_folder
 from pipeline.data.decoding import Decoded, Decoder
 from pipeline.data.packing import ArrayWriter, draw
 from pipeline.data.params import Data
-from pipeline.data.records import CALIBRATION, PACKED, RAW, SPLITS, Manifest, Rejected, Split
+from pipeline.data.records import (
+    CALIBRATION,
+    MANIFEST,
+    PACKED,
+    RAW,
+    SPLITS,
+    Manifest,
+    Rejected,
+    Split,
+)
 from pipeline.data.sources import Samples, find_source
 
 SMALL, LARGE = 64, 128
@@ -78,7 +87,7 @@ def prepare(
             rejected=tuple(tally.rejected),
             warnings=tuple(warnings),
         )
-        manifest.write(scratch / "manifest.json")
+        manifest.write(scratch / MANIFEST)
     return manifest
 
 

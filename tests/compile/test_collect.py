@@ -39,6 +39,6 @@ def test_an_artifact_without_records_is_named_and_nothing_is_lost(workspace: Par
     before = kept()
     missing = workspace.backends.artifacts(workspace.students.enabled)[1].folder / "metrics.json"
     missing.unlink()
-    with pytest.raises(PipelineError, match=f"{missing}: is missing"):
+    with pytest.raises(PipelineError, match=f"{missing}: there is no CompiledMetrics record"):
         collect(workspace)
     assert kept() == before
