@@ -11,8 +11,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
+
+from pipeline.core import parent
 
 DEFECT = 70
 """Exit code of a defect of this program: EX_SOFTWARE of BSD's sysexits."""
@@ -111,22 +112,6 @@ def _forbidden(error: OSError) -> PipelineError:
 
 def _end_with_dvc() -> None:
     """Interrupt this process once DVC no longer runs."""
-    dvc = _dvc()
-    while _dvc() == dvc:
+    while parent.dvc() == parent.STARTED_BY:
         time.sleep(WATCH_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _dvc() -> int:
-    """The process that started this stage: the parent, or that of the shell in between.
-
-    Most shells replace themselves by their only command; Debian's sh waits for it.
-    """
-    parent = os.getppid()
-    try:
-        stat = Path(f"/proc/{parent}/stat").read_text()
-    except OSError:  # not Linux, or it has just ended
-        return parent
-    name, fields = stat.partition("(")[2].rsplit(") ", 1)
-    shell = Path(os.environ.get("SHELL") or "/bin/sh").name
-    return int(fields.split()[1]) if name == shell else parent

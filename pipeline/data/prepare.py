@@ -20,6 +20,7 @@ from pipeline.data.records import (
     PACKED,
     RAW,
     SPLITS,
+    Fetched,
     Manifest,
     Rejected,
     Split,
@@ -46,8 +47,10 @@ def prepare(
     from train.
 
     Raises:
-        PipelineError: for too many broken files, or a class without images in a split.
+        PipelineError: for too many broken files, a class without images in a split, and a file of
+            `fetch` that is missing, damaged or of another run.
     """
+    Fetched.check(raw)
     samples = find_source(data).samples(data, raw)
     random = np.random.default_rng(seed)
     splits = _split(samples, data, random)

@@ -14,6 +14,9 @@ from pipeline.core.records import Record
 
 RAW = Path("data/raw")
 
+FETCHED = "fetched.json"
+"""In `RAW`."""
+
 PACKED = Path("data/packed")
 
 MANIFEST = "manifest.json"
@@ -27,6 +30,18 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images [N, H, W, C], raw pixels, and their labels [N]."""
+
+
+class Fetched(Record):
+    """data/raw/fetched.json: the files beside it, as their source gave them."""
+
+    digests: dict[str, str] = Field(description="SHA-256 by path")
+
+    @classmethod
+    def check(cls, folder: Path) -> None:
+        """Raise `PipelineError` for a file that is missing, damaged or of another run."""
+        for name, digest in cls.read(folder / FETCHED).digests.items():
+            checked(folder / name, digest)
 
 
 class Rejected(Record):

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.core import plugins
-from pipeline.core.files import whole_folder
+from pipeline.core.files import sha256, whole_folder
 from pipeline.data.params import Data
-from pipeline.data.records import RAW
+from pipeline.data.records import FETCHED, RAW, Fetched
 
 KIND = "sources"
 
@@ -78,3 +78,6 @@ def fetch(data: Data, out: Path = RAW) -> None:
     source = find_source(data)
     with whole_folder(out) as scratch:
         source.fetch(data, scratch)
+        files = sorted(file for file in scratch.rglob("*") if file.is_file())
+        digests = {file.relative_to(scratch).as_posix(): sha256(file) for file in files}
+        Fetched(digests=digests).write(scratch / FETCHED)
