@@ -20,20 +20,24 @@ import pytest
 import yaml
 
 import pipeline
+from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.params import ArtifactParams
+from pipeline.backends.base.records import ArtifactRecord
 from pipeline.backends.base.registry import backend_names
 from pipeline.bundle.params import BundleParams
 from pipeline.bundle.write import write_bundles
 from pipeline.cli.params import load_params
 from pipeline.compile.collect import collect
 from pipeline.compile.params import CompileParams
+from pipeline.compile.records import compiled_metrics
 from pipeline.compile.student import compile_student
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256
 from pipeline.core.params import load
-from pipeline.core.records import Record
+from pipeline.core.records import METRICS, Record
 from pipeline.data.params import PrepareParams
 from pipeline.data.prepare import prepare
+from pipeline.data.records import PACKED, load_split
 from pipeline.distill.params import DistillParams, RecordingParams
 from pipeline.distill.recording import record_teacher_logits
 from pipeline.distill.student import distill_student
@@ -43,10 +47,13 @@ from pipeline.int8.stage import QuantizeAwareParams, train_quantize_aware
 from pipeline.latency.benchmark import benchmark
 from pipeline.latency.fingerprint import update_fingerprint
 from pipeline.latency.params import BenchmarkParams
+from pipeline.networks.records import STUDENTS, ModelCard
 from pipeline.report.page import report
 from pipeline.report.params import ReportParams
 from pipeline.training.params import TeacherParams
+from pipeline.training.records import ModelMetrics, curve_files
 from pipeline.training.teacher import train_teacher
+from tests.conftest import STUDENT as WORKED
 from tests.training.conftest import RESNET, STUDENT, fashion  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[1]
@@ -212,6 +219,37 @@ def foreign(file: Path) -> bool:
 
 
 DAMAGES = (missing, empty, truncated, one_bit, foreign)
+
+
+STUDENT_FOLDER, CURVE = STUDENTS / WORKED, curve_files(WORKED)["val_loss"]
+ARTIFACT = Artifact(WORKED, "onnxruntime", "fp32")
+METRICS_FILE = METRICS / "students" / f"{WORKED}.json"
+READERS: dict[Path, Callable[[], object]] = {
+    PACKED / "manifest.json": lambda: load_split("test"),
+    PACKED / "test_images.npy": lambda: load_split("test"),
+    PACKED / "test_labels.npy": lambda: load_split("test"),
+    STUDENT_FOLDER / "card.json": lambda: ModelCard.read_beside(STUDENT_FOLDER),
+    STUDENT_FOLDER / "model.safetensors": lambda: ModelCard.read_beside(STUDENT_FOLDER),
+    METRICS_FILE: lambda: ModelMetrics.read(METRICS_FILE),
+    CURVE: lambda: ModelMetrics.read(METRICS_FILE).curve(WORKED),
+    ARTIFACT.folder / "artifact.json": lambda: ArtifactRecord.read_whole(ARTIFACT.folder),
+    ARTIFACT.folder / "model.onnx": lambda: ArtifactRecord.read_whole(ARTIFACT.folder),
+    ARTIFACT.metrics: lambda: compiled_metrics(ARTIFACT),
+}
+"""Of each kind of file one, with its reader."""
+
+
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize("file", READERS, ids=str)
+def test_a_reader_names_the_file_that_is_damaged(file: Path) -> None:
+    content = file.read_bytes()
+    for damage in (missing, empty, truncated, one_bit):
+        damage(file)
+        with pytest.raises(PipelineError) as error:
+            READERS[file]()
+        assert error.value.where == str(file) and error.value.fix, damage
+        file.write_bytes(content)
+        READERS[file]()
 
 
 def state(stage: str) -> dict[str, str]:
