@@ -282,7 +282,8 @@ def _outcome(stage: str, file: Path, before: dict[str, str], how: str) -> str | 
     try:
         STAGES[stage]()
     except PipelineError as error:
-        if str(file) not in str(error):
+        # A record and the files beside it do not belong together: either may be the foreign one.
+        if str(file.parent if how == "foreign" else file) not in str(error):
             return f"the error does not name it: {error}"
         return "outputs were lost" if state(stage) != before else None
     except Exception as error:
