@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 from pipeline.backends.base.artifact import COMPILED_METRICS, EVIDENCE
 from pipeline.backends.base.params import ArtifactParams
 from pipeline.compile.evidence import Evidence
-from pipeline.compile.records import EVIDENCE_FILE, METRICS_FILE, CompiledMetrics
+from pipeline.compile.records import EVIDENCE_FILE, METRICS_FILE, CompiledMetrics, check_owner
 from pipeline.core.files import whole_folder
-from pipeline.core.records import Record
-
-_COLLECTED: tuple[tuple[Path, str, type[Record]], ...] = (
-    (COMPILED_METRICS, METRICS_FILE, CompiledMetrics),
-    (EVIDENCE, EVIDENCE_FILE, Evidence),
-)
 
 
 def collect(params: ArtifactParams) -> int:
@@ -28,14 +21,18 @@ def collect(params: ArtifactParams) -> int:
         The number of artifacts.
 
     Raises:
-        PipelineError: for an artifact that is not compiled, and a damaged record.
+        PipelineError: for an artifact that is not compiled, and for a record that is damaged or of
+            another artifact.
     """
     artifacts = params.backends.artifacts(params.students.enabled)
-    for folder, name, kind in _COLLECTED:
+    for artifact in artifacts:  # all of them, before anything is replaced
+        for name, kind in ((METRICS_FILE, CompiledMetrics), (EVIDENCE_FILE, Evidence)):
+            file = artifact.folder / name
+            check_owner(artifact, file, kind.read(file).digests)
+    for folder, name in ((COMPILED_METRICS, METRICS_FILE), (EVIDENCE, EVIDENCE_FILE)):
         with whole_folder(folder) as scratch:
             for artifact in artifacts:
                 source, target = artifact.folder / name, artifact.within(scratch)
-                kind.read(source)  # it is what it says it is, before git keeps it
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
     return len(artifacts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from pipeline.backends.base.artifact import Artifact
@@ -63,10 +65,21 @@ def compiled_metrics(artifact: Artifact) -> CompiledMetrics:
         PipelineError: for metrics or an artifact.json that is missing, damaged or of another run.
     """
     metrics = CompiledMetrics.read(artifact.metrics)
-    if metrics.digests != ArtifactRecord.read(artifact.folder / ARTIFACT_FILE).digests:
+    check_owner(artifact, artifact.metrics, metrics.digests)
+    return metrics
+
+
+def check_owner(artifact: Artifact, file: Path, digests: dict[str, str]) -> None:
+    """Raise `PipelineError` unless a record belongs to the artifact in models/compiled.
+
+    Args:
+        artifact: whose it should be.
+        file: of the record.
+        digests: of the artifact's files, as the record has them.
+    """
+    if digests != ArtifactRecord.read(artifact.folder / ARTIFACT_FILE).digests:
         raise PipelineError(
-            f"metrics of other files than those in {artifact.folder}",
-            where=str(artifact.metrics),
+            f"is about other files than those in {artifact.folder}",
+            where=str(file),
             fix="remove it and run `dvc repro`",
         )
-    return metrics

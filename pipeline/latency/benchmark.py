@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.backends.base.artifact import SUMMARY, Artifact
 from pipeline.backends.base.records import ArtifactRecord
 from pipeline.backends.base.registry import backend
-from pipeline.compile.records import compiled_metrics
+from pipeline.compile.records import CompiledMetrics, compiled_metrics
 from pipeline.core.files import sha256, temporary_folder, whole_folder, write_whole
 from pipeline.data.records import load_split
 from pipeline.latency.fingerprint import require_fingerprint
@@ -55,6 +55,7 @@ def benchmark(params: BenchmarkParams) -> BenchmarkRecord:
     fingerprint = require_fingerprint()
     settings = params.benchmark
     artifacts = params.backends.artifacts(params.students.enabled)
+    metrics = {artifact: compiled_metrics(artifact) for artifact in artifacts}
     with temporary_folder() as scratch:
         targets, rows = _targets(params, scratch)
         measured = measure(targets, settings, params.seed)
@@ -74,7 +75,7 @@ def benchmark(params: BenchmarkParams) -> BenchmarkRecord:
         repeated_rounds=len(measured.conditions) - settings.rounds,
         rows={artifact.key: rows[artifact.key] for artifact in artifacts},
     )
-    _write_summaries(artifacts, record)
+    _write_summaries(metrics, record)
     record.write(BENCHMARK)
     return record
 
@@ -131,11 +132,10 @@ def _write_latencies(raw: dict[str, Rounds]) -> None:
     write_whole(LATENCIES, buffer.getvalue())
 
 
-def _write_summaries(artifacts: list[Artifact], record: BenchmarkRecord) -> None:
+def _write_summaries(compiled: dict[Artifact, CompiledMetrics], record: BenchmarkRecord) -> None:
     """Replace metrics/summary, so that it holds no artifact that is no longer asked for."""
     with whole_folder(SUMMARY) as scratch:
-        for artifact in artifacts:
-            metrics = compiled_metrics(artifact)
+        for artifact, metrics in compiled.items():
             times = record.rows[artifact.key].latency_ms
             Summary(
                 top1=metrics.top1,

@@ -12,8 +12,8 @@ from PIL import Image
 
 from pipeline.accuracy.metrics import calibration_error
 from pipeline.accuracy.records import Mistake
-from pipeline.backends.base.records import ArtifactRecord
 from pipeline.compile.evidence import Evidence, split_digest
+from pipeline.compile.records import check_owner
 from pipeline.core.errors import PipelineError
 from pipeline.data.records import PACKED, Manifest, load_split
 from pipeline.report.results import UNKNOWN, Row
@@ -52,15 +52,8 @@ class Answers:
         return f"image {mistake.image}: {label} taken for {answer} at {mistake.probability:.1%}"
 
 
-def gather_answers(
-    rows: list[Row], manifest: Manifest, artifacts: dict[str, ArtifactRecord]
-) -> list[Answers]:
+def gather_answers(rows: list[Row], manifest: Manifest) -> list[Answers]:
     """The recorded answers of every artifact that has some.
-
-    Args:
-        rows: of the report.
-        manifest: of the packed data.
-        artifacts: by name of the row.
 
     Raises:
         PipelineError: for answers to another test split than the packed one, or of other files
@@ -77,9 +70,7 @@ def gather_answers(
         if (evidence.test_digest, evidence.images) != (digest, len(labels)):
             what = f"answers to another test split than the one in {PACKED}"
             raise PipelineError(what, where=str(file), fix="run `dvc repro`")
-        if evidence.digests != artifacts[row.name].digests:
-            what = f"answers of other files than those in {row.artifact.folder}"
-            raise PipelineError(what, where=str(file), fix="remove it and run `dvc repro`")
+        check_owner(row.artifact, file, evidence.digests)
         found.append(_answers(row, evidence, manifest.classes, labels))
     return found
 

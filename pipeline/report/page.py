@@ -67,7 +67,7 @@ def report(params: ReportParams) -> None:
         "plots": {name: file.name for name, file in PLOTS.items()},
         **_results(params, rows),
         **_sections(params, rows, manifest, benchmark, artifacts),
-        **_answers(rows, manifest, artifacts),
+        **_answers(rows, manifest),
         "networks": _networks_section(networks),
     }
     context["style"] = Markup(_render("report.css.j2", {}))
@@ -167,11 +167,9 @@ def _sections(
     }
 
 
-def _answers(
-    rows: list[Row], manifest: Manifest, artifacts: dict[str, ArtifactRecord]
-) -> dict[str, Any]:
+def _answers(rows: list[Row], manifest: Manifest) -> dict[str, Any]:
     """Every artifact's answers; the recommended artifact is shown first."""
-    found = answers.gather_answers(rows, manifest, artifacts)
+    found = answers.gather_answers(rows, manifest)
     best = recommendation.fastest(rows)
     chosen = next((one for one in found if one.row is best), None)
     return {
