@@ -216,7 +216,7 @@ def judge(folder: Path, before: dict[str, str]) -> list[str]:
     found = [f"differs from the undisturbed run: {name}" for name in changed]
     found += [f"left behind: {file}" for file in scratch(folder)]
     status = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json"],
+        [sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml"],
         cwd=folder, capture_output=True, text=True, check=True,
     )  # fmt: skip
     stale = json.loads(status.stdout).keys() - {"fingerprint"}

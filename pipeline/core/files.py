@@ -1,8 +1,8 @@
 """Files and folders that appear whole or not at all, and whose digests are checked when read.
 
 A scratch file or folder has a name of its own, `.NAME.HOST-PID.partial`, so that two processes
-which write the same output do not touch each other's; the one that ends last wins. What a killed
-process left is removed by the next writer of the same output on that host.
+which write the same output do not touch each other's; the one that ends last wins. Its process
+holds a lock on it. What a killed process left is removed by the next writer of the same output.
 
 Whatever a stage reads has a digest: of arrays, weights and models it stands in the record that
 describes them, of a record within itself (see `core.records`). `checked` compares it. DVC's own
@@ -13,6 +13,7 @@ time as they were.
 from __future__ import annotations
 
 import errno
+import fcntl
 import glob
 import hashlib
 import os
@@ -41,11 +42,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
     scratch = _scratch(path)
     scratch.mkdir()
     try:
-        yield scratch
-        for file in scratch.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        _put(scratch, path)
+        with _in_use(scratch):
+            yield scratch
+            for file in scratch.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            _put(scratch, path)
         _sync(path.parent)
     except Exception as error:
         _tell_full_disk(error, path.parent)
@@ -59,9 +61,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = _scratch(path)
     try:
-        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
-        _sync(scratch)
-        scratch.replace(path)
+        scratch.touch()
+        with _in_use(scratch):
+            scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+            _sync(scratch)
+            scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -124,24 +128,36 @@ def _tell_full_disk(error: Exception, place: Path) -> None:
 def _scratch(path: Path) -> Path:
     """This process's scratch beside `path`, in a folder without those that killed ones left."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    host = platform.node()
     for left in path.parent.glob(f".{glob.escape(path.name)}.*-*.partial"):
-        owner, _, process = left.name[len(path.name) + 2 : -len(".partial")].rpartition("-")
-        if owner == host and process.isdigit() and not _is_another(int(process)):
+        if _is_left(left):
             _remove(left)
-    return path.with_name(f".{path.name}.{host}-{os.getpid()}.partial")
+    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.partial")
 
 
-def _is_another(process: int) -> bool:
-    """Whether it is a running process, and not this one: containers give a number again."""
-    if process == os.getpid():
+@contextmanager
+def _in_use(scratch: Path) -> Iterator[None]:
+    """Hold a lock on a file or folder, which the system takes back however this process ends."""
+    descriptor = os.open(scratch, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: there nothing is cleaned either
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_left(scratch: Path) -> bool:
+    """Whether nobody holds the lock on it."""
+    try:
+        descriptor = os.open(scratch, os.O_RDONLY)
+    except OSError:  # its owner has just renamed it
         return False
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
         return False
-    except PermissionError:  # of another user
-        return True
+    finally:
+        os.close(descriptor)
     return True
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -144,18 +144,16 @@ def test_a_full_disk_of_temporary_files_is_told_before_they_go(
 
 
 def test_two_processes_do_not_share_a_scratch_and_a_killed_ones_goes(tmp_path: Path) -> None:
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    running, killed = (
-        tmp_path / f".out.{platform.node()}-{process}.partial"
-        for process in (os.getppid(), ended.pid)
-    )
-    elsewhere = tmp_path / ".out.another-host-1.partial"
-    for left in (running, killed, elsewhere):
-        left.mkdir()
-    with whole_folder(tmp_path / "out") as scratch:
+    running, killed = (tmp_path / f".out.host-{process}.partial" for process in (1, 2))
+    running.mkdir()
+    killed.mkdir()
+    lock = os.open(running, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_SH)  # as its process holds it
+    with whole_folder(tmp_path / "out") as scratch, whole_folder(tmp_path / "out.b"):
         (scratch / "a").write_text("mine")
-    assert sorted(tmp_path.iterdir()) == sorted([running, elsewhere, tmp_path / "out"])
+    os.close(lock)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [running.name, "out", "out.b"]
+    assert (tmp_path / "out" / "a").read_text() == "mine"
 
 
 def test_a_folder_that_another_process_put_there_meanwhile_is_replaced(tmp_path: Path) -> None:
