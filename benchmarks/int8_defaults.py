@@ -34,7 +34,7 @@ from pipeline.cli.params import load_params
 from pipeline.core.errors import PipelineError, run
 from pipeline.core.files import write_whole
 from pipeline.data.answers import top1
-from pipeline.data.records import load_calibration, load_split
+from pipeline.data.records import MANIFEST, PACKED, Manifest, load_calibration, load_split
 from pipeline.latency.fingerprint import read_fingerprint
 from pipeline.latency.harness import Harness, balanced_order
 from pipeline.networks import grid
@@ -131,7 +131,8 @@ def ours(artifact: Artifact) -> Run:
 def compare(artifact: Artifact, rounds: int, seed: int) -> dict[str, Any]:
     """Of both: p50 in milliseconds of every round, and top-1 on the test split."""
     images, labels = load_split("test")
-    default = DEFAULTS[artifact.backend](artifact.student, load_calibration())
+    calibration = load_calibration(Manifest.read(PACKED / MANIFEST))
+    default = DEFAULTS[artifact.backend](artifact.student, calibration)
     runs = {"ours": ours(artifact), "default": default}
     spread = np.linspace(0, len(images) - 1, min(IMAGES, len(images))).astype(int)
     harnesses = {key: Harness(run, images[spread]) for key, run in runs.items()}

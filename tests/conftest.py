@@ -27,8 +27,8 @@ from pipeline.core.patches import no_reports
 from pipeline.core.records import METRICS
 from pipeline.data.records import PACKED, Manifest
 from pipeline.latency.records import LATENCIES
-from pipeline.networks.records import ModelCard, Normalisation
-from pipeline.training.records import CURVES, Epoch, ModelMetrics
+from pipeline.networks.records import WEIGHTS, ModelCard, Normalisation
+from pipeline.training.records import ModelMetrics, curve_files
 from tests.sharing import locked, of_all_workers
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
@@ -181,7 +181,8 @@ def _write_artifact(artifact: Artifact) -> None:
     labels = np.load(PACKED / "test_labels.npy")
     logits = 5 * np.eye(3, dtype=np.float32)[labels]
     Evidence.of(record, manifest, logits, labels).write(artifact.evidence)
-    flawless(folder / "model.onnx", 0.0, RUNTIMES[artifact.backend]).write(artifact.metrics)
+    metrics = flawless(folder / "model.onnx", 0.0, RUNTIMES[artifact.backend])
+    metrics.model_copy(update={"digests": record.digests}).write(artifact.metrics)
 
 
 def write_latencies(medians_ms: dict[str, float]) -> None:
@@ -213,20 +214,23 @@ def flawless(model: Path, int8_mac_share: float, runtime: str) -> CompiledMetric
 
 
 def write_training(kind: str, name: str) -> None:
-    """The card, metrics and curve of a network, without its weights."""
+    """The card, metrics and curve of a network, with a file in place of its weights."""
+    folder = Path("models") / kind / name
+    write_whole(folder / WEIGHTS, "weights")
     ModelCard(
         arch="resnet10t", args={}, stem_stride="auto", stem_pool="auto", image_size=SIZE,
         input_size=SIZE, channels=3, classes=COLOURS,
         normalisation=Normalisation(mean=(128.0,) * 3, std=(64.0,) * 3), parameters=1234, seed=0,
         epochs=3, best_epoch=2, val_top1=0.9, data_digest="d" * 64, versions={},
-    ).write(Path("models") / kind / name / "card.json")  # fmt: skip
-    file = METRICS / kind / f"{name}.json"
-    ModelMetrics(val_top1=0.9, top1=0.8, parameters=1234).write(file)
-    plots = CURVES / name / "plots" / "metrics"
-    plots.mkdir(parents=True)
-    for field in Epoch.model_fields:
+        weights_digest=sha256(folder / WEIGHTS),
+    ).write(folder / "card.json")  # fmt: skip
+    curves = curve_files(name)
+    for field, file in curves.items():
         lines = ["step\t" + field, *(f"{step}\t{0.5 / (step + 1)}" for step in range(3))]
-        (plots / f"{field}.tsv").write_text("\n".join(lines) + "\n")
+        write_whole(file, "\n".join(lines) + "\n")
+    digests = tuple(map(sha256, curves.values()))
+    metrics = ModelMetrics(val_top1=0.9, top1=0.8, parameters=1234, curves=digests)
+    metrics.write(METRICS / kind / f"{name}.json")
 
 
 @pytest.fixture

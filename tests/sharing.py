@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.files import whole_folder
+from pipeline.core.files import sha256, whole_folder
+from pipeline.data.records import CALIBRATION, MANIFEST, PACKED, Manifest
+from pipeline.export.records import EXPORTED, ONNX, PARITY, Parity
 
 
 def of_all_workers(factory: pytest.TempPathFactory) -> Path:
@@ -52,3 +54,23 @@ def project_files(*places: str) -> list[str]:
         listing = [*here, "ls-files", "--others", "--exclude-standard", "--", *places]
         names = subprocess.check_output(listing, cwd=root, text=True).splitlines()
     return [name for name in names if (root / name).is_file()]
+
+
+def describe(project: Path = Path()) -> None:
+    """Give the records of a project the digests of the files that a test wrote by hand.
+
+    Of the packed and the calibration images, and of what `export` makes.
+    """
+    packed, calibration = project / PACKED, project / CALIBRATION / "images.npy"
+    manifest = Manifest.read(packed / MANIFEST)
+    changed: dict[str, object] = {
+        "digests": {file.name: sha256(file) for file in sorted(packed.glob("*.npy"))}
+    }
+    if calibration.exists():
+        changed["calibration_digest"] = sha256(calibration)
+    manifest.model_copy(update=changed).write(packed / MANIFEST)
+    for folder in (project / ONNX).glob("*"):
+        Parity(
+            images=0, same_argmax=1, max_logit_error=0, mean_logit_error=0, opset=20, versions={},
+            digests={name: sha256(folder / name) for name in EXPORTED},
+        ).write(folder / PARITY)  # fmt: skip

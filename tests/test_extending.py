@@ -30,6 +30,7 @@ from pipeline.networks.records import STUDENTS
 from pipeline.networks.weights import load_pixels_to_logits
 from pipeline.training.records import ModelMetrics
 from tests.conftest import PARAMS, STUDENT, write_training
+from tests.sharing import describe
 from tests.students import CHANNELS, CLASSES, SIZE, draw, student_folder
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +124,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], None]:
             calibration_digest=sha256(CALIBRATION / "images.npy"),
             mean=(0.0,) * 3, std=(1.0,) * 3, rejected=(),
         ).write(PACKED / "manifest.json")  # fmt: skip
+        describe()
         metrics = ModelMetrics(val_top1=card.val_top1, top1=1.0, parameters=card.parameters)
         metrics.write(Path("metrics/students") / f"{STUDENT}.json")
         write_training("teachers", "resnet")
@@ -219,6 +221,7 @@ def test_a_rung_of_another_package_climbs_the_ladder(
     exported()
     labels = np.load(PACKED / "val_labels.npy")
     np.save(PACKED / "val_labels.npy", (labels + (np.arange(60) < 6)) % len(CLASSES))  # int8 loses
+    describe()
     change_params({"backends": {"onnxruntime": {"precisions": ["int8"]}}})
     python("-m", "stages.compile", "--backend", "onnxruntime", "--student", STUDENT)
     made = Artifact(STUDENT, "onnxruntime", "int8").folder

@@ -21,7 +21,7 @@ from pipeline.compile.records import CompiledMetrics
 from pipeline.core.files import sha256
 from pipeline.data.records import Manifest
 from pipeline.export.records import Parity
-from pipeline.latency.records import BenchmarkRecord
+from pipeline.latency.records import BenchmarkRecord, Fingerprint
 from pipeline.networks.records import Layers
 from pipeline.training.records import read_curve
 from tests.sharing import project_files
@@ -356,7 +356,7 @@ def test_another_machine_measures_by_itself(project: Project) -> None:
     """The record of another machine is told by hand, and replaced by `dvc repro`."""
     file = project.folder / "metrics/fingerprint.json"
     kept = file.read_text()
-    file.write_text(kept.replace('"cores": ', '"cores": 9'))
+    Fingerprint.read(file).model_copy(update={"cores": 999}).write(file)
     assert "benchmark" in project.changed_stages()
     said = project.stage("benchmark", code=1)
     assert "another machine" in said and "dvc repro" in said and "Traceback" not in said

@@ -19,10 +19,11 @@ from pipeline.backends.base.registry import backend
 from pipeline.bundle.params import BundleParams
 from pipeline.bundle.records import Bundle
 from pipeline.compile.records import CompiledMetrics
+from pipeline.core.errors import PipelineError
 from pipeline.core.records import METRICS
 from pipeline.data.records import SPLITS, Manifest
 from pipeline.distill.params import LossTerm
-from pipeline.networks.records import STUDENTS, TEACHERS, ModelCard
+from pipeline.networks.records import CARD, STUDENTS, TEACHERS, ModelCard
 from pipeline.training.records import ModelMetrics
 
 HUB_DATASETS = {
@@ -46,8 +47,16 @@ class Trained:
 
     @classmethod
     def read(cls, name: str, models: Path) -> Trained:
-        card = ModelCard.read(models / name / "card.json")
-        return cls(name, card, ModelMetrics.read(METRICS / models.name / f"{name}.json"))
+        card = ModelCard.read_beside(models / name)
+        file = METRICS / models.name / f"{name}.json"
+        metrics = ModelMetrics.read(file)
+        if (metrics.val_top1, metrics.parameters) != (card.val_top1, card.parameters):
+            raise PipelineError(
+                f"its figures are not those of {models / name / CARD}",
+                where=str(file),
+                fix="remove it and run `dvc repro`",
+            )
+        return cls(name, card, metrics)
 
     def __str__(self) -> str:
         return f"`{self.name}`, timm's {self.card.arch} with {self.card.parameters:,} parameters"

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backends.base.artifact import BUNDLES, Artifact
-from pipeline.backends.base.records import ArtifactRecord
+from pipeline.backends.base.records import ARTIFACT_FILE, ArtifactRecord
 from pipeline.backends.base.registry import backend
 from pipeline.backends.base.spec import Backend
 from pipeline.bundle.model_card import Lineage, model_card
 from pipeline.bundle.params import BundleParams
 from pipeline.bundle.records import Bundle, Golden, Preprocessing, Tolerances
-from pipeline.compile.records import CompiledMetrics
+from pipeline.compile.records import compiled_metrics
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, whole_folder, write_whole
 from pipeline.core.progress import track
@@ -87,7 +87,7 @@ def _write_bundle(
 ) -> Bundle:
     its, compiled = backend(artifact.backend), artifact.folder
     record = _record(compiled, manifest)
-    metrics = CompiledMetrics.read(artifact.metrics)
+    metrics = compiled_metrics(artifact)
     images, labels = tests
     logits, answered_by = _answers(its, compiled / record.model_file, images)
     np.savez(folder / "golden.npz", images=images, labels=labels, logits=logits)
@@ -119,7 +119,7 @@ def _write_bundle(
 
 def _record(folder: Path, manifest: Manifest) -> ArtifactRecord:
     """The record of a compiled folder, checked against its files and the data."""
-    artifact, where = ArtifactRecord.read_whole(folder), str(folder / "artifact.json")
+    artifact, where = ArtifactRecord.read_whole(folder), str(folder / ARTIFACT_FILE)
     for field in ("classes", "image_size", "channels"):
         own, packed = getattr(artifact, field), getattr(manifest, field)
         if own != packed:

@@ -6,8 +6,8 @@ import shutil
 
 from pipeline.backends.base.artifact import COMPILED_METRICS, EVIDENCE
 from pipeline.backends.base.params import ArtifactParams
-from pipeline.compile.records import EVIDENCE_FILE, METRICS_FILE
-from pipeline.core.errors import PipelineError
+from pipeline.compile.evidence import Evidence
+from pipeline.compile.records import EVIDENCE_FILE, METRICS_FILE, CompiledMetrics, check_owner
 from pipeline.core.files import whole_folder
 
 
@@ -21,15 +21,18 @@ def collect(params: ArtifactParams) -> int:
         The number of artifacts.
 
     Raises:
-        PipelineError: for an artifact that is not compiled.
+        PipelineError: for an artifact that is not compiled, and for a record that is damaged or of
+            another artifact.
     """
     artifacts = params.backends.artifacts(params.students.enabled)
+    for artifact in artifacts:  # all of them, before anything is replaced
+        for name, kind in ((METRICS_FILE, CompiledMetrics), (EVIDENCE_FILE, Evidence)):
+            file = artifact.folder / name
+            check_owner(artifact, file, kind.read(file).digests)
     for folder, name in ((COMPILED_METRICS, METRICS_FILE), (EVIDENCE, EVIDENCE_FILE)):
         with whole_folder(folder) as scratch:
             for artifact in artifacts:
                 source, target = artifact.folder / name, artifact.within(scratch)
-                if not source.is_file():
-                    raise PipelineError("is missing", where=str(source), fix="run `dvc repro`")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
     return len(artifacts)

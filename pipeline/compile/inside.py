@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pipeline.backends.base.job import Compiler, Job
 from pipeline.backends.base.spec import Backend
 from pipeline.compile.records import LayerNoise
 from pipeline.core.errors import PipelineError
+from pipeline.core.files import temporary_folder
 from pipeline.data.batches import batches
 from pipeline.data.records import load_split
 from pipeline.export.evaluate import logits_of
@@ -51,8 +51,8 @@ def look_inside(spec: Backend, compiler: Compiler, job: Job, model: Path) -> Ins
     val, _ = load_split("val")
     images = val[np.linspace(0, len(val) - 1, min(NOISE_IMAGES, len(val))).astype(int)]
     powers = []
-    with tempfile.TemporaryDirectory() as scratch:
-        in_float = compiler.in_float(job, Path(scratch))
+    with temporary_folder() as scratch:
+        in_float = compiler.in_float(job, scratch)
         for part in batches(images, NOISE_IMAGES):
             references = compiler.layer_outputs(in_float, part)
             outputs = compiler.layer_outputs(model, part)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
+from pipeline.backends.base.artifact import Artifact
+from pipeline.backends.base.records import ARTIFACT_FILE, ArtifactRecord
+from pipeline.core.errors import PipelineError
 from pipeline.core.records import DetailRecord, Record
 
 
@@ -54,3 +59,31 @@ class CompiledMetrics(DetailRecord):
     evaluated_with: str = Field(description="the runtime and version that gave the answers")
     ladder: tuple[Attempt, ...] = Field((), description="of int8, in order; one of them is kept")
     layers: tuple[LayerNoise, ...] = Field((), description="of int8, in order of execution, on val")
+    digests: dict[str, str] = Field({}, description="SHA-256 of every file of the artifact")
+
+
+def compiled_metrics(artifact: Artifact) -> CompiledMetrics:
+    """The collected metrics of an artifact, which are those of the files in models/compiled.
+
+    Raises:
+        PipelineError: for metrics or an artifact.json that is missing, damaged or of another run.
+    """
+    metrics = CompiledMetrics.read(artifact.metrics)
+    check_owner(artifact, artifact.metrics, metrics.digests)
+    return metrics
+
+
+def check_owner(artifact: Artifact, file: Path, digests: dict[str, str]) -> None:
+    """Raise `PipelineError` unless a record belongs to the artifact in models/compiled.
+
+    Args:
+        artifact: whose it should be.
+        file: of the record.
+        digests: of the artifact's files, as the record has them.
+    """
+    if digests != ArtifactRecord.read(artifact.folder / ARTIFACT_FILE).digests:
+        raise PipelineError(
+            f"is about other files than those in {artifact.folder}",
+            where=str(file),
+            fix="remove it and run `dvc repro`",
+        )

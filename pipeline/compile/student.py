@@ -16,7 +16,7 @@ from pipeline.accuracy.metrics import lost_and_won, signal_to_noise
 from pipeline.accuracy.paired import mcnemar
 from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.job import Compiled, Compiler, Job, opened_bytes
-from pipeline.backends.base.records import ArtifactRecord
+from pipeline.backends.base.records import ARTIFACT_FILE, ArtifactRecord
 from pipeline.backends.base.registry import backend
 from pipeline.backends.base.spec import Backend, versions
 from pipeline.compile.evidence import Evidence
@@ -27,11 +27,11 @@ from pipeline.compile.records import EVIDENCE_FILE, METRICS_FILE, CompiledMetric
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, whole_folder
 from pipeline.data.answers import agreement, top1
-from pipeline.data.records import PACKED, Manifest, load_calibration, load_split
+from pipeline.data.records import MANIFEST, PACKED, Manifest, load_calibration, load_split
 from pipeline.export.evaluate import logits_of
-from pipeline.export.records import ONNX
+from pipeline.export.records import ONNX, check_export
 from pipeline.export.session import load
-from pipeline.networks.records import CARD, STUDENTS, WEIGHTS, Layers, ModelCard
+from pipeline.networks.records import STUDENTS, Layers, ModelCard
 
 MIN_FLOAT_AGREEMENT = 0.99
 """Below this share of torch's answers an fp32 artifact is broken, not imprecise."""
@@ -107,6 +107,7 @@ def compile_artifact(
             evaluated_with=str(spec.evaluator()),
             ladder=climbed.attempts if climbed else (),
             layers=inside.layers,
+            digests=record.digests,
         )
         metrics.write(folder / METRICS_FILE)
         Evidence.of(record, job.manifest, logits, labels).write(folder / EVIDENCE_FILE)
@@ -122,7 +123,7 @@ def _climb(
 ) -> Climbed:
     """The first int8 artifact that loses little enough on val, or the one that loses least."""
     images, labels = load_split("val")
-    float_top1 = ModelCard.read(job.weights / CARD).val_top1
+    float_top1 = ModelCard.read_beside(job.weights).val_top1
 
     @cache
     def float_logits() -> NDArray[np.float32]:
@@ -140,20 +141,15 @@ def _climb(
 
 
 def _job(artifact: Artifact) -> Job:
-    exported = ONNX / artifact.student
-    if not (exported / "model.onnx").is_file():
-        raise PipelineError(
-            f"`{artifact.student}` has not been exported",
-            where=str(exported / "model.onnx"),
-            fix="run `dvc repro`",
-        )
+    exported = check_export(artifact.student)
+    manifest = Manifest.read(PACKED / MANIFEST)
     return Job(
         artifact=artifact,
         onnx=exported / "model.onnx",
         weights=STUDENTS / artifact.student,
-        calibration=load_calibration(),
+        calibration=load_calibration(manifest),
         layers=Layers.read(exported / "layers.json").layers,
-        manifest=Manifest.read(PACKED / "manifest.json"),
+        manifest=manifest,
     )
 
 
@@ -246,7 +242,7 @@ def _record(
         **asdict(artifact),
         model_file=compiled.model_file,
         quantizer=f"{compiled.quantizer}; {job.recipe}" if int8 else compiled.quantizer,
-        weights_digest=sha256(job.weights / WEIGHTS),
+        weights_digest=ModelCard.read_beside(job.weights).weights_digest,
         calibration_digest=job.manifest.calibration_digest if int8 else None,
         image_size=job.manifest.image_size,
         channels=job.manifest.channels,
@@ -261,5 +257,5 @@ def _record(
         },
         notes=(*compiled.notes, *inside.notes, *((_RETRAINED,) if retrained else ())),
     )
-    record.write(folder / "artifact.json")
+    record.write(folder / ARTIFACT_FILE)
     return record

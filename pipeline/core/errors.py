@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from types import FrameType
 
+from pipeline.core import parent
 from pipeline.core.patches import name_user, no_reports
 from pipeline.core.text import readable
 
 DEFECT = 70
 """Exit code of a defect of this program: EX_SOFTWARE of BSD's sysexits."""
+
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+_STARTED_BY_DVC = "DVC_STAGE"
+"""Environment variable that DVC sets for the commands of stages."""
+
+WATCH_SECONDS = 0.5
+"""Time between two looks at DVC's process."""
 
 
 class PipelineError(Exception):
@@ -41,9 +53,13 @@ class PipelineError(Exception):
 def run(main: Callable[[], int | None]) -> None:
     """Run a command and exit the process.
 
-    The exit code is what `main` returns (None: 0), 1 for a `PipelineError` or a full disk, 130 for
-    an interrupt. Any other exception is a defect: its traceback is printed and the exit code is
-    70, which differs from every verdict of the gate.
+    The exit code is what `main` returns (None: 0), 1 for a `PipelineError`, a full disk or a file
+    that this user may not read or write, 130 for an interrupt. Any other exception is a defect:
+    its traceback is printed and the exit code is 70, which differs from every verdict of the gate.
+
+    A stage that DVC started ends, as by Ctrl-C, when DVC is gone: it would write into a project
+    where the next `dvc repro` runs the same stage. A command that a person started goes on after
+    its shell has ended.
     """
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -54,6 +70,8 @@ def run(main: Callable[[], int | None]) -> None:
     # Ctrl-C and kill end in the same way; shells may let background children ignore SIGINT.
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
+    if _STARTED_BY_DVC in os.environ:
+        threading.Thread(target=_end_with_dvc, daemon=True).start()
     try:
         code = main() or 0
     except PipelineError as error:
@@ -69,6 +87,9 @@ def run(main: Callable[[], int | None]) -> None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             print(f"error: {_full_disk(error)}", file=sys.stderr)
             code = 1
+        elif isinstance(error, OSError) and error.errno in _FORBIDDEN and error.filename:
+            print(f"error: {_forbidden(error)}", file=sys.stderr)
+            code = 1
         else:
             traceback.print_exc()
             code = DEFECT
@@ -83,3 +104,18 @@ def _full_disk(error: OSError) -> PipelineError:
         fix="free some space (`dvc gc --workspace` drops old results) "
         "and run the same command again",
     )
+
+
+def _forbidden(error: OSError) -> PipelineError:
+    return PipelineError(
+        f"this user may not read or write it ({error.strerror})",
+        where=error.filename,
+        fix="change its owner or its permissions, or mount its file system to be written",
+    )
+
+
+def _end_with_dvc() -> None:
+    """Interrupt this process once DVC no longer runs."""
+    while parent.dvc() == parent.STARTED_BY:
+        time.sleep(WATCH_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)

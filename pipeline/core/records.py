@@ -2,10 +2,18 @@
 
 Every record is a frozen type with strict keys, next to the room that writes it. Accuracies and
 shares are fractions in [0, 1], latencies milliseconds, sizes bytes, digests SHA-256 in hexadecimal.
+
+How damage is noticed, for stages that are run by hand, too:
+- A record ends with a digest of its own fields: no changed figure passes for a recorded one.
+- Arrays, weights, models and curves are opened through `core.files.checked` with the digest in the
+  record that describes them. So is a record of which there are several of a kind and which does not
+  name what it is about: another artifact's metrics, for example, are sound in themselves.
+- A folder that the user's own files lie in, and a checkpoint of training, see to it themselves.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -17,6 +25,10 @@ from pipeline.core.files import write_whole
 
 METRICS = Path("metrics")
 """Small records of a run, kept in git."""
+
+DIGEST = "sha256"
+"""The last field of a record's file: SHA-256 of the others. A file that somebody wrote by hand, or
+an older version, may lack it. It is a list of one, of which `dvc metrics show` makes no column."""
 
 
 class Record(BaseModel):
@@ -30,7 +42,7 @@ class Record(BaseModel):
 
     def to_json(self) -> str:
         """The content of the file."""
-        return self.model_dump_json(indent=2) + "\n"
+        return _sealed(self.model_dump_json(indent=2), "\n}", ",\n  ")
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -59,7 +71,11 @@ class Record(BaseModel):
             PipelineError: for a file that is no such record.
         """
         try:
-            return cls.model_validate(cls._unpack(content), strict=False)
+            fields = cls._unpack(content)
+            written = fields.pop(DIGEST, None) if isinstance(fields, dict) else None
+            if written is not None and written != [_digest(fields)]:
+                raise ValueError(f"its fields have not the digest in `{DIGEST}`")
+            return cls.model_validate(fields, strict=False)
         except (ValidationError, ValueError, RecursionError) as error:
             first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise PipelineError(
@@ -86,7 +102,7 @@ class DetailRecord(Record):
     def to_json(self) -> str:
         fields = self.model_dump(mode="json")
         lines = [f"{json.dumps(key)}: {self._value(key, value)}" for key, value in fields.items()]
-        return "[{\n" + ",\n".join(lines) + "\n}]\n"
+        return _sealed("[{\n" + ",\n".join(lines) + "\n}]", "\n}]", ",\n")
 
     def _value(self, key: str, value: Any) -> str:
         if key not in self.line_per_entry or not value:
@@ -102,6 +118,19 @@ class DetailRecord(Record):
         if not (isinstance(packed, list) and len(packed) == 1):
             raise ValueError("not a list with one object")
         return packed[0]
+
+
+def _sealed(text: str, end: str, separator: str) -> str:
+    """The JSON of a record, which closes with `end`, with its digest as the last field."""
+    fields = json.loads(text)
+    digest = _digest(fields[0] if isinstance(fields, list) else fields)
+    return f'{text.removesuffix(end)}{separator}"{DIGEST}": ["{digest}"]{end}\n'
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    """SHA-256 of the fields' values, whatever the layout of the file is."""
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _compact(value: Any) -> str:

@@ -15,7 +15,17 @@ from pipeline.core.text import printable
 from pipeline.data.decoding import Decoded, Decoder
 from pipeline.data.packing import ArrayWriter, draw
 from pipeline.data.params import Data
-from pipeline.data.records import CALIBRATION, PACKED, RAW, SPLITS, Manifest, Rejected, Split
+from pipeline.data.records import (
+    CALIBRATION,
+    MANIFEST,
+    PACKED,
+    RAW,
+    SPLITS,
+    Fetched,
+    Manifest,
+    Rejected,
+    Split,
+)
 from pipeline.data.sources import Samples, check_class_names, find_source
 
 SMALL, LARGE = 64, 128
@@ -38,9 +48,11 @@ def prepare(
     from train.
 
     Raises:
-        PipelineError: for too many broken files, a class without images in a split, or a class
-            name with control characters.
+        PipelineError: for too many broken files, a class without images in a split, a class name
+            with control characters, and a file of `fetch` that is missing, damaged or of another
+            run.
     """
+    Fetched.check(raw)
     samples = find_source(data).samples(data, raw)
     check_class_names(samples.classes, samples.source)
     random = np.random.default_rng(seed)
@@ -82,7 +94,7 @@ def prepare(
             rejected=tuple(tally.rejected),
             warnings=tuple(warnings),
         )
-        manifest.write(scratch / "manifest.json")
+        manifest.write(scratch / MANIFEST)
     return manifest
 
 

@@ -9,12 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.files import checked
 from pipeline.core.records import Record
 
 RAW = Path("data/raw")
 
+FETCHED = "fetched.json"
+"""In `RAW`."""
+
 PACKED = Path("data/packed")
+
+MANIFEST = "manifest.json"
+"""In the folder of the packed splits."""
 
 CALIBRATION = Path("data/calibration")
 
@@ -24,6 +30,18 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images [N, H, W, C], raw pixels, and their labels [N]."""
+
+
+class Fetched(Record):
+    """data/raw/fetched.json: the files beside it, as their source gave them."""
+
+    digests: dict[str, str] = Field(description="SHA-256 by path")
+
+    @classmethod
+    def check(cls, folder: Path) -> None:
+        """Raise `PipelineError` for a file that is missing, damaged or of another run."""
+        for name, digest in cls.read(folder / FETCHED).digests.items():
+            checked(folder / name, digest)
 
 
 class Rejected(Record):
@@ -59,16 +77,20 @@ def load_split(split: Split, folder: Path = PACKED) -> Arrays:
     """Images uint8 [N, H, W, C] (memory-mapped, read-only) and labels int64 [N] of a split.
 
     Raises:
-        PipelineError: where `prepare` has not written them.
+        PipelineError: where `prepare` has not written them, or they were changed since.
     """
-    files = [folder / f"{split}_{part}.npy" for part in ("images", "labels")]
-    for file in files:
-        if not file.exists():
-            raise PipelineError("the array is missing", where=str(file), fix="run `dvc repro`")
+    digests = Manifest.read(folder / MANIFEST).digests
+    names = [f"{split}_{part}.npy" for part in ("images", "labels")]
+    files = [checked(folder / name, digests.get(name)) for name in names]
     return np.load(files[0], mmap_mode="r"), np.load(files[1])
 
 
-def load_calibration(folder: Path = CALIBRATION) -> NDArray[np.uint8]:
-    """The calibration set, uint8 [N, H, W, C], drawn from the train split."""
-    images: NDArray[np.uint8] = np.load(folder / "images.npy")
+def load_calibration(manifest: Manifest, folder: Path = CALIBRATION) -> NDArray[np.uint8]:
+    """The calibration set, uint8 [N, H, W, C], drawn from the train split.
+
+    Raises:
+        PipelineError: where it is not the one that `manifest` describes.
+    """
+    file = checked(folder / "images.npy", manifest.calibration_digest)
+    images: NDArray[np.uint8] = np.load(file)
     return images

@@ -13,10 +13,10 @@ from PIL import Image
 
 from pipeline.core import plugins
 from pipeline.core.errors import PipelineError
-from pipeline.core.files import whole_folder
+from pipeline.core.files import sha256, whole_folder
 from pipeline.core.text import printable
 from pipeline.data.params import Data
-from pipeline.data.records import RAW
+from pipeline.data.records import FETCHED, RAW, Fetched
 
 KIND = "sources"
 
@@ -82,6 +82,9 @@ def fetch(data: Data, out: Path = RAW) -> None:
     source = find_source(data)
     with whole_folder(out) as scratch:
         source.fetch(data, scratch)
+        files = sorted(file for file in scratch.rglob("*") if file.is_file())
+        digests = {file.relative_to(scratch).as_posix(): sha256(file) for file in files}
+        Fetched(digests=digests).write(scratch / FETCHED)
 
 
 def check_class_names(names: tuple[str, ...], where: str) -> None:

@@ -21,7 +21,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.files import sha256, write_whole
+from pipeline.core.files import checked, move_contents, sha256, whole_folder, write_whole
 from pipeline.core.progress import track
 from pipeline.data import augment, trivial, views
 from pipeline.data.params import ViewPlan
@@ -80,15 +80,26 @@ class RecordedLogits:
     """The recorded logits of all teachers, memory-mapped: a `Recording` for `fit`."""
 
     def __init__(self, expected: TeacherLogitsRecord, folder: Path = TEACHER_LOGITS) -> None:
-        """Open the recording in `folder`; `PipelineError` where it is not the expected one."""
+        """Open the recording in `folder`.
+
+        Args:
+            expected: what it has to be of; see `wanted`.
+            folder: of the recording.
+
+        Raises:
+            PipelineError: where it is another one, and for a file that is missing or damaged.
+        """
         found = TeacherLogitsRecord.read(folder / INDEX)
-        stale = [name for name, value in expected if getattr(found, name) != value]
+        asked = expected.model_dump(exclude={"digests"})
+        stale = [name for name, value in asked.items() if getattr(found, name) != value]
         if stale:
             raise PipelineError(
                 f"the teacher logits were recorded for other {', '.join(stale)}",
                 where=str(folder / INDEX),
                 fix="record them again: run `dvc repro`",
             )
+        for path, digest in found.digests.items():
+            checked(folder / path, digest)
         self._classes = expected.classes
         self._arrays = {name: _open(folder / name, expected, "r") for name in expected.teachers}
 
@@ -153,12 +164,14 @@ def record_teacher_logits(params: RecordingParams, folder: Path = TEACHER_LOGITS
         teacher = load_teacher(name, manifest).to(fabric.device)
         _record(fabric, teacher, student_views(params, manifest), record, work / name)
     if fabric.is_global_zero:
-        record.write(work / INDEX)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        work.rename(folder)
-        for name in record.teachers:
-            (folder / name / _DONE).unlink()
+        with whole_folder(folder) as scratch:
+            if record.teachers:
+                move_contents(work, scratch)
+            for name in record.teachers:
+                (scratch / name / _DONE).unlink()
+            arrays = sorted(scratch.glob("*/*.npy"))
+            digests = {file.relative_to(scratch).as_posix(): sha256(file) for file in arrays}
+            record.model_copy(update={"digests": digests}).write(scratch / INDEX)
         count = len(record.teachers)
         print(f"{count} teacher(s) recorded on {record.epochs} x {record.samples:,} views")
     fabric.barrier()

@@ -22,3 +22,4 @@ class TeacherLogitsRecord(Record):
     samples: int
     classes: int
     top_k: int | None
+    digests: dict[str, str] = Field({}, description="SHA-256 of the arrays, by path beside it")

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from pipeline.core.errors import PipelineError
-from pipeline.core.files import sha256
 from pipeline.data.records import Manifest
 from pipeline.networks.pixels import PixelsToLogits
-from pipeline.networks.records import CARD, TEACHERS, WEIGHTS, ModelCard
+from pipeline.networks.records import TEACHERS, ModelCard
 from pipeline.networks.weights import check_card, load_pixels_to_logits
 
 
@@ -24,14 +22,9 @@ def load_teacher(name: str, manifest: Manifest) -> PixelsToLogits:
 
 
 def teacher_digest(name: str) -> str:
-    """SHA-256 over a teacher's weights and card, which together decide its logits."""
-    folder = TEACHERS / name
-    if not (folder / WEIGHTS).exists():
-        raise PipelineError(
-            f"the teacher `{name}` is not there", where=str(folder), fix="run `dvc repro`"
-        )
-    card = ModelCard.read(folder / CARD).model_dump_json()
-    return hashlib.sha256(f"{sha256(folder / WEIGHTS)} {card}".encode()).hexdigest()
+    """SHA-256 of a teacher's card, which names its weights: they decide its logits."""
+    card = ModelCard.read_beside(TEACHERS / name)
+    return hashlib.sha256(card.model_dump_json().encode()).hexdigest()
 
 
 def combine(

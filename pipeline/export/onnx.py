@@ -14,11 +14,11 @@ import onnx
 import torch
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.files import whole_folder
+from pipeline.core.files import sha256, whole_folder
 from pipeline.data.answers import agreement
 from pipeline.data.records import PACKED, Manifest, load_split
 from pipeline.export.evaluate import logits_of
-from pipeline.export.records import ONNX, Parity
+from pipeline.export.records import EXPORTED, ONNX, PARITY, Parity
 from pipeline.export.session import load
 from pipeline.networks.inference import predict, set_up_torch
 from pipeline.networks.layers import list_layers
@@ -74,7 +74,9 @@ def export_student(student: str, opset: int) -> Parity:
         np.save(scratch / "test_logits.npy", torch_logits)
         layers = list_layers(model, card.image_size, card.channels)
         Layers(layers=layers).write(scratch / "layers.json")
-        parity.write(scratch / "parity.json")
+        digests = {name: sha256(scratch / name) for name in EXPORTED}
+        parity = parity.model_copy(update={"digests": digests})
+        parity.write(scratch / PARITY)
     return parity
 
 

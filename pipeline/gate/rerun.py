@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from pipeline.backends.base.artifact import COMPILED, Artifact
 from pipeline.backends.base.records import ArtifactRecord
 from pipeline.backends.base.registry import backend
 from pipeline.core.errors import PipelineError
+from pipeline.core.files import temporary_folder
 from pipeline.gate.latency import RERUN, Slowdown, compare_side_by_side
 from pipeline.gate.params import GateParams
 from pipeline.gate.verdict import Finding, Outcome, Repeat
@@ -39,8 +39,8 @@ def baseline_models(baseline: str, folder: Path | None) -> Iterator[Path]:
             f"the baseline's artifacts are not available: there is no {beside}",
             fix="name their folder with --baseline-models",
         )
-    with tempfile.TemporaryDirectory() as scratch:
-        fetched = Path(scratch) / "compiled"
+    with temporary_folder() as scratch:
+        fetched = scratch / "compiled"
         words = ["get", ".", str(COMPILED), "--rev", baseline, "--out", str(fetched)]
         done = subprocess.run([sys.executable, "-m", "dvc", *words], capture_output=True, text=True)
         if done.returncode or not fetched.is_dir():
@@ -71,8 +71,8 @@ def rerun(keys: Sequence[str], models: Path, params: GateParams) -> dict[str, An
     extra = params.benchmark.extra_rounds * rounds // params.benchmark.rounds
     settings = params.benchmark.model_copy(update={"rounds": rounds, "extra_rounds": extra})
     answers: dict[str, Answer] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        reference, images = reference_target(Path(scratch)), write_test_images(Path(scratch))
+    with temporary_folder() as scratch:
+        reference, images = reference_target(scratch), write_test_images(scratch)
         for key in keys:
             artifact = Artifact.parse(key)
             name = artifact.backend

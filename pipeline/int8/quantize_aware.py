@@ -19,7 +19,7 @@ from pipeline.int8.records import (
 )
 from pipeline.int8.stage import QuantizeAwareParams, record_untrained
 from pipeline.networks.inference import set_up_torch
-from pipeline.networks.records import STUDENTS, WEIGHTS, ModelCard
+from pipeline.networks.records import STUDENTS, ModelCard
 from pipeline.networks.weights import check_card, load_pixels_to_logits, save_model
 from pipeline.training.auto import facts, plan_recipe
 from pipeline.training.checkpoints import forget_checkpoint, run_key
@@ -52,7 +52,7 @@ def train(params: QuantizeAwareParams, name: str) -> float | str:
     model, card = load_pixels_to_logits(STUDENTS / name)
     check_card(card, manifest, STUDENTS / name)
     network = params.students.zoo[name]
-    grids = calibrate(model.to(fabric.device), load_calibration())
+    grids = calibrate(model.to(fabric.device), load_calibration(manifest))
     most = student_plan(params, manifest).epochs
     if params.quantize_aware.epochs > most:
         raise PipelineError(
@@ -70,7 +70,7 @@ def train(params: QuantizeAwareParams, name: str) -> float | str:
         training=rounded(params, card, manifest),
         epochs=params.quantize_aware.epochs,
         seed=params.seed,
-        settings=(*taught.settings, sha256(STUDENTS / name / WEIGHTS), grids),
+        settings=(*taught.settings, card.weights_digest, grids),
         curves=False,
     )
     key = run_key(task, manifest.digests)
@@ -89,7 +89,8 @@ def train(params: QuantizeAwareParams, name: str) -> float | str:
             save_model(scratch, model.network, model_card(task, manifest, model, fitted))
             plain, card = load_pixels_to_logits(scratch)
             export_onnx(plain, card, params.export.opset, scratch / "model.onnx")
-            QuantizeAwareStatus(trained=True).write(scratch / STATUS)
+            status = QuantizeAwareStatus(trained=True, onnx_digest=sha256(scratch / "model.onnx"))
+            status.write(scratch / STATUS)
             QuantizeAwareMetrics(val_top1=fitted.val_top1).write(METRICS_FOLDER / f"{name}.json")
         forget_checkpoint(key)
     fabric.barrier()

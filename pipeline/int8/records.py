@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.files import checked
 from pipeline.core.records import METRICS, Record
 
 QUANTIZE_AWARE = Path("models/quantize_aware")
@@ -21,6 +22,7 @@ class QuantizeAwareStatus(Record):
 
     trained: bool
     reason: str | None = Field(None, description="why there are no weights")
+    onnx_digest: str | None = Field(None, description="SHA-256 of `model.onnx`; null without one")
 
 
 class QuantizeAwareMetrics(Record):
@@ -33,7 +35,7 @@ def trained_weights(student: str) -> Path:
     """The folder of the weights that `quantize_aware` trained.
 
     Raises:
-        PipelineError: where there are none.
+        PipelineError: where there are none, or its ONNX file is damaged or of another run.
     """
     folder = QUANTIZE_AWARE / student
     status = QuantizeAwareStatus.read(folder / STATUS)
@@ -43,4 +45,5 @@ def trained_weights(student: str) -> Path:
             where=str(folder),
             fix="change that in params.yaml, and run `dvc repro`",
         )
+    checked(folder / "model.onnx", status.onnx_digest)
     return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from numpy.typing import NDArray
 from pipeline.backends.base.artifact import SUMMARY, Artifact
 from pipeline.backends.base.records import ArtifactRecord
 from pipeline.backends.base.registry import backend
-from pipeline.compile.records import CompiledMetrics
-from pipeline.core.files import whole_folder, write_whole
+from pipeline.compile.records import CompiledMetrics, compiled_metrics
+from pipeline.core.files import sha256, temporary_folder, whole_folder, write_whole
 from pipeline.data.records import load_split
 from pipeline.latency.fingerprint import require_fingerprint
 from pipeline.latency.harness import overhead
@@ -50,31 +49,33 @@ def benchmark(params: BenchmarkParams) -> BenchmarkRecord:
         What was recorded.
 
     Raises:
-        PipelineError: where an artifact is missing, the fingerprint is another machine's, or the
-            reference fails.
+        PipelineError: where an artifact is missing or damaged, the fingerprint is another
+            machine's, or the reference fails.
     """
     fingerprint = require_fingerprint()
     settings = params.benchmark
     artifacts = params.backends.artifacts(params.students.enabled)
-    with tempfile.TemporaryDirectory() as folder:
-        targets, rows = _targets(params, Path(folder))
+    metrics = {artifact: compiled_metrics(artifact) for artifact in artifacts}
+    with temporary_folder() as scratch:
+        targets, rows = _targets(params, scratch)
         measured = measure(targets, settings, params.seed)
         rates: dict[str, Throughput | str] = {}
         if settings.batch:
             working = [target for target in targets if target.name in measured.raw]
             rates = throughput(working, settings, params.seed)
     rows |= {name: _with_rate(row, rates.get(name)) for name, row in measured.rows.items()}
+    _write_latencies(measured.raw)
     record = BenchmarkRecord(
         fingerprint=fingerprint,
         reference=rows[REFERENCE],
         reference_digest=DIGEST,
+        latencies_digest=sha256(LATENCIES),
         overhead_ns=overhead(),
         conditions=measured.conditions,
         repeated_rounds=len(measured.conditions) - settings.rounds,
         rows={artifact.key: rows[artifact.key] for artifact in artifacts},
     )
-    _write_latencies(measured.raw)
-    _write_summaries(artifacts, record)
+    _write_summaries(metrics, record)
     record.write(BENCHMARK)
     return record
 
@@ -92,7 +93,7 @@ def _targets(
     targets = [reference_target(scratch)]
     rows = {}
     for artifact in params.backends.artifacts(params.students.enabled):
-        record = ArtifactRecord.read(artifact.folder / "artifact.json")
+        record = ArtifactRecord.read_whole(artifact.folder)
         if reason := backend(artifact.backend).unmeasurable():
             rows[artifact.key] = BenchmarkRow(
                 status="not_measured", reason=reason, threads=params.benchmark.threads
@@ -131,11 +132,10 @@ def _write_latencies(raw: dict[str, Rounds]) -> None:
     write_whole(LATENCIES, buffer.getvalue())
 
 
-def _write_summaries(artifacts: list[Artifact], record: BenchmarkRecord) -> None:
+def _write_summaries(compiled: dict[Artifact, CompiledMetrics], record: BenchmarkRecord) -> None:
     """Replace metrics/summary, so that it holds no artifact that is no longer asked for."""
     with whole_folder(SUMMARY) as scratch:
-        for artifact in artifacts:
-            metrics = CompiledMetrics.read(artifact.metrics)
+        for artifact, metrics in compiled.items():
             times = record.rows[artifact.key].latency_ms
             Summary(
                 top1=metrics.top1,

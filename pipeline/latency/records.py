@@ -117,6 +117,7 @@ class BenchmarkRecord(DetailRecord):
     fingerprint: Fingerprint
     reference: BenchmarkRow
     reference_digest: str
+    latencies_digest: str | None = Field(None, description="SHA-256 of the file of all latencies")
     overhead_ns: int | None = Field(None, description="that the harness itself adds to a latency")
     conditions: tuple[Conditions, ...] = Field(
         (), description="of every round, in order; the kept ones are those of `rounds_ms`"

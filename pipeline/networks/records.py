@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
+from pipeline.core.files import checked
 from pipeline.core.records import Record
 
 TEACHERS = Path("models/teachers")
@@ -67,6 +68,18 @@ class ModelCard(Record):
     recipe: dict[str, Any] = Field({}, description="of its training, `auto` replaced")
     started_from: StartedFrom | None = Field(None, description="null: from random weights")
     versions: dict[str, str]
+    weights_digest: str = Field("", description="SHA-256 of the weights beside it")
+
+    @classmethod
+    def read_beside(cls, folder: Path) -> Self:
+        """The card in `folder`, whose weights are those that it describes.
+
+        Raises:
+            PipelineError: for a card or weights that are missing, damaged or of another run.
+        """
+        card = cls.read(folder / CARD)
+        checked(folder / WEIGHTS, card.weights_digest)
+        return card
 
 
 class Layer(Record):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.files import sha256
 from pipeline.data.records import Manifest
 from pipeline.networks.build import build_network
 from pipeline.networks.params import Network
@@ -19,15 +20,20 @@ from pipeline.networks.records import CARD, WEIGHTS, ModelCard
 
 
 def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
-    """Write `model.safetensors` and `card.json` into an existing folder."""
+    """Write `model.safetensors` and `card.json`, with the digest of the weights, into a folder."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / WEIGHTS)
-    card.write(folder / CARD)
+    described = card.model_copy(update={"weights_digest": sha256(folder / WEIGHTS)})
+    described.write(folder / CARD)
 
 
 def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
-    """The network of a `save_model` folder in eval mode, channels-last, and its card."""
-    card = ModelCard.read(folder / CARD)
+    """The network of a `save_model` folder in eval mode, channels-last, and its card.
+
+    Raises:
+        PipelineError: for a card or weights that are missing, damaged or of another run.
+    """
+    card = ModelCard.read_beside(folder)
     network = Network(
         arch=card.arch,
         args=card.args,

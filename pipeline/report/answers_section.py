@@ -13,6 +13,7 @@ from PIL import Image
 from pipeline.accuracy.metrics import calibration_error
 from pipeline.accuracy.records import Mistake
 from pipeline.compile.evidence import Evidence, split_digest
+from pipeline.compile.records import check_owner
 from pipeline.core.errors import PipelineError
 from pipeline.data.records import PACKED, Manifest, load_split
 from pipeline.report.results import UNKNOWN, Row
@@ -55,7 +56,8 @@ def gather_answers(rows: list[Row], manifest: Manifest) -> list[Answers]:
     """The recorded answers of every artifact that has some.
 
     Raises:
-        PipelineError: for answers to another test split than the packed one.
+        PipelineError: for answers to another test split than the packed one, or of other files
+            than the compiled ones.
     """
     _, labels = load_split("test")
     digest = split_digest(manifest)
@@ -68,6 +70,7 @@ def gather_answers(rows: list[Row], manifest: Manifest) -> list[Answers]:
         if (evidence.test_digest, evidence.images) != (digest, len(labels)):
             what = f"answers to another test split than the one in {PACKED}"
             raise PipelineError(what, where=str(file), fix="run `dvc repro`")
+        check_owner(row.artifact, file, evidence.digests)
         found.append(_answers(row, evidence, manifest.classes, labels))
     return found
 

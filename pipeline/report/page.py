@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from pipeline.backends.base.records import ArtifactRecord
 from pipeline.backends.base.registry import backend, title
+from pipeline.compile.records import compiled_metrics
 from pipeline.core.files import write_whole
 from pipeline.core.records import METRICS
 from pipeline.data.records import PACKED, Manifest
@@ -24,10 +25,11 @@ from pipeline.report.pareto import pareto
 from pipeline.report.provenance import artifacts_section, circumstances_section
 from pipeline.report.results import REPORTS, Row, best_per_backend, gather, numbered_notes
 from pipeline.report.sections import Section
-from pipeline.training.records import ModelMetrics, read_curve
+from pipeline.training.records import ModelMetrics
 
 MARKDOWN, HTML = REPORTS / "report.md", REPORTS / "report.html"
 PLOTS = {name: REPORTS / f"{name}.svg" for name in ("pareto", "training", "noise", "latencies")}
+Network = tuple[str, str, ModelMetrics]
 UNANSWERED = "No answers to the test split are recorded yet; run `dvc repro`."
 _LATENCIES_CAPTION = (
     "Distribution of single-image latencies over all rounds: the long bar is p50, the short one "
@@ -48,13 +50,15 @@ def report(params: ReportParams) -> None:
         PipelineError: for a record that is missing, invalid or of another test split.
     """
     rows = gather(params)
+    artifacts = {row.name: _artifact(row) for row in rows if row.metrics}
     manifest = Manifest.read(PACKED / "manifest.json")
     benchmark = BenchmarkRecord.read(BENCHMARK)
+    networks = _networks(params)
     drawn = {
         "pareto": pareto(rows),
-        "training": plots.training({name: read_curve(name) for _, name in _networks(params)}),
+        "training": plots.training({name: its.curve(name) for _, name, its in networks}),
         "noise": plots.noise(rows),
-        "latencies": plots.latencies(plots.strips(rows)),
+        "latencies": plots.latencies(plots.strips(rows, benchmark)),
     }
     context = {
         "title": "edgestill report",
@@ -62,8 +66,9 @@ def report(params: ReportParams) -> None:
         "drawn": {name: _inline(name, svg) for name, svg in drawn.items()},
         "plots": {name: file.name for name, file in PLOTS.items()},
         **_results(params, rows),
-        **_sections(params, rows, manifest, benchmark),
+        **_sections(params, rows, manifest, benchmark, artifacts),
         **_answers(rows, manifest),
+        "networks": _networks_section(networks),
     }
     context["style"] = Markup(_render("report.css.j2", {}))
     context["script"] = Markup(_render("report.js.j2", {}))
@@ -130,14 +135,21 @@ def _results(params: ReportParams, rows: list[Row]) -> dict[str, Any]:
     }
 
 
+def _artifact(row: Row) -> ArtifactRecord:
+    """The record of a compiled artifact, which its files, metrics and evidence belong to."""
+    compiled_metrics(row.artifact)
+    return ArtifactRecord.read_whole(row.artifact.folder)
+
+
 def _sections(
-    params: ReportParams, rows: list[Row], manifest: Manifest, benchmark: BenchmarkRecord
+    params: ReportParams,
+    rows: list[Row],
+    manifest: Manifest,
+    benchmark: BenchmarkRecord,
+    artifacts: dict[str, ArtifactRecord],
 ) -> dict[str, Any]:
-    files = {row.name: row.artifact.folder / "artifact.json" for row in rows}
-    artifacts = {name: ArtifactRecord.read(file) for name, file in files.items() if file.exists()}
     students = {name: params.students.zoo[name] for name in params.students.enabled}
     return {
-        "networks": _networks_section(_networks(params)),
         "devices": _devices_section(rows),
         "local_threads": params.benchmark.threads,
         "batch": params.benchmark.batch,
@@ -171,9 +183,13 @@ def _answers(rows: list[Row], manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _networks(params: ReportParams) -> list[tuple[str, str]]:
+def _networks(params: ReportParams) -> list[Network]:
+    """Kind, name and metrics of every teacher and student."""
     networks = [("teachers", name) for name in params.teachers.enabled]
-    return networks + [("students", name) for name in params.students.enabled]
+    networks += [("students", name) for name in params.students.enabled]
+    return [
+        (kind, name, ModelMetrics.read(METRICS / kind / f"{name}.json")) for kind, name in networks
+    ]
 
 
 def _pareto_caption(rows: list[Row]) -> str:
@@ -187,10 +203,9 @@ def _pareto_caption(rows: list[Row]) -> str:
     )
 
 
-def _networks_section(networks: list[tuple[str, str]]) -> Section:
+def _networks_section(networks: list[Network]) -> Section:
     rows = []
-    for kind, name in networks:
-        metrics = ModelMetrics.read(METRICS / kind / f"{name}.json")
+    for kind, name, metrics in networks:
         shown = f"{name} (teacher)" if kind == "teachers" else name
         tops = f"{metrics.val_top1:.4f}", f"{metrics.top1:.4f}"
         rows.append((shown, *tops, f"{metrics.parameters:,}"))

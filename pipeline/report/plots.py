@@ -20,8 +20,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from pipeline.backends.base.registry import backend
-from pipeline.core.errors import PipelineError
-from pipeline.latency.records import LATENCIES, REFERENCE
+from pipeline.core.files import checked
+from pipeline.latency.records import LATENCIES, REFERENCE, BenchmarkRecord
 from pipeline.report.results import Row
 from pipeline.training.records import Epoch
 
@@ -68,17 +68,17 @@ class Strip:
     """Milliseconds [n]."""
 
 
-def strips(rows: list[Row]) -> list[Strip]:
+def strips(rows: list[Row], benchmark: BenchmarkRecord) -> list[Strip]:
     """The latencies of the reference and of every measured artifact, in the order of the rows.
 
+    Args:
+        rows: of the report.
+        benchmark: the record that has the digest of the latencies.
+
     Raises:
-        PipelineError: where their latencies are not recorded.
+        PipelineError: where their latencies are not recorded, damaged or of another run.
     """
-    if not LATENCIES.exists():
-        raise PipelineError(
-            "the latencies are missing", where=str(LATENCIES), fix="run `dvc repro`"
-        )
-    with np.load(LATENCIES) as recorded:
+    with np.load(checked(LATENCIES, benchmark.latencies_digest)) as recorded:
         found = [Strip(REFERENCE, "reference", GREY, _times(recorded, REFERENCE))]
         found += [
             Strip(
@@ -95,12 +95,7 @@ def strips(rows: list[Row]) -> list[Strip]:
 
 def _times(recorded: np.lib.npyio.NpzFile, key: str) -> NDArray[np.float64]:
     """Milliseconds [n]."""
-    name = f"{key}/ns"
-    if name not in recorded:
-        raise PipelineError(
-            f"there are no latencies of {key}", where=str(LATENCIES), fix="run `dvc repro`"
-        )
-    milliseconds: NDArray[np.float64] = recorded[name] / 1e6
+    milliseconds: NDArray[np.float64] = recorded[f"{key}/ns"] / 1e6
     return milliseconds
 
 

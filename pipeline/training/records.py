@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+from pathlib import Path
+
 from pydantic import Field
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.files import checked
 from pipeline.core.records import METRICS, Record
 
 CURVES = METRICS / "curves"
@@ -16,6 +19,22 @@ class ModelMetrics(Record):
     val_top1: float
     top1: float = Field(description="on test")
     parameters: int
+    curves: tuple[str, ...] = Field(
+        (), description="SHA-256 of the curve of each field of `Epoch`, in order"
+    )
+
+    def curve(self, name: str) -> tuple[Epoch, ...]:
+        """The training curve of this network.
+
+        Args:
+            name: of the network.
+
+        Raises:
+            PipelineError: for a file that is missing, damaged or of another run.
+        """
+        for file, digest in zip_longest(curve_files(name).values(), self.curves):
+            checked(file, digest)
+        return read_curve(name)
 
 
 class Epoch(Record):
@@ -27,18 +46,17 @@ class Epoch(Record):
     lr: float
 
 
-def read_curve(name: str) -> tuple[Epoch, ...]:
-    """The training curve of a teacher or a student, from DVCLive's tab-separated files.
-
-    Raises:
-        PipelineError: for a missing file.
-    """
+def curve_files(name: str) -> dict[str, Path]:
+    """DVCLive's tab-separated files of the training curve `name`, by field of `Epoch`."""
     plots = CURVES / name / "plots" / "metrics"
-    columns: dict[str, list[str]] = {}
-    for field in Epoch.model_fields:
-        file = plots / f"{field}.tsv"
-        if not file.exists():
-            raise PipelineError("the curve is missing", where=str(file), fix="run `dvc repro`")
-        columns[field] = [line.split("\t")[1] for line in file.read_text().splitlines()[1:]]
+    return {field: plots / f"{field}.tsv" for field in Epoch.model_fields}
+
+
+def read_curve(name: str) -> tuple[Epoch, ...]:
+    """The training curve of a teacher or a student; `ModelMetrics.curve` checks it first."""
+    columns = {
+        field: [line.split("\t")[1] for line in file.read_text().splitlines()[1:]]
+        for field, file in curve_files(name).items()
+    }
     rows = zip(*columns.values(), strict=True)
     return tuple(Epoch.model_validate(dict(zip(columns, row, strict=True))) for row in rows)

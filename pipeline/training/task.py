@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.files import whole_folder
+from pipeline.core.files import sha256, whole_folder
 from pipeline.core.records import METRICS
 from pipeline.data.records import Manifest, load_split
 from pipeline.data.views import Views
@@ -24,7 +24,7 @@ from pipeline.networks.weights import save_model
 from pipeline.training.checkpoints import forget_checkpoint, run_key
 from pipeline.training.loop import Fitted, Objective, Recording, Run, fit
 from pipeline.training.params import Recipe
-from pipeline.training.records import ModelMetrics
+from pipeline.training.records import ModelMetrics, curve_files
 
 CHECKPOINT_SECONDS = "EDGESTILL_CHECKPOINT_SECONDS"
 """Environment variable: seconds of work that an interruption may cost, 60 by default.
@@ -90,7 +90,12 @@ def train_and_write(
         _, top1 = evaluate(model, *load_split("test"))
         with whole_folder(task.folder) as scratch:
             save_model(scratch, model.network, card)
-        metrics = ModelMetrics(val_top1=fitted.val_top1, top1=top1, parameters=card.parameters)
+        metrics = ModelMetrics(
+            val_top1=fitted.val_top1,
+            top1=top1,
+            parameters=card.parameters,
+            curves=tuple(sha256(file) for file in curve_files(task.name).values()),
+        )
         metrics.write(METRICS / task.kind / f"{task.name}.json")
         print(f"{task.name}: {card.parameters:,} parameters, test top-1 {top1:.4f}")
         forget_checkpoint(key)

@@ -51,7 +51,9 @@ def shipped(
             np.save(PACKED / f"test_{part}.npy", array)
         manifest = job("fp32").manifest
         counts = dict.fromkeys(SPLITS, manifest.counts["train"])
-        manifest.model_copy(update={"counts": counts}).write(PACKED / "manifest.json")
+        digests = manifest.digests | {file.name: sha256(file) for file in PACKED.iterdir()}
+        changed = {"counts": counts, "digests": digests}
+        manifest.model_copy(update=changed).write(PACKED / "manifest.json")
         write_training("teachers", params.teachers.enabled[0])
         write_training("students", STUDENT)
         for name, precision in params.backends.pairs():
@@ -69,7 +71,7 @@ def compile_artifact(job: Job, settings: BackendSettings) -> None:
     its = backend(artifact.backend)
     artifact.folder.mkdir(parents=True)
     compiled = its.compiler(settings).compile(job, artifact.folder)
-    ArtifactRecord(
+    record = ArtifactRecord(
         student=STUDENT,
         backend=artifact.backend,
         precision=artifact.precision,
@@ -83,6 +85,8 @@ def compile_artifact(job: Job, settings: BackendSettings) -> None:
         execution=compiled.execution,
         versions=versions(its.packages),
         digests={file.name: sha256(file) for file in sorted(artifact.folder.iterdir())},
-    ).write(artifact.folder / "artifact.json")
+    )
+    record.write(artifact.folder / "artifact.json")
     share, by = compiled.execution.int8_mac_share, its.evaluator() or ""
-    flawless(artifact.folder / compiled.model_file, share, by).write(artifact.metrics)
+    metrics = flawless(artifact.folder / compiled.model_file, share, by)
+    metrics.model_copy(update={"digests": record.digests}).write(artifact.metrics)

@@ -20,9 +20,10 @@ from pipeline.bundle.write import write_bundles
 from pipeline.cli.commands import main
 from pipeline.cli.params import Params
 from pipeline.core.errors import PipelineError
+from pipeline.core.files import sha256
 from pipeline.core.records import METRICS
 from pipeline.latency.fingerprint import read_fingerprint
-from pipeline.latency.records import BENCHMARK, BenchmarkRecord, BenchmarkRow, Latency
+from pipeline.latency.records import BENCHMARK, LATENCIES, BenchmarkRecord, BenchmarkRow, Latency
 from pipeline.report.device_rows import on_devices
 from pipeline.report.page import HTML, MARKDOWN, report
 from pipeline.report.results import gather
@@ -328,13 +329,14 @@ def measured(workspace: Params) -> Params:
     """As `workspace`, and the artifact for ONNX Runtime has a local latency."""
     times = Latency(p50=0.125, p90=0.25, p99=0.5)
     row = BenchmarkRow(status="measured", latency_ms=times, threads=1, n=10)
+    write_latencies({"reference": 0.125, f"{STUDENT}/onnxruntime/fp32": 0.125})
     BenchmarkRecord(
+        latencies_digest=sha256(LATENCIES),
         fingerprint=read_fingerprint(),
         reference=row,
         reference_digest="d" * 64,
         rows={f"{STUDENT}/onnxruntime/fp32": row},
     ).write(BENCHMARK)
-    write_latencies({"reference": 0.125, f"{STUDENT}/onnxruntime/fp32": 0.125})
     return workspace
 
 

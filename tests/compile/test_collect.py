@@ -10,6 +10,7 @@ import pytest
 from pipeline.backends.base.artifact import COMPILED_METRICS, EVIDENCE
 from pipeline.cli.params import Params
 from pipeline.compile.collect import collect
+from pipeline.compile.records import CompiledMetrics
 from pipeline.core.errors import PipelineError
 
 
@@ -39,6 +40,17 @@ def test_an_artifact_without_records_is_named_and_nothing_is_lost(workspace: Par
     before = kept()
     missing = workspace.backends.artifacts(workspace.students.enabled)[1].folder / "metrics.json"
     missing.unlink()
-    with pytest.raises(PipelineError, match=f"{missing}: is missing"):
+    with pytest.raises(PipelineError, match=f"{missing}: there is no CompiledMetrics record"):
         collect(workspace)
     assert kept() == before
+
+
+def test_a_record_of_another_artifact_is_named_and_nothing_is_lost(workspace: Params) -> None:
+    compiled(workspace)
+    before = kept()
+    foreign = workspace.backends.artifacts(workspace.students.enabled)[1].folder / "metrics.json"
+    metrics = CompiledMetrics.read(foreign)
+    metrics.model_copy(update={"digests": {"model.onnx": "0" * 64}}).write(foreign)
+    with pytest.raises(PipelineError, match="about other files") as error:
+        collect(workspace)
+    assert error.value.where == str(foreign) and kept() == before

@@ -32,6 +32,7 @@ from pipeline.core.params import load
 from pipeline.data.records import load_split
 from pipeline.export.evaluate import Runner
 from pipeline.networks.records import ModelCard
+from tests.sharing import describe
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 Jobs = Callable[[str], Job]
@@ -83,6 +84,7 @@ def project(
     np.save(tmp_path / "models/onnx/tiny/test_logits.npy", torch_logits)
     for file in ("model.onnx", "layers.json"):
         shutil.copy(job("fp32").onnx.with_name(file), tmp_path / "models/onnx/tiny")
+    describe(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -188,7 +190,7 @@ def test_a_missing_package_is_an_error_that_names_it() -> None:
 
 @pytest.mark.usefixtures("project")
 def test_a_student_that_is_not_exported_is_named() -> None:
-    with pytest.raises(PipelineError, match="`huge` has not been exported"):
+    with pytest.raises(PipelineError, match="there is no Parity record"):
         make("fp32", student="huge")
 
 

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from pipeline.core.errors import PipelineError, run
-from pipeline.core.files import sha256, whole_folder, write_whole
+from pipeline.core.files import (
+    checked,
+    move_contents,
+    sha256,
+    temporary_folder,
+    whole_folder,
+    write_whole,
+)
+
+ROOT = Path(__file__).parents[2]
 
 
 def ending(error: BaseException | None, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -38,6 +52,49 @@ def test_an_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_full_disk_is_a_user_error(capsys: pytest.CaptureFixture[str]) -> None:
     code, said = ending(OSError(errno.ENOSPC, "No space left on device", "m.bin"), capsys)
     assert code == 1 and "m.bin: the disk is full" in said
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EPERM])
+def test_a_read_only_folder_is_a_user_error(code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    ended, said = ending(OSError(code, os.strerror(code), "models/x"), capsys)
+    assert ended == 1 and "error: models/x: this user may not read or write it" in said
+
+
+STAGE = """
+import time
+from pipeline.core.errors import run
+def main():
+    print("begun", flush=True)
+    time.sleep(1.5)
+    print("went on", flush=True)
+run(main)
+"""
+PARENT = """
+import subprocess, sys
+subprocess.Popen(sys.argv[1:]).wait()
+"""
+
+
+@pytest.mark.parametrize("shell", [[], ["/bin/sh", "-c"], ["/bin/bash", "-c"]])
+@pytest.mark.parametrize("by_dvc", [True, False])
+def test_a_stage_ends_with_dvc_and_a_persons_command_goes_on(
+    tmp_path: Path, shell: list[str], by_dvc: bool
+) -> None:
+    (tmp_path / "stage.py").write_text(STAGE)
+    command = [sys.executable, str(tmp_path / "stage.py")]
+    if shell:
+        command = [*shell, " ".join(command)]
+    environment = {"PYTHONPATH": str(ROOT), "SHELL": shell[0] if shell else "/bin/zsh"}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, *command],
+        env=environment | ({"DVC_STAGE": "distill"} if by_dvc else {}),
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "begun\n"
+    parent.kill()
+    assert parent.stdout.read() == ("" if by_dvc else "went on\n")
+    parent.wait()
 
 
 def test_a_defect_keeps_its_traceback_and_ends_like_no_verdict(
@@ -72,6 +129,61 @@ def test_a_full_disk_is_told_whatever_the_library_says(tiny_disk: Path) -> None:
         save_file({"weights": torch.zeros(1 << 20)}, scratch / "model.safetensors")
     assert error.value.errno == errno.ENOSPC
     assert not list(tiny_disk.iterdir())
+
+
+def test_a_full_disk_of_temporary_files_is_told_before_they_go(
+    tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tiny_disk))
+    with pytest.raises(OSError, match="no space left") as error, temporary_folder() as scratch:
+        with pytest.raises(OSError, match="No space left"):
+            (scratch / "large").write_bytes(bytes(1 << 21))
+        raise RuntimeError("a library that does not say why")
+    assert error.value.errno == errno.ENOSPC
+    assert not list(tiny_disk.iterdir())
+
+
+def test_two_processes_do_not_share_a_scratch_and_a_killed_ones_goes(tmp_path: Path) -> None:
+    running, killed = (tmp_path / f".out.host-{process}.partial" for process in (1, 2))
+    running.mkdir()
+    killed.mkdir()
+    lock = os.open(running, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_SH)  # as its process holds it
+    with whole_folder(tmp_path / "out") as scratch, whole_folder(tmp_path / "out.b"):
+        (scratch / "a").write_text("mine")
+    os.close(lock)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [running.name, "out", "out.b"]
+    assert (tmp_path / "out" / "a").read_text() == "mine"
+
+
+def test_a_folder_that_another_process_put_there_meanwhile_is_replaced(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "out") as scratch:
+        (scratch / "a").write_text("later")
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "b").write_text("earlier")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["a"]
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def test_contents_move_to_another_file_system(tmp_path: Path, tiny_disk: Path) -> None:
+    source, target = tmp_path / "source", tiny_disk / "target"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep" / "a").write_text("text")
+    target.mkdir()
+    move_contents(source, target)
+    assert (target / "deep" / "a").read_text() == "text" and not source.exists()
+
+
+def test_a_file_without_its_recorded_digest_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    with pytest.raises(PipelineError, match="is missing"):
+        checked(file, "0" * 64)
+    file.write_text("text")
+    assert checked(file, sha256(file)) == file
+    for digest in ("0" * 64, None):
+        with pytest.raises(PipelineError, match="damaged or of another run") as error:
+            checked(file, digest)
+        assert error.value.where == str(file)
 
 
 def test_a_file_is_written_whole(tmp_path: Path) -> None:

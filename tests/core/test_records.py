@@ -38,11 +38,33 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path, record: Record) -> N
 
 
 def test_a_detail_record_is_a_list_of_one_object_with_a_line_for_each_entry() -> None:
-    assert json.loads(DETAIL.to_json()) == [DETAIL.model_dump(mode="json")]
+    (fields,) = json.loads(DETAIL.to_json())
+    (digest,) = fields.pop("sha256")
+    assert fields == DETAIL.model_dump(mode="json")
     assert DETAIL.to_json().splitlines() == [
         *("[{", '"name": "é",', '"rows": {', '"a": 1,', '"b": 2', "},"),
-        *('"points": [', "[1,2],", "[3,4]", "]", "}]"),
+        *('"points": [', "[1,2],", "[3,4]", "],", f'"sha256": ["{digest}"]', "}]"),
     ]
+
+
+@pytest.mark.parametrize("record", [Plain(number=1), DETAIL])
+def test_no_flipped_bit_gives_another_record(record: Record) -> None:
+    content = bytearray(record.to_json().encode())
+    for bit in range(8 * len(content)):
+        content[bit // 8] ^= 1 << bit % 8
+        try:  # a space that becomes another one changes nothing
+            assert type(record).parse(bytes(content), "file.json") == record, bit
+        except PipelineError as error:
+            assert error.where == "file.json"
+        content[bit // 8] ^= 1 << bit % 8
+
+
+def test_a_digest_that_is_not_the_records_is_told() -> None:
+    text = Plain(number=1).to_json()
+    with pytest.raises(PipelineError, match="not the digest in `sha256`"):
+        Plain.parse(text.replace("1,", "2,", 1).encode(), "file.json")
+    written_by_hand = b'{"number": 2}'
+    assert Plain.parse(written_by_hand, "file.json") == Plain(number=2)
 
 
 @pytest.mark.parametrize(

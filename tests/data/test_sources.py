@@ -103,7 +103,7 @@ def test_another_packages_source_is_fetched_and_prepared(
         assert np.array_equal(images[:, 0, 0, 0] >= 100, labels)
         seen |= set(images[:, 0, 0, 0].tolist())
     assert seen == set(range(200)) - {3}
-    assert len(load_calibration()) == manifest.size("train")
+    assert len(load_calibration(manifest)) == manifest.size("train")
     assert list(Path("data/raw").glob("reader-*"))
 
 

@@ -124,7 +124,7 @@ def test_a_recording_of_the_same_weights_normalised_otherwise_is_refused(
 
 
 def test_a_teacher_that_is_not_there_is_named(configured: Callable[..., Params]) -> None:
-    with pytest.raises(PipelineError, match="the teacher `resnet` is not there"):
+    with pytest.raises(PipelineError, match=r"resnet/card.json: there is no ModelCard record"):
         record_teacher_logits(configured())
 
 

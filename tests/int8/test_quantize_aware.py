@@ -37,6 +37,7 @@ from pipeline.networks.weights import load_pixels_to_logits, save_model
 from tests import students as drawn
 from tests.distill.conftest import teach
 from tests.int8.conftest import int8_logits, make_uneven, trained
+from tests.sharing import describe
 from tests.training.conftest import ROOT, STUDENT, stage
 
 OUT = QUANTIZE_AWARE / "tiny"
@@ -65,6 +66,7 @@ def uneven(folder: Path) -> Params:
         channels=drawn.CHANNELS, counts=counts, digests=digests, calibration_digest="",
         mean=(128.0,) * 3, std=(64.0,) * 3, rejected=(),
     ).write(PACKED / "manifest.json")  # fmt: skip
+    describe()
     card = card.model_copy(update={"data_digest": digests["train_images.npy"]})
     save_model(STUDENTS / "tiny", student.network, card)
     tree = yaml.safe_load((ROOT / "params.yaml").read_text())

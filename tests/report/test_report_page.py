@@ -16,9 +16,10 @@ from pipeline.backends.base.records import ArtifactRecord
 from pipeline.cli.params import Params
 from pipeline.compile.evidence import Evidence
 from pipeline.compile.records import CompiledMetrics
+from pipeline.core.files import sha256
 from pipeline.data.records import PACKED, Manifest
 from pipeline.latency.fingerprint import read_fingerprint
-from pipeline.latency.records import BENCHMARK, BenchmarkRecord, BenchmarkRow, Latency
+from pipeline.latency.records import BENCHMARK, LATENCIES, BenchmarkRecord, BenchmarkRow, Latency
 from pipeline.report.page import HTML, report
 from tests.conftest import STUDENT, fill_workspace, write_latencies
 
@@ -107,13 +108,14 @@ def record_latencies() -> None:
             times = Latency(p50=p50, p90=1.1 * p50, p99=1.3 * p50)
             rows[key] = BenchmarkRow(status="measured", latency_ms=times, threads=1, n=120)
             medians[key] = p50
+    write_latencies(medians)
     BenchmarkRecord(
+        latencies_digest=sha256(LATENCIES),
         fingerprint=read_fingerprint(),
         reference=BenchmarkRow(status="measured", threads=1),
         reference_digest="d" * 64,
         rows=rows,
     ).write(BENCHMARK)
-    write_latencies(medians)
 
 
 @pytest.fixture(scope="module")

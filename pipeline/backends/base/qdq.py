@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.backends.base.job import Job
 from pipeline.core.errors import PipelineError
+from pipeline.core.files import temporary_folder
 from pipeline.data.batches import batches
 from pipeline.export.session import open_session
 from pipeline.networks import grid
@@ -72,8 +71,8 @@ def quantize(job: Job, activations: Literal["uint8", "int8 symmetric"]) -> Quant
         method = CalibrationMethod.Percentile
         options["CalibPercentile"] = float(job.recipe.ranges.split()[1])
     printed = contextlib.redirect_stdout(io.StringIO())  # the calibrators' histograms
-    with printed, tempfile.TemporaryDirectory() as scratch:
-        prepared, result = Path(scratch, "prepared.onnx"), Path(scratch, "quantized.onnx")
+    with printed, temporary_folder() as scratch:
+        prepared, result = scratch / "prepared.onnx", scratch / "quantized.onnx"
         quant_pre_process(job.onnx, prepared)
         graph = onnx.load(prepared)
         front = find_front(graph)

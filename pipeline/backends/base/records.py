@@ -7,9 +7,11 @@ from typing import Self
 
 from pydantic import Field
 
-from pipeline.core.errors import PipelineError
-from pipeline.core.files import sha256
+from pipeline.core.files import checked
 from pipeline.core.records import Record
+
+ARTIFACT_FILE = "artifact.json"
+"""In an artifact's folder: an `ArtifactRecord`."""
 
 
 class FloatLayer(Record):
@@ -88,14 +90,10 @@ class ArtifactRecord(Record):
         """The record in a compiled folder whose files all have the recorded digests.
 
         Raises:
-            PipelineError: for a missing record, and a file that is missing or was changed.
+            PipelineError: for a missing record, and a file that is missing, damaged or of another
+                run.
         """
-        artifact = cls.read(folder / "artifact.json")
+        artifact = cls.read(folder / ARTIFACT_FILE)
         for file, digest in artifact.digests.items():
-            if not (folder / file).is_file() or sha256(folder / file) != digest:
-                raise PipelineError(
-                    "is missing or not the file that was compiled",
-                    where=str(folder / file),
-                    fix="`dvc checkout` brings it back, `dvc repro` makes it anew",
-                )
+            checked(folder / file, digest)
         return artifact

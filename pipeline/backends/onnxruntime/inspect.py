@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import onnx
 from pipeline.backends.base.executed import ExecutedLayer, execution_report, matrix_macs
 from pipeline.backends.base.onnx_inside import tensor_values
 from pipeline.backends.base.records import ExecutionReport
+from pipeline.core.files import temporary_folder
 from pipeline.export.session import open_session
 
 _FLOAT = ("Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
@@ -48,8 +48,8 @@ def inspect(file: Path) -> ExecutionReport:
 
 def _optimized(file: Path, level: str) -> onnx.ModelProto:
     """The graph that a session makes of `file`."""
-    with tempfile.TemporaryDirectory() as scratch:
-        optimized = Path(scratch, "optimized.onnx")
+    with temporary_folder() as scratch:
+        optimized = scratch / "optimized.onnx"
         open_session(str(file), threads=1, optimized=str(optimized), level=level)
         return onnx.load(optimized)
 
