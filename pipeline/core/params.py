@@ -11,7 +11,8 @@ import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -23,6 +24,9 @@ PARAMS_FILE = Path("params.yaml")
 
 _MISTAKES = 8
 """Told at once; more of them would hide the first."""
+
+_LOOKED_AT = 100
+"""Of pydantic's complaints, several of which may be one mistake."""
 
 _KNOWN = 40
 """Names that an error lists."""
@@ -144,9 +148,9 @@ def invalid(
 ) -> PipelineError:
     """The complaints of a pydantic error as one message, keys below `prefix`."""
     items = error.errors(include_url=False)
-    lines = [_explain(dict(item), kind, prefix) for item in items[:_MISTAKES]]
-    if len(items) > _MISTAKES:
-        lines.append(f"and {len(items) - _MISTAKES:,} more")
+    lines = _complaints([dict(item) for item in items[:_LOOKED_AT]], kind, prefix)
+    more = len(lines) - _MISTAKES + max(0, len(items) - _LOOKED_AT)
+    lines = lines[:_MISTAKES] + ([f"and {more:,} more"] if more > 0 else [])
     return PipelineError("; ".join(lines), where=where, fix="correct the file")
 
 
@@ -224,30 +228,78 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(error: dict[str, Any], kind: type[BaseModel], prefix: str) -> str:
-    """One pydantic error as `group.key: what is wrong`, with the nearest known name."""
-    keys = [*([prefix] if prefix else []), *(shorten(str(part)) for part in error["loc"])]
-    where = f"{'.'.join(keys)}: " if keys else ""  # a check of several groups has no key
+def _explain(error: dict[str, Any], kind: type[BaseModel], prefix: str) -> tuple[str, str]:
+    """One pydantic error: where it is, as `group.key`, and what is wrong, with the nearest name."""
+    keys, _ = _walk(kind, error["loc"])
+    where = ".".join([*([prefix] if prefix else []), *map(shorten, keys)])
     if error["type"] == "extra_forbidden":
-        return f"{where}unknown key{nearest(keys[-1], _known_keys(kind, error['loc'][:-1]))}"
+        return where, f"unknown key{nearest(keys[-1], _known_keys(kind, error['loc'][:-1]))}"
     if error["type"] == "missing":
-        return f"{where}missing"
+        return where, "missing"
     message = error["msg"].removeprefix("Value error, ")
-    given = error.get("input")
-    shown = f" (found {show(given)})" if not isinstance(given, dict | BaseModel) else ""
-    return f"{where}{shorten(message[0].lower() + message[1:], 300)}{shown}"
+    return where, shorten(message[0].lower() + message[1:], 300)
+
+
+def _complaints(errors: list[dict[str, Any]], kind: type[BaseModel], prefix: str) -> list[str]:
+    """A text for each place: a value that fits none of several types is one mistake."""
+    found: dict[str, list[str]] = {}
+    given: dict[str, object] = {}
+    for item in errors:
+        where, what = _explain(item, kind, prefix)
+        found.setdefault(where, []).append(what)
+        given[where] = {} if item["type"] in ("missing", "extra_forbidden") else item["input"]
+    texts = []
+    for where, whats in found.items():
+        if any(inner.startswith(f"{where}.") for inner in found) and where:
+            continue  # the mistake is inside, where one of the types does fit
+        alternatives = [what.removeprefix("input should be ") for what in whats[1:]]
+        text = ", or ".join([whats[0], *dict.fromkeys(alternatives)])
+        shown = (
+            "" if isinstance(given[where], dict | BaseModel) else f" (found {show(given[where])})"
+        )
+        texts.append(f"{where}: {text}{shown}" if where else text + shown)
+    return texts
 
 
 def _known_keys(kind: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    """Field names of the group at `loc`, found by walking the annotations of `kind`."""
-    group: Any = kind
-    for part in loc:
-        fields = group.model_fields if _is_model(group) else {}
-        if part in fields:
-            group = fields[part].annotation
-        else:  # an item of a dict or a tuple: its value type is the group inside
-            group = next((arg for arg in get_args(group) if _is_model(arg)), None)
+    """Field names of the group at `loc`; none where there is no group."""
+    _, group = _walk(kind, loc)
     return list(group.model_fields) if _is_model(group) else []
+
+
+def _walk(kind: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[str], Any]:
+    """The keys in pydantic's location, and the type at its end.
+
+    A location also has a part for each union, which names the alternative that was tried.
+    """
+    keys, group = [], _plain(kind)
+    for part in loc:
+        if get_origin(group) in (Union, UnionType):
+            group = next((one for one in get_args(group) if _named(one) == part), None)
+        else:
+            keys.append(str(part))
+            fields = group.model_fields if _is_model(group) else {}
+            if part in fields:
+                group = fields[part].annotation
+            else:  # an item of a dict or a tuple
+                inner = [one for one in get_args(group) if one is not Ellipsis]
+                group = inner[-1] if inner else None
+        group = _plain(group)
+    return keys, group
+
+
+def _plain(kind: Any) -> Any:
+    """A type without `Annotated`, and without `None` where one other type is left."""
+    if get_origin(kind) is Annotated:
+        return _plain(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        others = [one for one in get_args(kind) if one is not NoneType]
+        return _plain(others[0]) if len(others) == 1 else kind
+    return kind
+
+
+def _named(kind: Any) -> str | None:
+    return kind.__name__ if _is_model(kind) else None
 
 
 def _is_model(kind: Any) -> bool:

@@ -124,7 +124,13 @@ def test_a_profile_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> N
         ({"backends.tflite.precisions": ["int8", "int8"]}, "names `int8` twice"),
         ({"data.folder": ""}, "data.folder: a folder inside or beside the project is needed"),
         ({"data.folder": "./"}, "data.folder: a folder inside or beside the project is needed"),
-        ({"teachers.zoo.resnet.normalisation": {"mean": [1], "std": [0]}}, "has a mean in"),
+        (
+            {
+                "students.zoo.mnv3_small_050.weights": "a.pth",
+                "students.zoo.mnv3_small_050.normalisation": {"mean": [1], "std": [0]},
+            },
+            "has a mean in",
+        ),
         (
             {"data.name": "x" * 10**4},
             "at most 200 characters (found 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
@@ -149,8 +155,11 @@ NUMBERS = {
     "data.channels": (True, 2),
     "data.limit": (10**30, 0),
     "teachers.zoo.resnet.views.epochs": (10**30, -1, 2.5),
-    "teachers.zoo.resnet.views.augment.shift": (10**6,),
-    "teachers.zoo.resnet.views.augment.mixup": (math.inf, math.nan),
+    "teachers.zoo.resnet.views.augment": (
+        {"shift": 10**6},
+        {"mixup": math.inf},
+        {"mixup": math.nan},
+    ),
     "teachers.zoo.resnet.training.batch_size": (10**30, 1),
     "teachers.zoo.resnet.training.weight_decay": (math.inf, math.nan, 1e9),
     "distill.training.lr": (1e30, math.inf, 0, "0.1"),
