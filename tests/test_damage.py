@@ -274,6 +274,8 @@ def test_damage_is_told_or_harmless(finished: dict[str, list[Path]], stage: str)
                         silent.append(f"{file} {damage.__name__}: {outcome}")
             finally:
                 file.write_bytes(content)
+            if state(stage) != before:  # the report tells a missing record in its pages
+                STAGES[stage]()
     assert not silent, "\n".join(silent)
 
 
