@@ -9,6 +9,7 @@ import torch
 from pipeline.backends.base.registry import backend
 from pipeline.backends.base.spec import versions
 from pipeline.cli.params import Params
+from pipeline.cli.rehearsal import Shape
 from pipeline.compile.ladder import find_rung
 from pipeline.core.errors import PipelineError
 from pipeline.data.sources import find_source
@@ -18,6 +19,16 @@ from pipeline.networks.pixels import PixelsToLogits, student_normalisation
 from pipeline.training.recipe import check_training
 
 _CLASSES, _SIZE, _CHANNELS = 10, 64, 3  # stand-ins for what the data decides
+
+
+def shape_of(params: Params) -> Shape:
+    """What params.yaml says about images and logits, and stand-ins for what the data decides."""
+    data = params.data
+    return Shape(
+        image_size=_SIZE if data.image_size == "auto" else data.image_size,
+        channels=_CHANNELS if data.channels == "auto" else data.channels,
+        classes=_CLASSES,
+    )
 
 
 def check(params: Params) -> None:
@@ -34,9 +45,9 @@ def check(params: Params) -> None:
     for rung in params.quantize.rungs:
         find_rung(rung)
     find_source(params.data).check(params.data)
-    size = _SIZE if params.data.image_size == "auto" else params.data.image_size
-    channels = _CHANNELS if params.data.channels == "auto" else params.data.channels
-    build = partial(build_network, classes=_CLASSES, channels=channels)
+    shape = shape_of(params)
+    size, channels = shape.image_size, shape.channels
+    build = partial(build_network, classes=shape.classes, channels=channels)
     pixels = torch.zeros(1, size, size, channels, dtype=torch.uint8)
     normalisation = student_normalisation(channels)
     check_training(params.distill.training, "distill")

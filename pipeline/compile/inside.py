@@ -15,7 +15,6 @@ from pipeline.backends.base.job import Compiler, Job
 from pipeline.backends.base.spec import Backend
 from pipeline.compile.records import LayerNoise
 from pipeline.core.errors import PipelineError
-from pipeline.data.records import load_split
 from pipeline.networks import grid
 
 NOISE_IMAGES = 64
@@ -33,20 +32,22 @@ class Inside:
     """Why there are no `layers`."""
 
 
-def look_inside(spec: Backend, compiler: Compiler, job: Job, model: Path) -> Inside:
-    """Compare an int8 artifact with the same weights in float, layer by layer on val images.
+def look_inside(
+    spec: Backend, compiler: Compiler, job: Job, model: Path, val: NDArray[np.uint8]
+) -> Inside:
+    """Compare an int8 artifact with the same weights in float, layer by layer on some images.
 
     Args:
         spec: the artifact's backend.
         compiler: of that backend.
         job: what the artifact was compiled from.
         model: the compiled file.
+        val: raw pixels [N, H, W, C], of which `NOISE_IMAGES` are taken.
 
     Raises:
         PipelineError: where pixels and normalised floats do not give the same logits, bit for bit.
     """
     exact = _exact_input(spec, compiler, job, model)
-    val, _ = load_split("val")
     images = val[np.linspace(0, len(val) - 1, min(NOISE_IMAGES, len(val))).astype(int)]
     with tempfile.TemporaryDirectory() as scratch:
         references = compiler.layer_outputs(compiler.in_float(job, Path(scratch)), images)

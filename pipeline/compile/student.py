@@ -89,10 +89,11 @@ def compile_artifact(
         if artifact.int8:
             climbed = _climb(spec, compiler, job, params, folder)
             job, compiled = climbed.job, climbed.compiled
-            inside = look_inside(spec, compiler, job, folder / compiled.model_file)
+            model, (val, _) = folder / compiled.model_file, load_split("val")
+            inside = look_inside(spec, compiler, job, model, val)
         else:
             compiled = compiler.compile(job, folder)
-            _check(job, compiled, least)
+            check_execution(job, compiled, least)
         record = _record(job, compiled, inside, tools, folder)
         model = folder / compiled.model_file
         logits, labels = _answers(spec, job, model)
@@ -122,7 +123,7 @@ def _climb(
     float_top1 = ModelCard.read(job.weights / CARD).val_top1
 
     def judge(candidate: Job, compiled: Compiled, made: Path) -> float:
-        _check(candidate, compiled, params.quantize.min_int8_share)
+        check_execution(candidate, compiled, params.quantize.min_int8_share)
         runner = spec.load(made / compiled.model_file, os.cpu_count() or 1)
         return top1(logits_of(runner, images, label=_where(job)), labels)
 
@@ -147,8 +148,14 @@ def _job(artifact: Artifact) -> Job:
     )
 
 
-def _check(job: Job, compiled: Compiled, least: float) -> None:
-    """Raise `PipelineError` unless the runtime executes what was asked for."""
+def check_execution(job: Job, compiled: Compiled, least: float) -> None:
+    """Raise `PipelineError` unless the runtime executes what was asked for.
+
+    Args:
+        job: what was asked for.
+        compiled: what came of it.
+        least: see `quantize.min_int8_share`.
+    """
     execution = compiled.execution
     if (execution.input_type, execution.output_type) != ("uint8", "float32"):
         raise PipelineError(
