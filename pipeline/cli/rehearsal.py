@@ -100,9 +100,7 @@ def untrained(name: str, network: Network, shape: Shape, opset: int, folder: Pat
     """
     set_up_torch(0)
     size, channels = shape.image_size, shape.channels
-    images = np.random.default_rng(0).integers(
-        0, 256, (IMAGES, size, size, channels), dtype=np.uint8
-    )
+    images = _blocks(size, channels)
     normalisation = student_normalisation(channels)
     built = build_network(network, classes=shape.classes, channels=channels, image_size=size)
     model = PixelsToLogits(built.to(memory_format=torch.channels_last), normalisation)  # type: ignore[call-overload]
@@ -126,6 +124,16 @@ def untrained(name: str, network: Network, shape: Shape, opset: int, folder: Pat
     artifact = Artifact(name, "any", "any")
     job = Job(artifact, file, folder, images, manifest, list_layers(model, size, channels))
     return Rehearsed(job, predict(model, images).numpy())
+
+
+def _blocks(size: int, channels: int) -> NDArray[np.uint8]:
+    """Images [IMAGES, size, size, channels] of 4 x 4 blocks of random colours.
+
+    An untrained network hardly tells one image of noise from another.
+    """
+    colours = np.random.default_rng(0).integers(0, 256, (IMAGES, 4, 4, channels), np.uint8)
+    blocks = np.arange(size) * 4 // size
+    return colours[:, blocks][:, :, blocks]
 
 
 def compile_untrained(
