@@ -10,6 +10,7 @@ from torch import nn
 from pipeline.backends.base.registry import backend
 from pipeline.backends.base.spec import versions
 from pipeline.cli.params import Params
+from pipeline.cli.rehearsal import Shape
 from pipeline.compile.ladder import find_rung
 from pipeline.data.sources import find_source
 from pipeline.distill.losses.registry import find_loss
@@ -24,6 +25,16 @@ from pipeline.training.recipe import check_recipe
 _CLASSES, _SIZE, _CHANNELS, _IMAGES = 10, 64, 3, 10_000  # stand-ins for what the data decides
 
 
+def shape_of(params: Params) -> Shape:
+    """What params.yaml says about images and logits, and stand-ins for what the data decides."""
+    data = params.data
+    return Shape(
+        image_size=_SIZE if data.image_size == "auto" else data.image_size,
+        channels=_CHANNELS if data.channels == "auto" else data.channels,
+        classes=_CLASSES,
+    )
+
+
 def check(params: Params) -> None:
     """Check that this machine can do what params.yaml asks for.
 
@@ -33,9 +44,9 @@ def check(params: Params) -> None:
         PipelineError: for the first mistake.
     """
     check_settings(params)
-    size = _SIZE if params.data.image_size == "auto" else params.data.image_size
-    channels = _CHANNELS if params.data.channels == "auto" else params.data.channels
-    build = partial(build_network, classes=_CLASSES, channels=channels)
+    shape = shape_of(params)
+    size, channels = shape.image_size, shape.channels
+    build = partial(build_network, classes=shape.classes, channels=channels)
     pixels = torch.zeros(1, size, size, channels, dtype=torch.uint8)
     normalisation = student_normalisation(channels)
     teachers = {}
@@ -70,7 +81,7 @@ def check_settings(params: Params) -> None:
     find_source(params.data).check(params.data)
     for term in params.distill.losses:
         find_loss(term)
-    size = _SIZE if params.data.image_size == "auto" else params.data.image_size
+    size = shape_of(params).image_size
     for name in params.teachers.enabled:
         teacher = params.teachers.zoo[name]
         own = size if teacher.input_size == "auto" else teacher.input_size

@@ -27,7 +27,11 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     add("doctor", _doctor, "list every runtime and what this machine can do with it")
-    add("check", _check, "find mistakes in params.yaml before anything is computed")
+    checked = add("check", _check, "find mistakes in params.yaml before anything is computed")
+    checked.add_argument(
+        "--export", action="store_true",
+        help="also export every enabled student, untrained, and compile it for every backend",
+    )  # fmt: skip
     add("results", _results, "show the measured results and the place of the report")
     home = add(
         "import-results", _import_results, "import results of a bundle's scripts on a device"
@@ -87,12 +91,29 @@ def _doctor(_: argparse.Namespace) -> None:
         console.print(part)
 
 
-def _check(_: argparse.Namespace) -> None:
-    from pipeline.cli.check import check
-    from pipeline.cli.params import load_params
+def _check(parsed: argparse.Namespace) -> int:
+    import sys
 
-    check(load_params())
-    print("params.yaml: no mistakes found")
+    from pipeline.cli.check import check, shape_of
+    from pipeline.cli.params import load_params
+    from pipeline.cli.rehearsal import rehearse
+    from pipeline.core.errors import PipelineError
+
+    params = load_params()
+    check(params)
+    print("params.yaml: no mistakes found", flush=True)
+    if not parsed.export:
+        return 0
+    shape = shape_of(params)
+    print(f"untrained students, images of {shape.image_size} px in {shape.channels} channel(s):")
+    failures = 0
+    for step in rehearse(params, shape):
+        failed = isinstance(step, PipelineError)
+        failures += failed
+        print(f"error: {step}" if failed else step, file=sys.stderr if failed else None, flush=True)
+    if not failures:
+        print("every enabled backend compiles every enabled student")
+    return int(failures > 0)
 
 
 def _taps(parsed: argparse.Namespace) -> None:

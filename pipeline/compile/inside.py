@@ -16,7 +16,6 @@ from pipeline.compile.records import LayerNoise
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import temporary_folder
 from pipeline.data.batches import batches
-from pipeline.data.records import load_split
 from pipeline.export.evaluate import logits_of
 from pipeline.networks import grid
 
@@ -35,20 +34,22 @@ class Inside:
     """Why there are no `layers`."""
 
 
-def look_inside(spec: Backend, compiler: Compiler, job: Job, model: Path) -> Inside:
-    """Compare an int8 artifact with the same weights in float, layer by layer on val images.
+def look_inside(
+    spec: Backend, compiler: Compiler, job: Job, model: Path, val: NDArray[np.uint8]
+) -> Inside:
+    """Compare an int8 artifact with the same weights in float, layer by layer on some images.
 
     Args:
         spec: the artifact's backend.
         compiler: of that backend.
         job: what the artifact was compiled from.
         model: the compiled file.
+        val: raw pixels [N, H, W, C], of which `NOISE_IMAGES` are taken.
 
     Raises:
         PipelineError: where pixels and normalised floats do not give the same logits, bit for bit.
     """
     exact = _exact_input(spec, compiler, job, model)
-    val, _ = load_split("val")
     images = val[np.linspace(0, len(val) - 1, min(NOISE_IMAGES, len(val))).astype(int)]
     powers = []
     with temporary_folder() as scratch:

@@ -92,10 +92,11 @@ def compile_artifact(
         if artifact.int8:
             climbed = _climb(spec, compiler, job, params, folder)
             job, compiled = climbed.job, climbed.compiled
-            inside = look_inside(spec, compiler, job, folder / compiled.model_file)
+            model, (val, _) = folder / compiled.model_file, load_split("val")
+            inside = look_inside(spec, compiler, job, model, val)
         else:
             compiled = compiler.compile(job, folder)
-            _check(job, compiled, least)
+            check_execution(job, compiled, least)
         record = _record(job, compiled, inside, tools, folder)
         model = folder / compiled.model_file
         logits, labels = _answers(spec, job, model)
@@ -130,7 +131,7 @@ def _climb(
         return logits_of(load(str(job.onnx), os.cpu_count() or 1), images, label=_where(job))
 
     def judge(candidate: Job, compiled: Compiled, made: Path) -> tuple[float, float | None]:
-        _check(candidate, compiled, params.quantize.min_int8_share)
+        check_execution(candidate, compiled, params.quantize.min_int8_share)
         logits = _finite_logits(spec, job, made / compiled.model_file, images)
         reached = top1(logits, labels)
         if float_top1 - reached <= params.quantize.max_drop:
@@ -153,8 +154,14 @@ def _job(artifact: Artifact) -> Job:
     )
 
 
-def _check(job: Job, compiled: Compiled, least: float) -> None:
-    """Raise `PipelineError` unless the runtime executes what was asked for."""
+def check_execution(job: Job, compiled: Compiled, least: float) -> None:
+    """Raise `PipelineError` unless the runtime executes what was asked for.
+
+    Args:
+        job: what was asked for.
+        compiled: what came of it.
+        least: see `quantize.min_int8_share`.
+    """
     execution = compiled.execution
     if (execution.input_type, execution.output_type) != ("uint8", "float32"):
         raise PipelineError(

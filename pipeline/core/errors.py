@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import re
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from pipeline.core import parent
@@ -48,6 +50,36 @@ class PipelineError(Exception):
         place = f"{self.where}: " if self.where else ""
         advice = f"\n  what to do: {self.fix}" if self.fix else ""
         return f"{place}{self.what}{advice}"
+
+
+@contextmanager
+def refusals(
+    tool: str, kinds: tuple[type[Exception], ...] = (Exception,), *, where: str, fix: str
+) -> Iterator[None]:
+    """Turn what a converter raises into a `PipelineError` with the first line of its message.
+
+    A converter raises exceptions of any type about a network that it cannot convert, and one of
+    this program has to remain a traceback: enclose nothing but the converter's calls, or name
+    `kinds`. A full disk or memory is not a refusal and passes.
+
+    Args:
+        tool: its name.
+        kinds: types of exceptions that the converter raises.
+        where: what was being converted for what.
+        fix: what to do about it.
+    """
+    try:
+        yield
+    except (PipelineError, OSError, MemoryError):
+        raise
+    except kinds as error:
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        text = re.sub(r"/\S+/site-packages/", "", str(root))  # where the converter is installed
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        said = lines[0] if lines else type(root).__name__
+        raise PipelineError(f"{tool} refuses the network: {said}", where=where, fix=fix) from error
 
 
 def run(main: Callable[[], int | None]) -> None:

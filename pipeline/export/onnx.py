@@ -7,16 +7,18 @@ import json
 import logging
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, refusals
 from pipeline.core.files import sha256, whole_folder
 from pipeline.data.answers import agreement
 from pipeline.data.records import PACKED, Manifest, load_split
+from pipeline.export.batch_axis import read_image_once, write_means
 from pipeline.export.evaluate import logits_of
 from pipeline.export.records import EXPORTED, ONNX, PARITY, Parity
 from pipeline.export.session import load
@@ -93,25 +95,37 @@ def export_onnx(model: PixelsToLogits, card: ModelCard, opset: int, file: Path) 
         file: to be written.
 
     Raises:
-        PipelineError: where the ONNX checker finds a fault.
+        PipelineError: where torch cannot export the network, or the ONNX checker finds a fault.
     """
     example = torch.zeros(2, card.image_size, card.image_size, card.channels, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    batch = ({0: torch.export.Dim("batch")},)
+    refused = partial(refusals, where=f"export of {card.arch}", fix="choose another student")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
-        program = torch.onnx.export(
-            model,
-            (example,),
-            dynamo=True,
-            opset_version=opset,
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            external_data=False,
-            verbose=False,
-        )
+        with refused("torch.export"):
+            # As torch.onnx.export does it, between whose steps nothing can be changed.
+            captured = torch.export.export(
+                model,
+                (example,),
+                dynamic_shapes=batch,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+        write_means(captured)
+        with refused("torch.onnx"):
+            program = torch.onnx.export(
+                captured,
+                dynamo=True,
+                opset_version=opset,
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_shapes=batch,
+                external_data=False,
+                verbose=False,
+            )
     assert program is not None  # as with dynamo=False alone
     proto = _without_traces(program.model_proto)
+    read_image_once(proto.graph, card.arch)
     onnx.helper.set_model_props(
         proto,
         {

@@ -40,17 +40,22 @@ def build_network(network: Network, *, classes: int, channels: int, image_size: 
             in_chans=channels,
             **network.args,
         )
-    except (OSError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        raise _unfit(network, error) from None
+    except Exception as error:  # timm meets arguments that a network cannot take with any type
+        raise _unfit(network, _said(error)) from None
     change_stem(model, network, image_size)
     change_hard_swish(model, network)
     _try(model, network, classes, torch.zeros(1, channels, image_size, image_size))
     return model
 
 
-def _unfit(network: Network, problem: object) -> PipelineError:
+def _said(error: Exception) -> str:
+    """The type and the first line of an error that timm raised; many have no text of their own."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0].removesuffix(": ")
+
+
+def _unfit(network: Network, problem: str) -> PipelineError:
     return PipelineError(
-        f"{problem}",
+        f"timm cannot build or run it: {problem}",
         where=f"{network.arch} with args {show(network.args)}",
         fix="correct `arch` or `args` (a vision transformer needs `img_size`)",
     )
@@ -61,8 +66,8 @@ def _try(model: nn.Module, network: Network, classes: int, image: torch.Tensor) 
     """One forward pass, so that an unfit network is an error before the training starts."""
     try:
         logits = model.eval()(image)
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        raise _unfit(network, error) from None
+    except Exception as error:  # as above: `channels` of three stages is an AttributeError here
+        raise _unfit(network, _said(error)) from None
     finally:
         model.train()
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, classes):

@@ -20,7 +20,7 @@ from pipeline.backends.tensorrt import compile as tensorrt
 from pipeline.backends.tensorrt import spec
 from pipeline.backends.tensorrt.run import Network, refusal
 from pipeline.backends.tensorrt.spec import BACKEND, Settings
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, refusals
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 Jobs = Callable[..., Job]
@@ -30,7 +30,7 @@ FP16 = Settings(precisions=("fp16",))
 
 def network(file: Path) -> Network:
     """As the compiler reads it."""
-    with tensorrt.errors_about(file):
+    with refusals("TensorRT", (RuntimeError,), where=str(file), fix=""):
         return Network(spec.lab_module(), file)
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from pipeline.backends.openvino.spec import OpenVino
 from pipeline.cli.check import check
+from pipeline.cli.commands import main
 from pipeline.cli.params import Params, load_params
 from pipeline.core.errors import PipelineError
 
@@ -94,6 +95,41 @@ def test_a_mistake_is_found_before_anything_is_computed(
 ) -> None:
     with pytest.raises(PipelineError, match=said):
         check(params(tmp_path, **groups))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_with_export_each_backend_of_each_student_is_tried_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its position encoding is resampled in each inference, which LiteRT cannot do."""
+    args = {
+        "img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2,
+        "reg_tokens": 1, "dynamic_img_size": True, "global_pool": "avg",
+    }  # fmt: skip
+    params(
+        tmp_path,
+        data={"image_size": 16, "channels": 1},
+        students={
+            "enabled": ["mine"], "zoo": {"mine": {"arch": "vit_tiny_patch16_224", "args": args}}
+        },
+        backends={
+            "enabled": ["tflite", "onnxruntime"],
+            "tflite": {"precisions": ["fp32"]}, "onnxruntime": {"precisions": ["fp32", "int8"]},
+        },
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "--export"]) == 1
+    found = capsys.readouterr()
+    assert found.out.splitlines()[1:] == [
+        "untrained students, images of 16 px in 1 channel(s):",
+        "mine: export", "mine: LiteRT, fp32", "mine: ONNX Runtime, fp32, int8",
+    ]  # fmt: skip
+    assert [line for line in found.err.splitlines() if line.startswith("error")] == [
+        "error: compile of mine/tflite/fp32: litert-torch refuses the network: "
+        "Lowering not found: aten._upsample_bicubic2d_aa.default"
+    ]
+    assert "leave `tflite` out of `backends.enabled`, or choose another student" in found.err
+    assert [file.name for file in tmp_path.iterdir()] == ["params.yaml"]
 
 
 def test_a_backend_whose_package_is_missing_is_named_unless_it_is_off(

@@ -15,6 +15,7 @@ from pipeline.backends.base.job import Job
 from pipeline.backends.base.registry import backend, backend_names
 from pipeline.compile.inside import Inside, layer_noise, look_inside, power
 from pipeline.core.errors import PipelineError
+from pipeline.data.records import load_split
 from tests.compile.conftest import compiler
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -38,7 +39,7 @@ def compiled(name: str, made: Job, folder: Path) -> Path:
 
 
 def look(name: str, made: Job, model: Path) -> Inside:
-    return look_inside(backend(name), compiler(name), made, model)
+    return look_inside(backend(name), compiler(name), made, model, load_split("val")[0])
 
 
 def decibels(inside: Inside) -> dict[str, float]:

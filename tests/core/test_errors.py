@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.errors import PipelineError, run
+from pipeline.core.errors import PipelineError, refusals, run
 from pipeline.core.files import (
     checked,
     move_contents,
@@ -193,3 +193,28 @@ def test_a_file_is_written_whole(tmp_path: Path) -> None:
     assert sha256(tmp_path / "deep" / "a") == (
         "982d9e3eb996f559e633f4d194def3761d909f5a3b647d1a851fead67c32c9d1"
     )
+
+
+def test_a_converters_refusal_is_the_first_line_of_its_first_cause() -> None:
+    with (
+        pytest.raises(PipelineError) as raised,
+        refusals("the converter", where="compile of S/B/P", fix="choose another student"),
+    ):
+        try:
+            raise ValueError("/usr/lib/site-packages/torch/linear.py:134: no batch_matmul\nmore")
+        except ValueError as error:
+            raise RuntimeError("step 3 failed") from error
+    assert str(raised.value) == (
+        "compile of S/B/P: the converter refuses the network: torch/linear.py:134: no batch_matmul"
+        "\n  what to do: choose another student"
+    )
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), MemoryError(), KeyError("ours")])
+def test_what_is_no_refusal_of_the_converter_passes(error: Exception) -> None:
+    with (
+        pytest.raises(type(error)) as raised,
+        refusals("the converter", (RuntimeError,), where="", fix=""),
+    ):
+        raise error
+    assert raised.value is error

@@ -59,14 +59,20 @@ def test_width_arguments_reach_timm() -> None:
     [
         (Network(arch="mobilenetv3_smal_050"), "did you mean mobilenetv3_small_050"),
         (Network(arch="resnet18", args={"widht": 2}), "widht"),
+        (Network(arch="resnet10t", args={"channels": [24, 48, 96]}), "no attribute 'layer4'"),
+        (Network(arch="resnet10t", args={"layers": [1, 1]}), "no attribute 'layer3'"),
+        (Network(arch="resnet10t", args={"act_layer": "swihs"}), "KeyError: 'swihs'"),
+        (Network(arch="resnet10t", args={"output_stride": 7}), "AssertionError"),
+        (Network(arch="resnet10t", args={"features_only": True, "out_indices": [9]}), "IndexError"),
         (Network(arch="mobilenetv3_small_050", stem_pool=True), "no stem pooling"),
         (Network(arch="resnet18", hard_swish="relu6"), "no hard-swish"),
         (Network(arch="vit_tiny_patch16_224", stem_stride=1), "no convolution as its stem"),
     ],
 )
 def test_an_impossible_network_is_named(network: Network, said: str) -> None:
-    with pytest.raises(PipelineError, match=said):
+    with pytest.raises(PipelineError, match=said) as raised:
         build(network)
+    assert "\n" not in raised.value.what
 
 
 def test_relu6_takes_the_place_of_every_hard_swish_also_after_loading(tmp_path: Path) -> None:

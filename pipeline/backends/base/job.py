@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.records import ExecutionReport
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, refusals
 from pipeline.data.records import Manifest
 from pipeline.networks.records import Layer
 
@@ -61,6 +62,18 @@ class Job:
     layers: tuple[Layer, ...] = ()
     """The student's conv and linear layers, in order of execution."""
     recipe: Recipe = Recipe()
+
+    def refusals(
+        self, tool: str, kinds: tuple[type[Exception], ...] = (Exception,)
+    ) -> AbstractContextManager[None]:
+        """Encloses the calls of a converter: see `core.errors.refusals`."""
+        return refusals(
+            tool,
+            kinds,
+            where=f"compile of {self.artifact}",
+            fix=f"leave `{self.artifact.backend}` out of `backends.enabled`, "
+            "or choose another student",
+        )
 
     def kept_float(self, layers: Sequence[T]) -> tuple[T, ...]:
         """Those of a graph's conv and linear `layers` that the recipe keeps in float.

@@ -24,6 +24,10 @@ RANGES = ("percentile 99.999", "percentile 99.99")
 
 _IMAGES, _KEPT_IMAGES = 64, 512
 """Calibration images that are computed at once, and whose tensors the quantizer holds at once."""
+
+_WITHOUT_INT8 = ("LayerNormalization", "InstanceNormalization")
+"""ONNX Runtime computes them in float anyway, and cannot open some graphs that round for them."""
+
 _ARITHMETIC = ("Cast", "Sub", "Add", "Mul", "Div")
 
 
@@ -58,7 +62,8 @@ def quantize(job: Job, activations: Literal["uint8", "int8 symmetric"]) -> Quant
             0, float biases, as TensorRT's parser demands and its builder fuses best.
 
     Raises:
-        PipelineError: for a student that does not normalise by (x - 128) / 64.
+        PipelineError: for a student that does not normalise by (x - 128) / 64, and one that the
+            quantizer refuses.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -73,25 +78,29 @@ def quantize(job: Job, activations: Literal["uint8", "int8 symmetric"]) -> Quant
     printed = contextlib.redirect_stdout(io.StringIO())  # the calibrators' histograms
     with printed, temporary_folder() as scratch:
         prepared, result = scratch / "prepared.onnx", scratch / "quantized.onnx"
-        quant_pre_process(job.onnx, prepared)
+        with job.refusals("onnxruntime.quantization"):
+            quant_pre_process(job.onnx, prepared)
         graph = onnx.load(prepared)
+        nodes = graph.graph.node
         front = find_front(graph)
-        kept = job.kept_float([node.name for node in graph.graph.node if node.op_type in LAYERS])
+        kept = job.kept_float([node.name for node in nodes if node.op_type in LAYERS])
+        norms = [node.name for node in nodes if node.op_type in _WITHOUT_INT8]
         scale = np.array(grid.SCALE, np.float32)
         override = {front.tensor: [{"scale": scale, "zero_point": zero_point}]}
-        quantize_static(
-            prepared,
-            result,
-            _Reader(job.calibration),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(LAYERS) if symmetric else None,
-            per_channel=True,
-            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=[*front.nodes, *kept],
-            calibrate_method=method,
-            extra_options=options | {"TensorQuantOverrides": override, "CalibStridedMinMax": 1},
-        )
+        with job.refusals("onnxruntime.quantization"):
+            quantize_static(
+                prepared,
+                result,
+                _Reader(job.calibration),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(LAYERS) if symmetric else None,
+                per_channel=True,
+                activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=[*front.nodes, *kept, *norms],
+                calibrate_method=method,
+                extra_options=options | {"TensorQuantOverrides": override, "CalibStridedMinMax": 1},
+            )
         model = onnx.load(result)
     properties = onnx.load(job.onnx, load_external_data=False).metadata_props
     onnx.helper.set_model_props(model, {entry.key: entry.value for entry in properties})

@@ -12,6 +12,7 @@ from pipeline.backends.base.job import Compiled, Job
 from pipeline.backends.base.onnx_inside import OnnxCompiler
 from pipeline.backends.base.qdq import QUANTIZER, Front, quantize
 from pipeline.backends.onnxruntime.inspect import inspect
+from pipeline.export.session import open_session
 
 MODEL = "model.onnx"
 
@@ -38,6 +39,8 @@ class Compiler(OnnxCompiler):
         made = quantize(job, "uint8")
         exact, kept = _feed_pixels(made.model, made.front), made.kept_float
         onnx.save(made.model, file)
+        with job.refusals("ONNX Runtime"):
+            open_session(str(file), threads=1)
         notes = (
             _ALL_BITS,
             *((_EXACT_INPUT,) if exact else ()),

@@ -41,7 +41,8 @@ class Compiler(Base):
 
     def compile(self, job: Job, folder: Path) -> Compiled:
         """Write `model.xml` and `model.bin`: the ONNX in float32, or quantized by NNCF."""
-        model = _convert(job.onnx)
+        with job.refusals("OpenVINO"):
+            model = _convert(job.onnx)
         quantizer = None
         kept: tuple[str, ...] = ()
         notes = [PRECISION_NOTE]
@@ -118,16 +119,17 @@ def _quantize(model: openvino.Model, job: Job) -> tuple[openvino.Model, tuple[st
         advanced.activations_range_estimator_params = RangeEstimatorParametersSet.HISTOGRAM
     kept = job.kept_float([node.get_friendly_name() for node in conv_and_linear(model)])
     parts = list(batches(job.calibration, IMAGES))
-    quantized = nncf.quantize(
-        model,
-        nncf.Dataset(parts),
-        preset=nncf.QuantizationPreset.MIXED,
-        target_device=nncf.TargetDevice.CPU,
-        subset_size=len(parts),
-        fast_bias_correction=not job.recipe.bias_correction,
-        ignored_scope=nncf.IgnoredScope(names=list(kept)) if kept else None,
-        advanced_parameters=advanced,
-    )
+    with job.refusals("NNCF"):
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset(parts),
+            preset=nncf.QuantizationPreset.MIXED,
+            target_device=nncf.TargetDevice.CPU,
+            subset_size=len(parts),
+            fast_bias_correction=not job.recipe.bias_correction,
+            ignored_scope=nncf.IgnoredScope(names=list(kept)) if kept else None,
+            advanced_parameters=advanced,
+        )
     return quantized, kept
 
 

@@ -7,8 +7,6 @@ networks only and no flags for precisions, so the precision is in the graph: flo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -19,7 +17,6 @@ from pipeline.backends.base.qdq import QUANTIZER, quantize
 from pipeline.backends.tensorrt.inspect import inspect
 from pipeline.backends.tensorrt.run import Network
 from pipeline.backends.tensorrt.spec import BACKEND, ENGINE, MAX_BATCH, MODEL, lab_module
-from pipeline.core.errors import PipelineError
 
 
 class Compiler(OnnxCompiler):
@@ -35,7 +32,7 @@ class Compiler(OnnxCompiler):
         """Write `model.onnx`, checked by NVIDIA's parser, and `model.engine` where a GPU runs it.
 
         Raises:
-            PipelineError: with the first error of the parser or the builder.
+            PipelineError: with the first error of a converter, the parser or the builder.
         """
         file = folder / MODEL
         notes = ["what runs in int8 is read from the network that NVIDIA's parser made"]
@@ -45,10 +42,11 @@ class Compiler(OnnxCompiler):
             model, kept = made.model, made.kept_float
             notes.append("outside conv and linear layers the network computes in float32")
         else:
-            model = _half(job.onnx)
+            with job.refusals("onnxruntime.transformers"):
+                model = _half(job.onnx)
         onnx.save(model, file)
         trt, reason = lab_module(), BACKEND.unmeasurable()
-        with errors_about(file):
+        with job.refusals("TensorRT", (RuntimeError,)):
             network = Network(trt, file)
             if reason is None:
                 (folder / ENGINE).write_bytes(network.build(MAX_BATCH))
@@ -66,15 +64,6 @@ class Compiler(OnnxCompiler):
             notes=tuple(notes),
             kept_float=kept,
         )
-
-
-@contextmanager
-def errors_about(file: Path) -> Iterator[None]:
-    """Turn the errors of TensorRT's builder and parser into a `PipelineError` about `file`."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise PipelineError(str(error), where=str(file)) from None
 
 
 def _half(source: Path) -> onnx.ModelProto:

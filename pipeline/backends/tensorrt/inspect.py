@@ -15,7 +15,8 @@ _TYPES = {"FLOAT": "float32", "HALF": "float16"}
 def inspect(trt: Any, network: Any) -> ExecutionReport:
     """The execution report of a parsed network.
 
-    A layer is in int8 where both operands are outputs of dequantizing layers.
+    A layer is in int8 where both operands are outputs of dequantizing layers, its weights also
+    behind a reshape.
 
     Args:
         trt: TensorRT's module.
@@ -25,6 +26,11 @@ def inspect(trt: Any, network: Any) -> ExecutionReport:
     dequantizers = {
         layer.get_output(0).name: layer for layer in layers if layer.type.name == "DEQUANTIZE"
     }
+    for layer in layers:
+        # The parser gives the weights of a linear layer a leading 1 for each axis of its input.
+        given = layer.get_input(0) if layer.type.name == "SHUFFLE" else None
+        if given is not None and given.name in dequantizers and -1 not in given.shape:
+            dequantizers[layer.get_output(0).name] = dequantizers[given.name]
     ends = network.get_input(0), network.get_output(0)
     return execution_report(
         [_layer(trt, layer, dequantizers) for layer in layers if layer.type.name in _LAYERS],

@@ -8,6 +8,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def _from_pixels(job: Job) -> bytes:
     from pipeline.networks.weights import load_pixels_to_logits
 
     model, _ = load_pixels_to_logits(job.weights)
-    return convert(model, torch.tensor(job.calibration[:SAMPLES]))
+    return convert(model, torch.tensor(job.calibration[:SAMPLES]), job.refusals("litert-torch"))
 
 
 def _from_decomposed(job: Job) -> bytes:
@@ -114,18 +115,24 @@ def _from_normalised(job: Job, hard_swish: Callable[[], torch.nn.Module] | None 
     if hard_swish is not None:
         replace_hard_swish(network, hard_swish)
     samples = torch.tensor(grid.normalise(job.calibration[:SAMPLES]))
-    return convert(to_channel_last_io(network, args=[0]), samples)
+    return convert(to_channel_last_io(network, args=[0]), samples, job.refusals("litert-torch"))
 
 
-def convert(model: torch.nn.Module, samples: torch.Tensor) -> bytes:
+def convert(
+    model: torch.nn.Module,
+    samples: torch.Tensor,
+    refusals: AbstractContextManager[None] | None = None,
+) -> bytes:
     """Convert `model` to a .tflite with the input `image` and the output `logits`.
 
     Args:
         model: takes `samples` and gives logits [N, classes].
         samples: inputs [N, H, W, C] that check the conversion; the file takes one of them.
+        refusals: encloses the conversion: see `Job.refusals`.
 
     Raises:
-        PipelineError: where LiteRT's logits differ from torch's by more than `MAX_ERROR`.
+        PipelineError: for a network that litert-torch refuses, and where LiteRT's logits differ
+            from torch's by more than `MAX_ERROR`.
     """
     import litert_torch
     import torch
@@ -146,7 +153,8 @@ def convert(model: torch.nn.Module, samples: torch.Tensor) -> bytes:
     # weight in channels-last layout is freed at once, and the next one at its address gets lost.
     for tensor in (*folded.parameters(), *folded.buffers()):
         tensor.data = tensor.data.contiguous()
-    converted = litert_torch.convert(Named().eval(), sample_kwargs={"image": samples[:1]})
+    with refusals or nullcontext():
+        converted = litert_torch.convert(Named().eval(), sample_kwargs={"image": samples[:1]})
     content = bytes(converted.model_content())
     with torch.no_grad():
         expected = model(samples).numpy()
