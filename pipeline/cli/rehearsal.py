@@ -111,7 +111,8 @@ def untrained(name: str, network: Network, shape: Shape, opset: int, folder: Pat
     card = ModelCard(
         **network.model_dump(exclude={"taps", "weights", "normalisation"}),
         image_size=size, input_size=size, channels=channels, classes=classes,
-        normalisation=normalisation, parameters=0, seed=0, epochs=0, best_epoch=0, val_top1=0.0, data_digest="", versions={},
+        normalisation=normalisation, parameters=0, seed=0, epochs=0, best_epoch=0, val_top1=0.0,
+        data_digest="", versions={},
     )  # fmt: skip
     manifest = Manifest(
         source="random", licence="none", classes=classes, image_size=size, channels=channels,
