@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.job import Job
@@ -104,9 +105,11 @@ def untrained(name: str, network: Network, shape: Shape, opset: int, folder: Pat
     normalisation = student_normalisation(channels)
     built = build_network(network, classes=shape.classes, channels=channels, image_size=size)
     model = PixelsToLogits(built.to(memory_format=torch.channels_last), normalisation)  # type: ignore[call-overload]
+    for module in built.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = None  # statistics are the plain mean over all passes, here of one
     with torch.no_grad():
-        for _ in range(10):
-            model.train()(torch.from_numpy(images))
+        model.train()(torch.from_numpy(images))
     classes = tuple(f"class {i}" for i in range(shape.classes))
     card = ModelCard(
         **network.model_dump(exclude={"taps", "weights", "normalisation"}),

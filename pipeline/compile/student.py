@@ -27,7 +27,14 @@ from pipeline.compile.records import EVIDENCE_FILE, METRICS_FILE, CompiledMetric
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, whole_folder
 from pipeline.data.answers import agreement, top1
-from pipeline.data.records import MANIFEST, PACKED, Manifest, load_calibration, load_split
+from pipeline.data.records import (
+    MANIFEST,
+    PACKED,
+    Arrays,
+    Manifest,
+    load_calibration,
+    load_split,
+)
 from pipeline.export.evaluate import logits_of
 from pipeline.export.records import ONNX, check_export
 from pipeline.export.session import load
@@ -90,10 +97,10 @@ def compile_artifact(
     climbed, inside = None, Inside()
     with whole_folder(artifact.folder) as folder:
         if artifact.int8:
-            climbed = _climb(spec, compiler, job, params, folder)
+            val = load_split("val")
+            climbed = _climb(spec, compiler, job, params, val, folder)
             job, compiled = climbed.job, climbed.compiled
-            model, (val, _) = folder / compiled.model_file, load_split("val")
-            inside = look_inside(spec, compiler, job, model, val)
+            inside = look_inside(spec, compiler, job, folder / compiled.model_file, val[0])
         else:
             compiled = compiler.compile(job, folder)
             check_execution(job, compiled, least)
@@ -120,10 +127,10 @@ def _where(job: Job) -> str:
 
 
 def _climb(
-    spec: Backend, compiler: Compiler, job: Job, params: CompileParams, folder: Path
+    spec: Backend, compiler: Compiler, job: Job, params: CompileParams, val: Arrays, folder: Path
 ) -> Climbed:
     """The first int8 artifact that loses little enough on val, or the one that loses least."""
-    images, labels = load_split("val")
+    images, labels = val
     float_top1 = ModelCard.read_beside(job.weights).val_top1
 
     @cache

@@ -41,7 +41,7 @@ def test_a_plain_network_compiles_and_passes_the_checks_of_int8(
 ) -> None:
     """Those backends start from the ONNX file, whose image had a second reader."""
     for precision, logits in compile_untrained(student, EVERYTHING, name, 0.98).items():
-        least = {"fp32": 80, "fp16": 30, "int8": 0}[precision]
+        least = {"fp32": 80, "fp16": 30, "int8": 5}[precision]
         assert decibels(logits, student.logits) > least, precision
 
 
@@ -50,7 +50,7 @@ REFUSED: dict[tuple[str, str], str] = {
     ("test_vit", "tflite"): "litert-torch refuses the network: .*upsample_bicubic2d",
 }
 """What a message says by network and backend, `export` where it is refused before."""
-LEAST = {"fp32": 60, "fp16": 20, "int8": 0}
+LEAST = {"fp32": 60, "fp16": 20, "int8": -10}
 """Decibels of the logits of untrained weights."""
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.backends.base.job import Compiled, Job
 from pipeline.backends.base.qdq import quantize
@@ -142,3 +142,35 @@ def test_any_number_of_calibration_images_will_do(job: Jobs, images: int) -> Non
     few = replace(job("int8"), calibration=job("int8").calibration[:images])
     model = quantize(few, "uint8").model
     assert any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+
+
+def test_a_batch_norm_that_is_executed_as_a_convolution_is_no_layer(tmp_path: Path) -> None:
+    """ONNX Runtime writes one that it cannot fold as a convolution in its blocked layout."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["floats"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["nchw", "stem"], ["made"], "stem"),
+        helper.make_node("Relu", ["made"], ["positive"]),
+        helper.make_node("BatchNormalization", ["positive", *["ones"] * 4], ["normed"], "norm"),
+        helper.make_node("Conv", ["positive", "kernel"], ["mixed"], "conv"),
+        helper.make_node("Add", ["normed", "mixed"], ["both"]),
+        helper.make_node("ReduceMean", ["both", "axes"], ["logits"], keepdims=0),
+    ]
+    values = {
+        "stem": np.ones((16, 3, 1, 1), np.float32),
+        "kernel": np.ones((16, 16, 1, 1), np.float32),
+        "ones": np.ones(16, np.float32),
+        "axes": np.array([2, 3]),
+    }
+    graph = helper.make_graph(
+        nodes, "normed",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 8, 8, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 16])],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.save(model, tmp_path / "model.onnx")
+    report = inspect(tmp_path / "model.onnx")
+    assert {layer.name: layer.macs for layer in report.in_float} == {
+        "stem": 64 * 16 * 3, "conv": 64 * 16 * 16,
+    }  # fmt: skip

@@ -37,7 +37,10 @@ def inspect(file: Path) -> ExecutionReport:
     # graph before that last step of optimisation has the true channels and names.
     before = _optimized(file, "ENABLE_EXTENDED")
     makers = {node.output[0]: node for node in before.graph.node}
-    unblocked = [makers[re.sub(r"_nchwc(_token_\d+)?$", "", node.name)] for node in blocked]
+    names = [re.sub(r"_nchwc(_token_\d+)?$", "", node.name) for node in blocked]
+    # A batch norm without a convolution before it becomes one, named OUTPUT_bn.
+    norms = {f"{end}_bn" for end, node in makers.items() if node.op_type == "BatchNormalization"}
+    unblocked = [makers[name] for name in names if name not in norms]
     layers = _layers(executed, [node for node in found if node.domain != _BLOCKED])
     given, taken = (
         onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
