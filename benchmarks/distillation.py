@@ -35,7 +35,8 @@ from pipeline.core.errors import PipelineError, run
 from pipeline.core.files import write_whole
 from pipeline.distill.recording import INDEX, RecordedLogits, _record
 from pipeline.latency.harness import balanced_order
-from pipeline.training.loop import Run, _Loop
+from pipeline.training.loop import _Loop
+from pipeline.training.objective import Run
 
 RESULTS = Path("benchmarks/results/distillation.json")
 INSTALL = "python -m pip install --editable '.[benchmark]'"

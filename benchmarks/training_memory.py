@@ -31,7 +31,8 @@ from pipeline.core.errors import PipelineError, run
 from pipeline.core.files import write_whole
 from pipeline.data.records import load_split
 from pipeline.distill.recording import INDEX, RecordedLogits, _open
-from pipeline.training.loop import Run, fit
+from pipeline.training.loop import fit
+from pipeline.training.objective import Run
 
 RESULTS = Path("benchmarks/results/training_memory.json")
 MIB = 1 << 20

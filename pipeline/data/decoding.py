@@ -78,16 +78,18 @@ class Decoder:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def probe(self) -> tuple[set[tuple[int, int]], bool]:
-        """Every (width, height) that occurs, and whether all images are grey."""
+    def probe(self) -> tuple[Counter[tuple[int, int]], bool]:
+        """How often each (width, height) occurs, and whether all images are grey."""
         count = len(self._samples.labels)
         step = 1 if self._samples.files is not None else max(1, count // PROBED)
-        sizes: set[tuple[int, int]] = set()
+        sizes: Counter[tuple[int, int]] = Counter()
         grey = True
         looked_at = np.arange(0, count, step)
         for found, all_grey in self._map(_probe, looked_at, "look at images", CHUNK):
-            sizes |= found
+            sizes += found
             grey = grey and all_grey
+        if step > 1:
+            sizes = Counter({size: found * step for size, found in sizes.items()})
         return sizes, grey
 
     def decode(
@@ -160,12 +162,13 @@ def _opened(index: np.int64) -> tuple[str, AbstractContextManager[Image.Image]]:
     return f"image {index}", nullcontext(source)
 
 
-def _probe(indices: NDArray[np.int64]) -> tuple[set[tuple[int, int]], bool]:
-    sizes, grey = set(), True
+def _probe(indices: NDArray[np.int64]) -> tuple[Counter[tuple[int, int]], bool]:
+    sizes: Counter[tuple[int, int]] = Counter()
+    grey = True
     for index in indices:
         try:
             with _opened(index)[1] as image:
-                sizes.add(image.size)
+                sizes[image.size] += 1
                 grey = grey and is_grey(image)
         except BROKEN:
             continue  # `decode` finds it again and names it

@@ -17,7 +17,7 @@ from pipeline.distill.taps import Taps, tap_shapes
 from pipeline.distill.teachers import combine
 from pipeline.networks.pixels import PixelsToLogits
 from pipeline.training.devices import gather
-from pipeline.training.loop import Objective, Terms
+from pipeline.training.objective import Objective, Terms
 from pipeline.training.params import Teachers
 
 

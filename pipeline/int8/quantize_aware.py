@@ -24,7 +24,7 @@ from pipeline.networks.weights import check_card, load_pixels_to_logits, save_mo
 from pipeline.training.auto import facts, plan_recipe
 from pipeline.training.checkpoints import forget_checkpoint, run_key
 from pipeline.training.devices import launch
-from pipeline.training.loop import DivergedError
+from pipeline.training.objective import DivergedError
 from pipeline.training.params import Recipe
 from pipeline.training.task import Task, fit_task, model_card
 

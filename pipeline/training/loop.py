@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,6 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.core.errors import PipelineError
 from pipeline.core.patches import conv2d, import_timm
 from pipeline.core.progress import track
 from pipeline.data.records import Arrays
@@ -25,75 +23,14 @@ from pipeline.training.checkpoints import load_checkpoint, save_checkpoint
 from pipeline.training.curves import Curves
 from pipeline.training.depthwise import small_depthwise
 from pipeline.training.devices import synchronise_batch_norm
+from pipeline.training.estimate import WORTH_AN_ESTIMATE, check_time
 from pipeline.training.head import fit_classifier
-from pipeline.training.params import Recipe
+from pipeline.training.objective import DivergedError, Fitted, Objective, Recording, Run
 from pipeline.training.recipe import build_optimizer, build_schedule, steps_per_epoch
 from pipeline.training.records import Epoch
 
-Terms = dict[str, torch.Tensor]
-"""The weighted terms of an objective by name; their sum is the loss."""
-
 _LOOK_EVERY = 50
 """Steps between checks of the loss, each of which makes the host wait for the GPU."""
-
-
-class DivergedError(PipelineError):
-    """A loss that became infinite or NaN."""
-
-
-class Objective(nn.Module):
-    """A loss, and the `model` that it trains. Its other parameters are trained and not kept."""
-
-    model: PixelsToLogits
-
-    def forward(
-        self,
-        pixels: torch.Tensor,
-        labels: torch.Tensor,
-        recorded: torch.Tensor | None,
-        progress: float,
-    ) -> Terms:
-        """The weighted terms of the loss on one batch.
-
-        Args:
-            pixels: uint8 [N, H, W, C].
-            labels: int64 [N], or class probabilities float32 [N, classes].
-            recorded: teacher logits float32 [teachers, N, classes], if there are any.
-            progress: the share of all steps that are done, in [0, 1].
-        """
-        raise NotImplementedError
-
-
-class Recording(Protocol):
-    """Teacher logits by epoch and sample."""
-
-    def batch(self, epoch: int, samples: NDArray[np.int64], device: torch.device) -> torch.Tensor:
-        """float32 [teachers, samples, classes] for the views of `samples` in `epoch`."""
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """The best epoch on val, whose state has been loaded into the model."""
-
-    best_epoch: int
-    """From 1; 0 for a network that was not trained, or whose fitted classifier stayed the best."""
-    val_top1: float
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run: its recipe, and where its checkpoint and curves go."""
-
-    name: str
-    key: str
-    """Of the checkpoint: see `run_key`."""
-    seed: int
-    training: Recipe
-    epochs: int
-    checkpoint_seconds: float
-    """Time between checkpoints within an epoch; there is one after every epoch as well."""
-    curves: bool = True
-    """Whether the curves are written to metrics/."""
 
 
 def fit(
@@ -149,8 +86,8 @@ class _Loop:
         val: Arrays,
         run: Run,
         recorded: Recording | None,
-        saved: dict[str, Any] | None,
-        start: float | None,
+        saved: dict[str, Any] | None = None,
+        start: float | None = None,
     ) -> None:
         """A run from its checkpoint `saved`, or from a model with the top-1 `start` on val."""
         self.fabric, self.views, self.val, self.run = fabric, views, val, run
@@ -184,6 +121,8 @@ class _Loop:
         """Train the epochs that are still to do."""
         run, first = self.run, self.fabric.is_global_zero
         quiet = not (first and run.curves)
+        if self.step == 0 and run.epochs * self.steps >= WORTH_AN_ESTIMATE:
+            self._estimate()
         curves = Curves(run.name, self.rows, tensorboard=run.training.tensorboard, quiet=quiet)
         while len(self.rows) < run.epochs:
             epoch = len(self.rows)
@@ -199,6 +138,30 @@ class _Loop:
         self.model.load_state_dict(self.best)
         top1s = self._top1s()
         return Fitted(top1s.index(max(top1s)), max(top1s))
+
+    def _estimate(self) -> None:
+        """Tell how long the run will take, from two steps that are undone.
+
+        Raises:
+            PipelineError: for more than `max_hours`.
+        """
+        run, optimizer = self.run, self.optimizer
+        before = {name: value.clone() for name, value in self.objective.state_dict().items()}
+        precision = self.fabric.strategy.precision.state_dict()
+        samples, seconds = np.arange(run.training.batch_size), 0.0
+        self.objective.train()
+        for _ in range(2):  # the first one allocates memory and compiles kernels
+            start = time.perf_counter()
+            self.schedule.step_update(0)
+            self._train_step(0, samples)
+            self._check_finite()  # waits for a GPU
+            seconds = time.perf_counter() - start
+        self.objective.load_state_dict(before)
+        optimizer.state.clear()
+        self.fabric.strategy.precision.load_state_dict(precision)
+        self.sums = {}
+        told = self.fabric.is_global_zero and run.curves
+        check_time(run, self.steps, seconds, len(self.val[1]), quiet=not told)
 
     def _train_epoch(self, epoch: int) -> None:
         """The steps of an epoch that are still to do, in the epoch's own order of samples.

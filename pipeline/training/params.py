@@ -53,6 +53,9 @@ class Regularisation(Group):
     label_smoothing: Fraction = 0.0
     clip_norm: Annotated[Positive, Field(le=1e6)] | None = None
     ema: Fraction | None = Field(None, description="decay of a moving average of weights")
+    max_hours: Annotated[Positive, Field(le=10_000)] | None = Field(
+        None, description="a training that would take longer is refused after its first two steps"
+    )
     tensorboard: Switch = Field(False, description="also write curves for TensorBoard, to .work/")
 
 

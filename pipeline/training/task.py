@@ -22,7 +22,8 @@ from pipeline.networks.pixels import PixelsToLogits
 from pipeline.networks.records import ModelCard, StartedFrom
 from pipeline.networks.weights import save_model
 from pipeline.training.checkpoints import forget_checkpoint, run_key
-from pipeline.training.loop import Fitted, Objective, Recording, Run, fit
+from pipeline.training.loop import fit
+from pipeline.training.objective import Fitted, Objective, Recording, Run
 from pipeline.training.params import Recipe
 from pipeline.training.records import ModelMetrics, curve_files
 

@@ -15,7 +15,7 @@ from pipeline.networks.pretrained import start_from
 from pipeline.networks.records import TEACHERS, Normalisation
 from pipeline.training.auto import facts, plan_recipe, plan_views, tell
 from pipeline.training.devices import launch
-from pipeline.training.loop import Objective, Terms
+from pipeline.training.objective import Objective, Terms
 from pipeline.training.params import TeacherParams
 from pipeline.training.task import Task, train_and_write
 

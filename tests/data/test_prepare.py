@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 from pipeline.core.errors import PipelineError
 from pipeline.data.decoding import CUT, DIM, REDUCED
 from pipeline.data.params import Data
-from pipeline.data.prepare import prepare, summary
+from pipeline.data.prepare import _auto_size, prepare, summary
 from pipeline.data.records import Manifest, load_calibration, load_split
 from pipeline.data.sources import fetch
 from pipeline.data.torchvision_sets import _makers
@@ -123,7 +124,7 @@ def test_own_splits_are_kept(tmp_path: Path) -> None:
 
 def test_mixed_sizes_get_one_size(images: Path, tmp_path: Path) -> None:
     noise(5, (40, 30)).save(images / "cat" / "large.jpg")
-    assert packed(data(images), tmp_path).image_size == 128
+    assert packed(data(images), tmp_path).image_size == 64
     assert packed(data(images, image_size=24), tmp_path).image_size == 24
 
 
@@ -358,3 +359,21 @@ def test_a_full_disk_is_one_message_and_nothing_half_written(images: Path, tiny_
     assert stage.returncode == 1, stage.stderr
     assert "the disk is full" in stage.stderr and "Traceback" not in stage.stderr
     assert [p.name for p in (tiny_disk / "data").iterdir()] == ["raw"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({(28, 28): 70_000}, 28),
+        ({(64, 64): 9}, 64),
+        ({(65, 65): 9}, 64),
+        ({(28, 30): 9}, 64),
+        ({(28, 28): 1, (40, 40): 9}, 64),
+        ({(100, 300): 9}, 128),
+        ({(500, 375): 9, (60, 60): 8}, 224),
+        ({(500, 375): 50_001}, 128),
+        ({}, 64),
+    ],
+)
+def test_auto_size_follows_the_images(sizes: dict[tuple[int, int], int], expected: int) -> None:
+    assert _auto_size(Counter(sizes)) == expected

@@ -27,7 +27,8 @@ from pipeline.networks.inference import set_up_torch
 from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
 from pipeline.training.devices import launch
-from pipeline.training.loop import Fitted, Objective, Recording, Run, fit
+from pipeline.training.loop import fit
+from pipeline.training.objective import Fitted, Objective, Recording, Run
 from pipeline.training.params import Recipe
 from pipeline.training.teacher import Supervised
 from tests.sharing import made_once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits
 from pipeline.training import loop as room
 from pipeline.training import recipe
+from pipeline.training.checkpoints import checkpoint_file
 from pipeline.training.curves import Curves
 from pipeline.training.params import Recipe
 from pipeline.training.records import Epoch, read_curve
@@ -219,3 +221,19 @@ def test_float32_is_what_muon_computes_in_on_a_cpu() -> None:
     coefficients = [(2.0, -1.5, 0.5)]
     made = muon.zeropower_via_newtonschulz(torch.eye(4), 5, coefficients)
     assert made.dtype == torch.float32
+
+
+def test_the_estimate_leaves_no_trace_and_a_run_that_is_too_long_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = model(), model()
+    ema = changed(optimizer="adamw", ema=0.9)
+    run(one, "a", ema, epochs=2)
+    assert "steps of" not in capsys.readouterr().out, "12 steps are over before it"
+    monkeypatch.setattr("pipeline.training.loop.WORTH_AN_ESTIMATE", 1)
+    run(two, "b", ema, epochs=2)
+    assert re.search(r"net: 12 steps of \S+ s, some 1 min, with", capsys.readouterr().out)
+    assert same(weights(one), weights(two))
+    with pytest.raises(PipelineError, match="are more than `max_hours`, 1e-09"):
+        run(model(), "c", changed(max_hours=1e-9), epochs=2)
+    assert not checkpoint_file("c").exists()
