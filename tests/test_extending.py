@@ -223,6 +223,7 @@ def test_a_rung_of_another_package_climbs_the_ladder(
     np.save(PACKED / "val_labels.npy", (labels + (np.arange(60) < 6)) % len(CLASSES))  # int8 loses
     describe()
     change_params({"backends": {"onnxruntime": {"precisions": ["int8"]}}})
+    change_params({"quantize": {"significance": 1.0}})  # the float student loses them, too
     python("-m", "stages.compile", "--backend", "onnxruntime", "--student", STUDENT)
     made = Artifact(STUDENT, "onnxruntime", "int8").folder
     metrics = CompiledMetrics.read(made / METRICS_FILE)

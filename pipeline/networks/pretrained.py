@@ -61,6 +61,7 @@ def start_from(
     file = network.weights_file(checkpoints)
     if file is None:
         return pretrained_normalisation(model, channels), _load_timm(model, network, channels)
+    _check_there(file)
     card_file = file.with_name(CARD)
     card = ModelCard.read(card_file) if card_file.is_file() else None
     normalisation = _normalisation(network, card, file, channels)
@@ -154,12 +155,7 @@ def read_state_dict(file: Path) -> dict[str, torch.Tensor]:
     Raises:
         PipelineError: for a file that is missing, damaged, no state dict, or that holds code.
     """
-    if not file.is_file():
-        raise PipelineError(
-            "there is no such weights file",
-            where=str(file),
-            fix="put it there, or name another one in `weights`",
-        )
+    _check_there(file)
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -179,6 +175,15 @@ def read_state_dict(file: Path) -> dict[str, torch.Tensor]:
             fix="fetch it again; safetensors and files of `torch.save` are read",
         ) from None
     return _state_dict(loaded, file)
+
+
+def _check_there(file: Path) -> None:
+    if not file.is_file():
+        raise PipelineError(
+            "there is no such weights file",
+            where=str(file),
+            fix="put it there, or name another one in `weights`",
+        )
 
 
 def _state_dict(loaded: Any, file: Path) -> dict[str, torch.Tensor]:

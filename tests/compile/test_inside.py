@@ -15,31 +15,28 @@ from pipeline.backends.base.job import Job
 from pipeline.backends.base.registry import backend, backend_names
 from pipeline.compile.inside import Inside, layer_noise, look_inside, power
 from pipeline.core.errors import PipelineError
-from pipeline.data.records import load_split
 from tests.compile.conftest import compiler
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
+Look = Callable[[str, Job, Path], Inside]
 
 
 @pytest.fixture
-def int8(
-    job: Callable[[str], Job], test_images: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Job:
-    """A job, in a folder that has a val split."""
-    (tmp_path / "data/packed").mkdir(parents=True)
-    for part, array in zip(("images", "labels"), test_images, strict=True):
-        np.save(tmp_path / f"data/packed/val_{part}.npy", array)
-    monkeypatch.chdir(tmp_path)
+def int8(job: Callable[[str], Job]) -> Job:
     return job("int8")
+
+
+@pytest.fixture
+def look(test_images: Split) -> Look:
+    def inside(name: str, made: Job, model: Path) -> Inside:
+        return look_inside(backend(name), compiler(name), made, model, test_images[0])
+
+    return inside
 
 
 def compiled(name: str, made: Job, folder: Path) -> Path:
     folder.mkdir()
     return folder / compiler(name).compile(made, folder).model_file
-
-
-def look(name: str, made: Job, model: Path) -> Inside:
-    return look_inside(backend(name), compiler(name), made, model, load_split("val")[0])
 
 
 def decibels(inside: Inside) -> dict[str, float]:
@@ -48,7 +45,7 @@ def decibels(inside: Inside) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", backend_names())
 def test_every_layer_is_compared_and_the_input_is_exact(
-    name: str, int8: Job, tmp_path: Path
+    look: Look, name: str, int8: Job, tmp_path: Path
 ) -> None:
     inside = look(name, int8, compiled(name, int8, tmp_path / "made"))
     assert inside.exact_input_images == 33  # 32 real ones, and one with every value
@@ -59,7 +56,9 @@ def test_every_layer_is_compared_and_the_input_is_exact(
 
 @pytest.mark.parametrize("student", ["relu"], indirect=True)
 @pytest.mark.parametrize("name", backend_names())
-def test_layers_that_stay_in_float_add_no_noise(name: str, int8: Job, tmp_path: Path) -> None:
+def test_layers_that_stay_in_float_add_no_noise(
+    look: Look, name: str, int8: Job, tmp_path: Path
+) -> None:
     first = tuple(layer.name for layer in int8.layers[:2])
     recipe = replace(int8.recipe, float_layers=first)
     made = compiled(name, replace(int8, recipe=recipe), tmp_path / "mixed")
@@ -70,7 +69,7 @@ def test_layers_that_stay_in_float_add_no_noise(name: str, int8: Job, tmp_path: 
 
 
 @pytest.mark.parametrize("student", ["relu"], indirect=True)
-def test_a_graph_that_rounds_its_pixels_is_refused(int8: Job, tmp_path: Path) -> None:
+def test_a_graph_that_rounds_its_pixels_is_refused(look: Look, int8: Job, tmp_path: Path) -> None:
     made = compiled("onnxruntime", int8, tmp_path / "made")
     model = onnx.load(made)
     (pixels,) = (node.output[0] for node in model.graph.node if node.op_type == "Transpose")
@@ -85,7 +84,9 @@ def test_a_graph_that_rounds_its_pixels_is_refused(int8: Job, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("student", ["relu"], indirect=True)
-def test_other_numbers_of_layers_are_told_not_guessed(int8: Job, tmp_path: Path) -> None:
+def test_other_numbers_of_layers_are_told_not_guessed(
+    look: Look, int8: Job, tmp_path: Path
+) -> None:
     made = compiled("onnxruntime", int8, tmp_path / "made")
     fewer = replace(int8, layers=int8.layers[1:])
     inside = look("onnxruntime", fewer, made)

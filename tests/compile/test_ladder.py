@@ -16,6 +16,7 @@ from pipeline.backends.onnxruntime.compile import Compiler
 from pipeline.backends.onnxruntime.spec import BACKEND
 from pipeline.compile.ladder import Climbed, climb, find_rung
 from pipeline.core.errors import PipelineError
+from pipeline.core.files import sha256
 from pipeline.data.answers import top1
 from pipeline.export.evaluate import logits_of
 from pipeline.export.onnx import export_onnx
@@ -197,7 +198,8 @@ def trained(int8: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         model.network.get_classifier().weight *= 0.9
     save_model(folder, model.network, card)
     export_onnx(*load_pixels_to_logits(folder), opset=20, file=folder / "model.onnx")
-    QuantizeAwareStatus(trained=True).write(folder / STATUS)
+    digest = sha256(folder / "model.onnx")
+    QuantizeAwareStatus(trained=True, onnx_digest=digest).write(folder / STATUS)
     return folder
 
 

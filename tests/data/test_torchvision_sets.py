@@ -24,6 +24,7 @@ from pipeline.data.archives import unpack
 from pipeline.data.known_sets import KNOWN_SETS
 from pipeline.data.params import Data
 from pipeline.data.prepare import prepare
+from pipeline.data.records import FETCHED, Fetched
 from pipeline.data.sources import fetch
 from pipeline.data.torchvision_sets import _makers, _unverified, open_set
 from tests.data.test_prepare import data
@@ -223,9 +224,9 @@ def test_what_could_not_be_verified_is_said() -> None:
 
 
 def test_preparing_before_fetching_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match="missing or incomplete") as error:
+    with pytest.raises(PipelineError, match="no Fetched record") as error:
         prepare(settings(tmp_path), 1, tmp_path / "raw", tmp_path / "p", tmp_path / "c")
-    assert error.value.fix is not None and "stages.fetch" in error.value.fix
+    assert error.value.fix == "run `dvc repro`"
 
 
 def test_classes_that_no_image_has_are_left_out(tmp_path: Path) -> None:
@@ -237,6 +238,7 @@ def test_classes_that_no_image_has_are_left_out(tmp_path: Path) -> None:
         write_idx(raw / f"emnist-letters-{split}-images-idx3-ubyte", pixels)
         labels = (np.arange(count) % 26 + 1).astype(np.uint8)
         write_idx(raw / f"emnist-letters-{split}-labels-idx1-ubyte", labels)
+    Fetched(digests={}).write(tmp_path / "raw" / FETCHED)
     letters = settings(tmp_path, "EMNIST", split="letters")
     manifest = prepare(letters, 1, tmp_path / "raw", tmp_path / "p", tmp_path / "c")
     assert "".join(manifest.classes) == "abcdefghijklmnopqrstuvwxyz"

@@ -24,7 +24,7 @@ NETWORKS = {name: SHIPPED.students.zoo[name] for name in SHIPPED.students.enable
 
 def built(network: Network, size: int, channels: int) -> PixelsToLogits:
     torch.manual_seed(0)
-    made = build_network(network, classes=10, channels=channels, image_size=size, pretrained=False)
+    made = build_network(network, classes=10, channels=channels, image_size=size)
     return PixelsToLogits(made, student_normalisation(channels))
 
 
