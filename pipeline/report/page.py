@@ -156,6 +156,7 @@ def _sections(
         "parity": sections.parity_section(rows),
         "ladder": sections.ladder_section(rows),
         "ladder_limit": f"{params.quantize.max_drop:g}",
+        "ladder_level": f"{params.quantize.significance:g}",
         "replaced": sections.replaced_section(students, rows),
         "noise": sections.noise_section(rows),
         "execution": sections.execution_section(artifacts),

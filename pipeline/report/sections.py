@@ -66,6 +66,7 @@ def ladder_section(rows: list[Row]) -> Section:
             "Recipe": f"{attempt.recipe}: {attempt.failure}" if attempt.failure else attempt.recipe,
             "Val top-1": UNKNOWN if attempt.val_top1 is None else f"{attempt.val_top1:.4f}",
             "Drop": UNKNOWN if attempt.val_drop is None else f"{attempt.val_drop:+.4f}",
+            "p": "" if attempt.val_chance is None else f"{attempt.val_chance:.2g}",
             "Bytes": UNKNOWN if attempt.size_bytes is None else f"{attempt.size_bytes:,}",
             "Seconds": f"{attempt.seconds:.0f}",
             "Kept": "kept" if attempt.kept else "",
