@@ -23,8 +23,9 @@ QUANTIZER = "onnxruntime.quantization: static Q/DQ, int8 weights per channel"
 RANGES = ("percentile 99.999", "percentile 99.99")
 
 _BATCH = 64
-_WITHOUT_INT8 = ("LayerNormalization", "InstanceNormalization")
-"""ONNX Runtime computes them in float anyway, and cannot open some graphs that round for them."""
+_WITHOUT_INT8 = ("BatchNormalization", "InstanceNormalization", "LayerNormalization")
+"""ONNX Runtime computes them in float anyway. Rounding for them costs accuracy, and sessions refuse
+graphs in which two of them share their weights."""
 _ARITHMETIC = ("Cast", "Sub", "Add", "Mul", "Div")
 
 
