@@ -76,8 +76,10 @@ def quantize(job: Job, activations: Literal["uint8", "int8 symmetric"]) -> Quant
     printed = contextlib.redirect_stdout(io.StringIO())  # the calibrators' histograms
     with printed, tempfile.TemporaryDirectory() as scratch:
         prepared, result = Path(scratch, "prepared.onnx"), Path(scratch, "quantized.onnx")
+        # Its inference of shapes fails on some `Expand`; the exporter has written all of them.
+        expands = any(node.op_type == "Expand" for node in onnx.load(job.onnx).graph.node)
         with job.refusals("onnxruntime.quantization"):
-            quant_pre_process(job.onnx, prepared)
+            quant_pre_process(job.onnx, prepared, skip_symbolic_shape=expands)
         graph = onnx.load(prepared)
         nodes = graph.graph.node
         front = find_front(graph)
