@@ -25,8 +25,9 @@ RANGES = ("percentile 99.999", "percentile 99.99")
 _IMAGES, _KEPT_IMAGES = 64, 512
 """Calibration images that are computed at once, and whose tensors the quantizer holds at once."""
 
-_WITHOUT_INT8 = ("LayerNormalization", "InstanceNormalization")
-"""ONNX Runtime computes them in float anyway, and cannot open some graphs that round for them."""
+_WITHOUT_INT8 = ("BatchNormalization", "InstanceNormalization", "LayerNormalization")
+"""ONNX Runtime computes them in float anyway. Rounding for them costs accuracy, and sessions refuse
+graphs in which two of them share their weights."""
 
 _ARITHMETIC = ("Cast", "Sub", "Add", "Mul", "Div")
 
@@ -78,8 +79,10 @@ def quantize(job: Job, activations: Literal["uint8", "int8 symmetric"]) -> Quant
     printed = contextlib.redirect_stdout(io.StringIO())  # the calibrators' histograms
     with printed, temporary_folder() as scratch:
         prepared, result = scratch / "prepared.onnx", scratch / "quantized.onnx"
+        # Its inference of shapes fails on some `Expand`; the exporter has written all of them.
+        expands = any(node.op_type == "Expand" for node in onnx.load(job.onnx).graph.node)
         with job.refusals("onnxruntime.quantization"):
-            quant_pre_process(job.onnx, prepared)
+            quant_pre_process(job.onnx, prepared, skip_symbolic_shape=expands)
         graph = onnx.load(prepared)
         nodes = graph.graph.node
         front = find_front(graph)
