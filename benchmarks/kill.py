@@ -8,6 +8,8 @@ Another `dvc repro` of the stage follows each kill. In the end `dvc repro` runs 
 
 - every output has the bits of the undisturbed run. Left out is what is measured: latencies,
   durations, and the pages and summaries that show them.
+- DVC writes dvc.lock in place: where a kill leaves half of it, the file of before is put back, as
+  `python -m pipeline check` says, and counted.
 - no scratch file is left, and `dvc status` names no stage but the one that always runs.
 """
 
@@ -36,6 +38,7 @@ from typing import Any, Literal
 import yaml
 
 from benchmarks.shared import count
+from pipeline.cli.check import check_lock
 from pipeline.core.errors import PipelineError, run
 from pipeline.core.files import sha256, write_whole
 from pipeline.latency.fingerprint import read_fingerprint
@@ -69,6 +72,8 @@ class Kill:
     """Seconds until no process was left."""
     in_time: bool
     """Whether DVC was still running."""
+    torn: bool
+    """Whether DVC left its lock file half-written."""
 
 
 def clone(folder: Path) -> None:
@@ -178,14 +183,22 @@ def plan(stages: dict[str, float], kills: int, seed: int) -> Iterator[tuple[str,
 
 def kill_once(folder: Path, stage: str, victim: Victim, after: float) -> Kill:
     """Run a stage anew, kill it, and run it again."""
+    lock = folder / "dvc.lock"
+    before = lock.read_bytes()
     running = Repro(folder, "--force", "--single-item", stage)
     if not running.begun.wait(LINGERING):
         running.kill("group")
         raise PipelineError(f"`dvc repro` did not start `{stage}` within {LINGERING} s")
     time.sleep(after)
     in_time, outlived = running.kill(victim)
+    torn = False
+    try:
+        check_lock(lock)
+    except PipelineError:
+        torn = True
+        lock.write_bytes(before)
     Repro(folder, "--single-item", stage).finish()
-    return Kill(stage, victim, after, outlived, in_time)
+    return Kill(stage, victim, after, outlived, in_time, torn)
 
 
 def outputs(folder: Path) -> dict[str, str]:
@@ -250,6 +263,7 @@ def measure(folder: Path, kills: int, seed: int, tell: Callable[[str], None]) ->
         "seed": seed,
         "seconds": round(time.monotonic() - started),
         "outputs_compared": len(before),
+        "torn_locks": sum(one.torn for one in done),
         "longest_outlived": round(max(one.outlived for one in done), 2),
         "stages": {name: _of_stage(name, seconds, done) for name, seconds in stages.items()},
         "faults": judge(folder, before),
@@ -277,6 +291,8 @@ def show(result: dict[str, Any]) -> None:
         f"{result['outputs_compared']} outputs compared; a stage outlived DVC by at most "
         f"{result['longest_outlived']} s"
     )
+    if torn := result["torn_locks"]:
+        print(f"DVC left its own dvc.lock half-written {torn} times; `git checkout` put it back")
     faults = result["faults"]
     print("\n".join(faults[:_NAMED]) or "the same bits, nothing half-written, nothing stale")
     if len(faults) > _NAMED:

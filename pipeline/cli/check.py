@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import torch
+import yaml
 from torch import nn
 
 from pipeline.backends.base.registry import backend
@@ -12,6 +14,7 @@ from pipeline.backends.base.spec import versions
 from pipeline.cli.params import Params
 from pipeline.cli.rehearsal import Shape
 from pipeline.compile.ladder import find_rung
+from pipeline.core.errors import PipelineError
 from pipeline.data.sources import find_source
 from pipeline.distill.losses.registry import find_loss
 from pipeline.distill.objective import Distillation
@@ -33,6 +36,24 @@ def shape_of(params: Params) -> Shape:
         channels=_CHANNELS if data.channels == "auto" else data.channels,
         classes=_CLASSES,
     )
+
+
+def check_lock(file: Path = Path("dvc.lock")) -> None:
+    """Raise `PipelineError` for a dvc.lock that DVC was killed in the middle of writing.
+
+    DVC 3.67 writes it in place after every stage, and then refuses the rest of it.
+    """
+    try:
+        yaml.load(file.read_text(), yaml.CSafeLoader)
+    except FileNotFoundError:
+        return
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise PipelineError(
+            "is half-written: DVC was killed while it wrote the file",
+            where=str(file),
+            fix=f"`git checkout {file}` (without git: delete it), then run the same command again; "
+            "finished stages come back from DVC's run cache",
+        ) from None
 
 
 def check(params: Params) -> None:

@@ -94,12 +94,13 @@ def _doctor(_: argparse.Namespace) -> None:
 def _check(parsed: argparse.Namespace) -> int:
     import sys
 
-    from pipeline.cli.check import check, shape_of
+    from pipeline.cli.check import check, check_lock, shape_of
     from pipeline.cli.params import load_params
     from pipeline.cli.rehearsal import rehearse
     from pipeline.core.errors import PipelineError
 
     params = load_params()
+    check_lock()
     check(params)
     print("params.yaml: no mistakes found", flush=True)
     if not parsed.export:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipeline.backends.openvino.spec import OpenVino
-from pipeline.cli.check import check
+from pipeline.cli.check import check, check_lock
 from pipeline.cli.commands import main
 from pipeline.cli.params import Params, load_params
 from pipeline.core.errors import PipelineError
@@ -140,3 +140,15 @@ def test_a_backend_whose_package_is_missing_is_named_unless_it_is_off(
         check(params(tmp_path))
     others = [name for name in TREE["backends"]["enabled"] if name != "openvino"]
     check(params(tmp_path, backends={"enabled": others}))
+
+
+def test_a_lock_that_dvc_was_killed_in_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "dvc.lock"
+    check_lock(file)
+    whole = (Path(__file__).parents[2] / "dvc.lock").read_text()
+    file.write_text(whole)
+    check_lock(file)
+    file.write_text(whole[: whole.index("weights") + 7])
+    with pytest.raises(PipelineError, match="half-written: DVC was killed") as told:
+        check_lock(file)
+    assert told.value.fix is not None and "git checkout" in told.value.fix
