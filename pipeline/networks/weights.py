@@ -81,7 +81,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
                 f"{list(expected[name].shape)}{_class_hint(model, name, tensor)}",
                 where=str(file),
                 fix="use a checkpoint of the same network and classes, "
-                "or fine-tune: `source: pretrained`",
+                "or name it in `weights`, which makes a new classifier",
             )
     if tensors.keys() != expected.keys():
         missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
@@ -108,8 +108,8 @@ def check_classes(card: ModelCard, manifest: Manifest, where: Path) -> None:
             f"made for the classes {', '.join(card.classes)}; "
             f"the data has {', '.join(manifest.classes)}",
             where=str(where),
-            fix="use a checkpoint for these classes, train a teacher (`source: train`), "
-            "or fine-tune timm's weights, whose head is made anew (`source: pretrained`)",
+            fix="run `dvc repro`; to start from a network of other classes, name its file in "
+            "`weights`, which makes a new classifier",
         )
 
 
