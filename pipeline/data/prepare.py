@@ -132,7 +132,8 @@ def _split(
     for missing, fraction in cuts.items():
         if len(splits[missing]) == 0:
             train = splits["train"]
-            cut = draw(samples.labels[train], round(fraction * len(train)), random)
+            count = max(round(fraction * len(train)), len(samples.classes))  # one of each
+            cut = draw(samples.labels[train], min(count, len(train)), random)
             splits[missing] = train[cut]
             splits["train"] = np.delete(train, cut)
     if data.limit is not None:
@@ -234,8 +235,8 @@ def _counts(samples: Samples, folder: Path, split: Split) -> dict[str, int]:
         if count == 0:
             raise PipelineError(
                 f"the class `{name}` has no image in the {split} split; it has "
-                f"{int((samples.labels == samples.classes.index(name)).sum())} sound or broken "
-                f"images in all, and needs one in each of {len(SPLITS)} splits at least",
+                f"{int((samples.labels == samples.classes.index(name)).sum())} images in all, "
+                f"broken ones included, and needs one in each of {len(SPLITS)} splits at least",
                 where=samples.source,
                 fix="add images of it, raise `data.limit` or the split's fraction, or remove it",
             )

@@ -377,3 +377,10 @@ def test_a_full_disk_is_one_message_and_nothing_half_written(images: Path, tiny_
 )
 def test_auto_size_follows_the_images(sizes: dict[tuple[int, int], int], expected: int) -> None:
     assert _auto_size(Counter(sizes)) == expected
+
+
+def test_every_class_is_in_every_split_where_classes_are_many(tmp_path: Path) -> None:
+    for label in range(12):
+        fill(tmp_path / "many" / f"class{label:02d}", 4, label)
+    manifest = packed(data(tmp_path / "many", val_fraction=0.05, test_fraction=0.05), tmp_path)
+    assert all(min(manifest.counts[split].values()) >= 1 for split in ("train", "val", "test"))
