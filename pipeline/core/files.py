@@ -2,7 +2,8 @@
 
 A scratch file or folder has a name of its own, `.NAME.HOST-PID.partial`, so that two processes
 which write the same output do not touch each other's; the one that ends last wins. Its process
-holds a lock on it. What a killed process left is removed by the next writer of the same output.
+holds a lock on it. What a killed process left is removed by the next writer of the same output, or
+by `remove_left`, as DVC may restore the output from its cache, so that nobody writes it.
 
 Whatever a stage reads has a digest: of arrays, weights and models it stands in the record that
 describes them, of a record within itself (see `core.records`). `checked` compares it. DVC's own
@@ -25,6 +26,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
+
+_SCRATCH = ".*-*.partial"
+"""How a scratch's name goes on after the output's, as a pattern."""
 
 _FULL = 1 << 16
 """A disk with fewer free bytes counts as full."""
@@ -80,6 +84,12 @@ def move_contents(source: Path, target: Path) -> None:
     source.rmdir()
 
 
+def remove_left(folder: Path, *, deep: bool) -> None:
+    """Remove the scratch files and folders of killed processes in `folder`; if deep, also below."""
+    for left in list((folder.rglob if deep else folder.glob)(f".*{_SCRATCH}")):
+        _remove_if_left(left)
+
+
 def checked(file: Path, digest: str | None) -> Path:
     """`file`, once it is known to have the recorded SHA-256 `digest`.
 
@@ -128,9 +138,8 @@ def _tell_full_disk(error: Exception, place: Path) -> None:
 def _scratch(path: Path) -> Path:
     """This process's scratch beside `path`, in a folder without those that killed ones left."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*-*.partial"):
-        if _is_left(left):
-            _remove(left)
+    for left in path.parent.glob(f".{glob.escape(path.name)}{_SCRATCH}"):
+        _remove_if_left(left)
     return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.partial")
 
 
@@ -146,19 +155,20 @@ def _in_use(scratch: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _is_left(scratch: Path) -> bool:
-    """Whether nobody holds the lock on it."""
+def _remove_if_left(scratch: Path) -> None:
+    """Remove it, unless its process holds the lock on it."""
     try:
         descriptor = os.open(scratch, os.O_RDONLY)
     except OSError:  # its owner has just renamed it
-        return False
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        return False
+        return
+    else:
+        _remove(scratch)
     finally:
         os.close(descriptor)
-    return True
 
 
 def _put(scratch: Path, path: Path) -> None:

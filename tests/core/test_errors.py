@@ -16,6 +16,7 @@ from pipeline.core.errors import PipelineError, refusals, run
 from pipeline.core.files import (
     checked,
     move_contents,
+    remove_left,
     sha256,
     temporary_folder,
     whole_folder,
@@ -154,6 +155,24 @@ def test_two_processes_do_not_share_a_scratch_and_a_killed_ones_goes(tmp_path: P
     os.close(lock)
     assert sorted(path.name for path in tmp_path.iterdir()) == [running.name, "out", "out.b"]
     assert (tmp_path / "out" / "a").read_text() == "mine"
+
+
+def test_what_killed_processes_left_goes_also_where_nobody_writes_that_output(
+    tmp_path: Path,
+) -> None:
+    outs = tmp_path / "models" / "onnx"
+    left = outs / ".student.host-1.partial"
+    left.mkdir(parents=True)
+    (left / "model.onnx").write_text("half")
+    (outs / ".student.old.host-1.partial").write_text("a file")
+    (outs / ".user's own.partial").write_text("no scratch")
+    with whole_folder(outs / "running") as scratch:
+        (scratch / "a").write_text("mine")
+        remove_left(tmp_path, deep=False)
+        assert left.exists()
+        remove_left(tmp_path, deep=True)
+        remove_left(tmp_path / "missing", deep=True)
+    assert sorted(path.name for path in outs.iterdir()) == [".user's own.partial", "running"]
 
 
 def test_a_folder_that_another_process_put_there_meanwhile_is_replaced(tmp_path: Path) -> None:
