@@ -221,3 +221,14 @@ def test_a_jpeg_of_less_than_four_times_the_size_is_decoded_in_full(tmp_path: Pa
     with Image.open(file) as image:
         expected = ImageOps.fit(image.convert("RGB"), (224, 224), Image.Resampling.BILINEAR)
     assert np.array_equal(load_image(file, 224, 3), np.asarray(expected))
+
+
+def test_a_jpeg_of_several_pictures_as_phones_write_it_is_decoded_smaller_too(
+    tmp_path: Path,
+) -> None:
+    image = picture(643, 401)
+    file = saved(tmp_path, image, "a.mpo", quality=90, save_all=True, append_images=[image])
+    with Image.open(file) as opened:
+        found = load_image(opened, 64, 3)
+        assert (opened.format, opened.size) == ("MPO", (322, 201))
+    assert np.abs(found - load_image(image, 64, 3).astype(int)).mean() < 1.5
