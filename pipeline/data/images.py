@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Iterator
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,6 +43,10 @@ _HEADER_READS = 50_000
 
 _STRIP_PIXELS = 1 << 20
 
+_REDUCED = 2
+"""A JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of its size that is still so many
+times as large as the wanted pixels. docs/own-images.md says how far that is from a full decode."""
+
 BROKEN = (
     OSError,
     ValueError,
@@ -66,10 +70,11 @@ def load_image(source: Path | Image.Image, size: int, channels: int) -> NDArray[
 
     The image is rotated by its EXIF orientation, put on white where it is transparent, scaled from
     16 bits to 8 and converted to RGB or grey. Then the shorter side is resized to `size` (bilinear,
-    antialiased) and the centre is cut out. An image of that size keeps its pixels.
+    antialiased) and the centre is cut out. An image of that size keeps its pixels. A JPEG of
+    four times the size or more is decoded at a reduced size, in a fraction of time and memory.
 
     Args:
-        source: path of a file, or an open image.
+        source: path of a file, or an open image, whose pixels are decoded here if they are not yet.
         size: height and width in pixels.
         channels: 3 for RGB, 1 for grey.
 
@@ -199,13 +204,32 @@ def _exif_integer(exif: bytes, wanted: int) -> int | None:
 
 
 def _to_pixels(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]:
+    width, height = _reduce(image, _REDUCED * size)
     image.load()  # a PNG may have its EXIF behind the pixels
     turn = _UPRIGHT.get(_orientation(image))
-    upright = image if turn is None else image.transpose(turn)
-    image = _converted(upright, "L" if channels == 1 else "RGB")
+    image = _converted(image, "L" if channels == 1 else "RGB")
     if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), _BILINEAR)
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+        image = image.resize((size, size), _BILINEAR, box=box)
+    if turn is not None:
+        image = image.transpose(turn)
     return np.asarray(image, dtype=np.uint8).reshape(size, size, channels)
+
+
+def _reduce(image: Image.Image, shortest: int) -> tuple[float, float]:
+    """Have a JPEG decoded smaller, with a shorter side of `shortest` pixels or more.
+
+    Returns:
+        Width and height of the picture in the pixels that are decoded. Where the size of the file
+        is no multiple of the reduction, the last column and row are only partly covered.
+    """
+    if image.format in ("JPEG", "MPO"):
+        reduced = image.draft(None, (shortest, shortest))  # None: it is decoded already
+        if reduced is not None:
+            return reduced[1][2], reduced[1][3]
+    return image.size
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:

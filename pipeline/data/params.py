@@ -66,6 +66,13 @@ class Data(Group):
     limit: Count | None = Field(None, description="keep at most so many images per split")
 
 
+class Rand(Group):
+    """RandAugment (arXiv 1909.13719): some operations one after another, all equally strong."""
+
+    operations: Annotated[Whole, Field(ge=1, le=8)] = Field(2, description="per image")
+    magnitude: Annotated[Whole, Field(ge=0, le=30)] = 9
+
+
 class Augment(Group):
     """How a view may differ from its image. Everything is drawn per sample."""
 
@@ -75,6 +82,7 @@ class Augment(Group):
         None, le=1, description="smallest share of the area that a random resized crop keeps"
     )
     trivial: Switch = Field(False, description="TrivialAugment: one random operation an image")
+    rand: Rand | None = Field(None, description="RandAugment")
     erase: Fraction = Field(0.0, description="probability of erasing a rectangle")
     mixup: Amount = Field(0.0, le=100, description="alpha of MixUp; 0: none")
     cutmix: Amount = Field(0.0, le=100, description="alpha of CutMix; 0: none")

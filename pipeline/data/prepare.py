@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +74,7 @@ def prepare(
     ):
         size, channels = _shape(decoder, data)
         shape = (size, size, channels)
+        _check_space(packed, sum(map(len, splits.values())) * math.prod(shape))
         tally = _Tally(limit=data.max_rejected * sum(map(len, splits.values())))
         for split in SPLITS:
             with (
@@ -103,6 +106,18 @@ def prepare(
         )
         manifest.write(scratch / MANIFEST)
     return manifest
+
+
+def _check_space(packed: Path, needed: int) -> None:
+    """Raise `PipelineError` where the disk of `packed` has not `needed` bytes free."""
+    free = shutil.disk_usage(packed.parent).free
+    if needed > free:
+        raise PipelineError(
+            f"the packed images take {needed / 1e6:,.1f} MB and the disk has "
+            f"{free / 1e6:,.1f} MB free",
+            where=str(packed),
+            fix="free space, or set a smaller `data.image_size` or `data.limit`",
+        )
 
 
 def summary(manifest: Manifest) -> list[str]:

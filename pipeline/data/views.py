@@ -26,7 +26,7 @@ from pipeline.data.augment import (
     resized_crop,
 )
 from pipeline.data.params import Augment
-from pipeline.data.trivial import LEVELS, OPERATIONS, trivial
+from pipeline.data.trivial import LEVELS, NARROW, OPERATIONS, trivial
 
 STREAMS = (
     "flip",
@@ -40,6 +40,7 @@ STREAMS = (
     "mixup",
     "cutmix",
     "cutmix_centre",
+    "rand",
 )
 """Each has its own random numbers, keyed by its position here: append new ones."""
 
@@ -57,7 +58,7 @@ def draw(options: Augment, samples: int, channels: int, *, seed: int, epoch: int
 
     They come from the counter-based generator Philox (Salmon et al. 2011), keyed by seed, epoch
     and stream: enabling an option does not change the draws of the others. All but the partners
-    are the same for a longer split. At most 72 bytes per sample.
+    are the same for a longer split. At most 88 bytes per sample.
     """
 
     def stream(name: str) -> np.random.Generator:
@@ -80,6 +81,10 @@ def draw(options: Augment, samples: int, channels: int, *, seed: int, epoch: int
     if options.trivial:
         bounds = [len(OPERATIONS), LEVELS, 2]  # operation, level, direction
         draws["trivial"] = stream("trivial").integers(bounds, size=(samples, 3), dtype=np.int8)
+    if options.rand is not None:
+        bounds = [len(OPERATIONS), 2]  # operation, direction
+        size = (samples, options.rand.operations, 2)
+        draws["rand"] = stream("rand").integers(bounds, size=size, dtype=np.int8)
     if options.erase:
         draws["erase"] = uniform("erase", 5)
         draws["erase_colour"] = stream("erase_colour").integers(
@@ -107,10 +112,10 @@ def _mixup_share(options: Augment) -> float:
 class Views:
     """The views of a split; that of sample i in epoch e is a function of (seed, e, i).
 
-    In this order a view is cropped, flipped and shifted, changed by one of TrivialAugment's
-    operations, and erased, as `augment` says. With MixUp or CutMix, the views of two samples in
-    the epoch are mixed: a permutation of the split, drawn for each epoch, gives every sample its
-    partner. With both, each sample takes one of them with probability 1/2.
+    In this order a view is cropped, flipped and shifted, changed by the operations of
+    TrivialAugment and RandAugment, and erased, as `augment` says. With MixUp or CutMix, the views
+    of two samples in the epoch are mixed: a permutation of the split, drawn for each epoch, gives
+    every sample its partner. With both, each sample takes one of them with probability 1/2.
     """
 
     def __init__(
@@ -205,6 +210,12 @@ class Views:
         if "trivial" in draws:
             operation, level, direction = draws["trivial"][samples].T
             pixels = trivial(pixels, operation, np.where(direction, level, -level))
+        if "rand" in draws:
+            assert self.augment.rand is not None
+            level = self.augment.rand.magnitude
+            for operation, direction in draws["rand"][samples].transpose(1, 2, 0):
+                signed = np.where(direction, level, -level)
+                pixels = trivial(pixels, operation, signed, NARROW)
         if "erase" in draws:
             boxes = erase_boxes(draws["erase"][samples], self.augment.erase, height, width)
             pixels = erase(pixels, put(boxes), put(draws["erase_colour"][samples]))

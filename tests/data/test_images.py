@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.data import images
 from pipeline.data.images import ImageError, is_grey, load_image
@@ -174,3 +174,61 @@ def test_a_palette_is_grey_if_its_colours_are() -> None:
     image.putpalette([0, 0, 0, 7, 8, 7])
     assert not is_grey(image)
     assert is_grey(Image.new("L", (8, 8))) and not is_grey(Image.new("RGB", (8, 8)))
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """Smooth shapes with some noise, as in a photo."""
+    random = np.random.default_rng(1)
+    coarse = random.integers(0, 256, (height // 40, width // 40, 3), np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+    noise = random.normal(0, 3, smooth.shape)
+    return Image.fromarray(np.clip(smooth + noise, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("size", "options"), [
+    ((640, 480), {}), ((481, 643), {}), ((643, 401), {"progressive": True}),
+])  # fmt: skip
+def test_a_large_jpeg_decoded_smaller_has_the_pixels_of_the_whole(
+    tmp_path: Path, mode: str, channels: int, size: tuple[int, int], options: dict[str, bool]
+) -> None:
+    file = saved(tmp_path, picture(*size).convert(mode), "a.jpg", quality=90, **options)
+    with Image.open(file) as image:
+        image.load()
+        whole = load_image(image, 64, channels).astype(int)
+    with Image.open(file) as image:
+        found = load_image(image, 64, channels)
+        assert min(image.size) < min(size) / 2 + 1 and min(image.size) >= 128
+    error = np.abs(found - whole)
+    assert error.mean() < 0.5 and error.max() <= 8
+    assert np.array_equal(found, load_image(file, 64, channels))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_large_jpeg_is_turned_and_cut_as_the_whole_is(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = saved(tmp_path, picture(643, 401), "a.jpg", quality=90, exif=exif)
+    with Image.open(file) as image:
+        whole = load_image(ImageOps.exif_transpose(image), 64, 3).astype(int)
+    error = np.abs(load_image(file, 64, 3) - whole)
+    assert error.mean() < 0.5 and error.max() <= 8
+
+
+def test_a_jpeg_of_less_than_four_times_the_size_is_decoded_in_full(tmp_path: Path) -> None:
+    file = saved(tmp_path, picture(500, 375), "a.jpg", quality=90)
+    with Image.open(file) as image:
+        expected = ImageOps.fit(image.convert("RGB"), (224, 224), Image.Resampling.BILINEAR)
+    assert np.array_equal(load_image(file, 224, 3), np.asarray(expected))
+
+
+def test_a_jpeg_of_several_pictures_as_phones_write_it_is_decoded_smaller_too(
+    tmp_path: Path,
+) -> None:
+    image = picture(643, 401)
+    file = saved(tmp_path, image, "a.mpo", quality=90, save_all=True, append_images=[image])
+    with Image.open(file) as opened:
+        found = load_image(opened, 64, 3)
+        assert (opened.format, opened.size) == ("MPO", (322, 201))
+    assert np.abs(found - load_image(image, 64, 3).astype(int)).mean() < 1.5

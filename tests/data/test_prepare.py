@@ -114,6 +114,17 @@ def test_calibration_comes_from_train_and_is_stratified(images: Path, tmp_path: 
     assert sorted(chosen) == [0] * 4 + [1] * 4
 
 
+def test_a_disk_without_room_for_the_images_is_told_before_any_is_decoded(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = shutil.disk_usage(tmp_path)._replace(free=40 * 512 * 512 * 3 - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(PipelineError, match=r"images take 31\.5 MB and the disk has 31\.5 MB free"):
+        packed(data(images, image_size=512), tmp_path)
+    assert not (tmp_path / "packed").exists()
+    assert packed(data(images, image_size=511), tmp_path).image_size == 511
+
+
 def test_own_splits_are_kept(tmp_path: Path) -> None:
     for seed, split in enumerate(("train", "valid", "test")):
         for label, name in enumerate(("cat", "dog")):
@@ -346,8 +357,15 @@ def test_an_interrupt_leaves_nothing_and_the_next_run_goes_on(tmp_path: Path) ->
     assert (tmp_path / "data/packed/manifest.json").exists()
 
 
-def test_a_full_disk_is_one_message_and_nothing_half_written(images: Path, tiny_disk: Path) -> None:
-    fill(images / "cat", 400, 7, (64, 64))
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [(400, "the packed images take 5.2 MB"), (35, "the disk is full")],
+    ids=["no room for the splits", "but for the calibration set"],
+)
+def test_a_full_disk_is_one_message_and_nothing_half_written(
+    images: Path, tiny_disk: Path, count: int, message: str
+) -> None:
+    fill(images / "cat", count, 7, (64, 64))
     tree = yaml.safe_load((ROOT / "params.yaml").read_text())
     tree["data"] |= {"source": "folder", "folder": str(images), "image_size": 64}
     (tiny_disk / "params.yaml").write_text(yaml.safe_dump(tree))
@@ -357,7 +375,7 @@ def test_a_full_disk_is_one_message_and_nothing_half_written(images: Path, tiny_
         [sys.executable, "-m", "stages.prepare"], capture_output=True, text=True, **here
     )
     assert stage.returncode == 1, stage.stderr
-    assert "the disk is full" in stage.stderr and "Traceback" not in stage.stderr
+    assert message in stage.stderr and "Traceback" not in stage.stderr
     assert [p.name for p in (tiny_disk / "data").iterdir()] == ["raw"]
 
 

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.data.augment import WHOLE, mixup
 from pipeline.data.params import Augment
-from pipeline.data.trivial import LEVELS, OPERATIONS, trivial
+from pipeline.data.trivial import LEVELS, NARROW, OPERATIONS, trivial
 from pipeline.data.views import STREAMS, Views, draw
 
 CPU = torch.device("cpu")
@@ -23,6 +23,7 @@ ONE_EACH: dict[str, dict[str, Any]] = {
     "shift": {"shift": 2},
     "crop": {"crop": 0.3},
     "trivial": {"trivial": True},
+    "rand": {"rand": {"operations": 2, "magnitude": 9}},
     "erase": {"erase": 0.4},
     "mixup": {"mixup": 0.4},
     "cutmix": {"cutmix": 1.0},
@@ -175,6 +176,25 @@ def test_an_image_is_changed_as_its_draw_says() -> None:
     pixels, _ = everyone(views({"trivial": True}))
     expected = trivial(torch.from_numpy(images), operation, (2 * direction - 1) * level)
     assert torch.equal(pixels, expected)
+
+
+def test_randaugment_applies_its_operations_one_after_another() -> None:
+    asked = {"rand": {"operations": 3, "magnitude": 12}}
+    drawn = draw(options(asked), N, 3, seed=17, epoch=0)["rand"]
+    assert drawn.shape == (N, 3, 2)
+    expected = torch.from_numpy(split()[0])
+    for i in range(3):
+        operation, direction = drawn[:, i].T
+        expected = trivial(expected, operation, (2 * direction - 1) * 12, NARROW)
+    assert torch.equal(everyone(views(asked))[0], expected)
+
+
+def test_randaugment_draws_operations_and_directions_alike() -> None:
+    drawn = draw(options({"rand": {}}), 50_000, 3, seed=0, epoch=0)["rand"].reshape(-1, 2)
+    for values, bound in zip(drawn.T, (len(OPERATIONS), 2), strict=True):
+        counts = np.bincount(values, minlength=bound)
+        assert len(counts) == bound
+        assert np.abs(counts / 100_000 - 1 / bound).max() < 4 * np.sqrt(1 / bound / 100_000)
 
 
 def test_partners_are_a_permutation_of_the_split_and_new_every_epoch() -> None:
