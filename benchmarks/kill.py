@@ -76,8 +76,8 @@ class Kill:
     """Whether DVC left its lock file half-written."""
 
 
-def clone(folder: Path) -> None:
-    """The working tree as it lies on disk, with the profile `smoke` and without results."""
+def clone(folder: Path, **changes: object) -> None:
+    """The working tree as it lies on disk, without results, and with `changes` of its params."""
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.check_output(listing, cwd=ROOT, text=True).splitlines():
         source = ROOT / name
@@ -87,7 +87,7 @@ def clone(folder: Path) -> None:
     (folder / "metrics/devices").mkdir(parents=True)
     file = folder / "params.yaml"
     tree = yaml.safe_load(file.read_text())
-    file.write_text(yaml.safe_dump(tree | {"profile": "smoke"}, sort_keys=False))
+    file.write_text(yaml.safe_dump(tree | changes, sort_keys=False))
     identity = ["-c", "user.name=kill", "-c", "user.email=kill@example.org"]
     for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "killed"]):
         subprocess.run(["git", *command], cwd=folder, check=True)
@@ -162,9 +162,9 @@ def _living(group: int) -> bool:
     return False
 
 
-def undisturbed(folder: Path) -> dict[str, float]:
+def undisturbed(folder: Path, *options: str) -> dict[str, float]:
     """Run everything; the seconds that each stage took, in order."""
-    running = Repro(folder)
+    running = Repro(folder, *options)
     ended = running.finish()
     times = [*running.starts.values(), ended]
     spans = (later - earlier for earlier, later in itertools.pairwise(times))
@@ -243,7 +243,7 @@ def scratch(folder: Path) -> list[str]:
 
 def measure(folder: Path, kills: int, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Clone, run, kill, compare; the result as it is saved."""
-    clone(folder)
+    clone(folder, profile="smoke")
     started = time.monotonic()
     stages = undisturbed(folder)
     before = outputs(folder)

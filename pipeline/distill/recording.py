@@ -32,7 +32,7 @@ from pipeline.distill.records import TEACHER_LOGITS, TeacherLogitsRecord
 from pipeline.distill.teachers import load_teacher, teacher_digest
 from pipeline.networks.inference import set_up_torch
 from pipeline.networks.pixels import PixelsToLogits
-from pipeline.training.auto import facts, plan_views
+from pipeline.training.auto import Facts, plan_views
 from pipeline.training.checkpoints import run_key
 from pipeline.training.devices import launch, one_machine
 
@@ -48,18 +48,23 @@ _DONE = "epochs_done"
 def student_views(params: RecordingParams, manifest: Manifest) -> Views:
     """The views of the train split that students see, the same for all of them."""
     seed, classes = seed_of("views", params.seed), len(manifest.classes)
-    augment = student_plan(params, manifest).augment
+    augment = recorded_plan(params, manifest).augment
     return Views(*load_split("train"), augment, classes=classes, seed=seed)
 
 
-def student_plan(params: RecordingParams, manifest: Manifest) -> ViewPlan:
-    """The epochs and augmentation of all students, who share the recorded teacher logits."""
-    return plan_views(params.views, facts(manifest, manifest.image_size))
+def recorded_plan(params: RecordingParams, manifest: Manifest) -> ViewPlan:
+    """The augmentation of all students, and the epochs of views for which logits are recorded.
+
+    They are the epochs of a student that starts from weights. A student from random weights needs
+    more where images are few, and sees the same views again.
+    """
+    size = manifest.image_size
+    return plan_views(params.views, Facts(manifest.size("train"), size, pretrained=True))
 
 
 def wanted(params: RecordingParams, manifest: Manifest) -> TeacherLogitsRecord:
     """The record that a recording for these params, this data and the teachers on disk has."""
-    plan = student_plan(params, manifest)
+    plan = recorded_plan(params, manifest)
     parts = [plan.model_dump_json(), str(params.seed)]
     parts += [manifest.digests[f"train_{part}.npy"] for part in ("images", "labels")]
     parts += [sha256(Path(str(module.__file__))) for module in (augment, trivial, views)]
@@ -100,7 +105,7 @@ class RecordedLogits:
             )
         for path, digest in found.digests.items():
             checked(folder / path, digest)
-        self._classes = expected.classes
+        self.epochs, self._classes = expected.epochs, expected.classes
         self._arrays = {name: _open(folder / name, expected, "r") for name in expected.teachers}
 
     def batch(self, epoch: int, samples: NDArray[np.int64], device: torch.device) -> torch.Tensor:

@@ -12,7 +12,7 @@ from pipeline.data.records import PACKED, Manifest
 from pipeline.data.views import Views
 from pipeline.distill.objective import Distillation, needed_for_features, needs_logits
 from pipeline.distill.params import DistillParams
-from pipeline.distill.recording import RecordedLogits, student_plan, student_views, wanted
+from pipeline.distill.recording import RecordedLogits, recorded_plan, student_views, wanted
 from pipeline.distill.records import TEACHER_LOGITS
 from pipeline.distill.teachers import load_teacher, teacher_digest
 from pipeline.networks.build import build_network
@@ -22,7 +22,7 @@ from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
 from pipeline.networks.pretrained import start_from
 from pipeline.networks.records import STUDENTS
-from pipeline.training.auto import facts, plan_recipe, tell
+from pipeline.training.auto import facts, plan_recipe, plan_views, tell
 from pipeline.training.devices import launch
 from pipeline.training.task import Task, train_and_write
 
@@ -72,7 +72,7 @@ def distill_student(
     fold_normalisation(built, own, normalisation)
     about = facts(manifest, manifest.image_size, started)
     recipe = plan_recipe(params.distill.training, about, "students")
-    plan = student_plan(params, manifest)
+    plan = plan_views(params.views, about)
     if fabric.is_global_zero:
         tell(name, started, plan, recipe, about)
     model = PixelsToLogits(built, normalisation)
@@ -117,7 +117,7 @@ def lessons(
         expected = wanted(params, manifest)
         recorded = RecordedLogits(expected, teacher_logits) if expected.teachers else None
         running = running if recorded else params.teachers.enabled
-    views, plan = student_views(params, manifest), student_plan(params, manifest)
+    views, plan = student_views(params, manifest), recorded_plan(params, manifest)
     objective = Distillation(
         model.to(fabric.device),
         {teacher: load_teacher(teacher, manifest).to(fabric.device) for teacher in running},

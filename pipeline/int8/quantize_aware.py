@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, whole_folder
 from pipeline.data.records import PACKED, Manifest, load_calibration
-from pipeline.distill.recording import student_plan
+from pipeline.distill.recording import recorded_plan
 from pipeline.distill.records import TEACHER_LOGITS
 from pipeline.distill.student import lessons
 from pipeline.export.onnx import export_onnx
@@ -53,11 +53,11 @@ def train(params: QuantizeAwareParams, name: str) -> float | str:
     check_card(card, manifest, STUDENTS / name)
     network = params.students.zoo[name]
     grids = calibrate(model.to(fabric.device), load_calibration(manifest))
-    most = student_plan(params, manifest).epochs
+    most = recorded_plan(params, manifest).epochs
     if params.quantize_aware.epochs > most:
         raise PipelineError(
-            f"{params.quantize_aware.epochs} epochs are more than the {most} of the student, the "
-            "first of which are used again",
+            f"{params.quantize_aware.epochs} epochs are more than the {most} of recorded views, "
+            "the first of which are used again",
             where="params.yaml: quantize_aware.epochs",
         )
     taught = lessons(params, network, model, fabric, manifest, TEACHER_LOGITS)

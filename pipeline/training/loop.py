@@ -12,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.core.patches import conv2d, import_timm
 from pipeline.core.progress import track
@@ -149,7 +150,7 @@ class _Loop:
         before = {name: value.clone() for name, value in self.objective.state_dict().items()}
         precision = self.fabric.strategy.precision.state_dict()
         samples, seconds = np.arange(run.training.batch_size), 0.0
-        self.objective.train()
+        self._set_mode()
         for _ in range(2):  # the first one allocates memory and compiles kernels
             start = time.perf_counter()
             self.schedule.step_update(0)
@@ -163,6 +164,14 @@ class _Loop:
         told = self.fabric.is_global_zero and run.curves
         check_time(run, self.steps, seconds, len(self.val[1]), quiet=not told)
 
+    def _set_mode(self) -> None:
+        """Training mode, but for the model's batch norms where their statistics are frozen."""
+        self.objective.train()
+        if self.run.training.batch_norm == "frozen":
+            for module in self.model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
     def _train_epoch(self, epoch: int) -> None:
         """The steps of an epoch that are still to do, in the epoch's own order of samples.
 
@@ -172,7 +181,7 @@ class _Loop:
         order = np.random.default_rng([self.run.seed, epoch]).permutation(len(self.views))
         todo = range(self.step - epoch * self.steps, self.steps)
         bar = f"{self.run.name} {epoch + 1}/{self.run.epochs}"
-        self.objective.train()
+        self._set_mode()
         for i in track(
             todo,
             bar,
@@ -204,11 +213,12 @@ class _Loop:
         progress = self.step / (self.run.epochs * self.steps)
         share = samples[fabric.global_rank :: fabric.world_size]
         self.stepper.zero_grad()
+        shown = epoch if self.recorded is None else epoch % self.recorded.epochs
         for part, chosen in enumerate(np.split(share, parts)):
-            pixels, labels = self.views.batch(epoch, chosen, fabric.device)
+            pixels, labels = self.views.batch(shown, chosen, fabric.device)
             recorded = None
             if self.recorded is not None:
-                recorded = self.recorded.batch(epoch, chosen, fabric.device)
+                recorded = self.recorded.batch(shown, chosen, fabric.device)
             wait: AbstractContextManager[None] = fabric.no_backward_sync(
                 self.wrapped, enabled=part + 1 < parts
             )

@@ -48,6 +48,9 @@ class Objective(nn.Module):
 class Recording(Protocol):
     """Teacher logits by epoch and sample."""
 
+    epochs: int
+    """That were recorded; a longer training sees their views again."""
+
     def batch(self, epoch: int, samples: NDArray[np.int64], device: torch.device) -> torch.Tensor:
         """float32 [teachers, samples, classes] for the views of `samples` in `epoch`."""
 

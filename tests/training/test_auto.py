@@ -38,7 +38,7 @@ def test_every_number_of_images_gets_a_recipe_that_fits(
     recipe, views = plan_recipe(Training(), about, kind), plan_views(Views(), about)
     assert 2 <= recipe.batch_size <= images
     assert recipe.batch_size * size**2 <= max(32 * 224**2, 2 * size**2)
-    assert 2 <= views.epochs <= 30
+    assert 2 <= views.epochs <= (8 if pretrained else 80)
     steps = images // recipe.batch_size
     assert steps >= 12 or recipe.batch_size <= 8
     assert 1e-5 < recipe.lr < 0.05
@@ -58,3 +58,16 @@ def test_weights_with_a_new_classifier_fit_it_first() -> None:
     for new_head, freeze in ((True, "head_first"), (False, "none")):
         recipe = plan_recipe(Training(), Facts(208, 224, True, new_head), "students")
         assert (recipe.freeze, recipe.batch_size, recipe.layer_decay) == (freeze, 16, 0.75)
+
+
+@pytest.mark.parametrize(
+    ("images", "pretrained", "batch_norm"),
+    [(208, True, "frozen"), (50_000, True, "train"), (208, False, "train")],
+)
+def test_few_images_keep_the_statistics_of_the_weights(
+    images: int, pretrained: bool, batch_norm: str
+) -> None:
+    about = Facts(images, 224, pretrained)
+    assert plan_recipe(Training(), about, "students").batch_norm == batch_norm
+    given = Training(batch_norm="train")
+    assert plan_recipe(given, about, "students").batch_norm == "train"

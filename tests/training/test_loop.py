@@ -25,7 +25,7 @@ from pipeline.training.curves import Curves
 from pipeline.training.params import Recipe
 from pipeline.training.records import Epoch, read_curve
 from pipeline.training.teacher import Supervised
-from tests.training.conftest import RESNET, TINY, TRAINING, model, run, same, split, weights
+from tests.training.conftest import RESNET, TINY, TRAINING, model, run, same, split, views, weights
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -165,6 +165,8 @@ def test_recorded_logits_and_mixed_labels_reach_the_losses_in_float32(precision:
             return super().forward(pixels, labels)
 
     class Recorded:
+        epochs = 3
+
         def batch(self, *arguments: Any) -> torch.Tensor:
             return torch.zeros(1, len(arguments[1]), 2)
 
@@ -237,3 +239,40 @@ def test_the_estimate_leaves_no_trace_and_a_run_that_is_too_long_is_refused(
     with pytest.raises(PipelineError, match="are more than `max_hours`, 1e-09"):
         run(model(), "c", changed(max_hours=1e-9), epochs=2)
     assert not checkpoint_file("c").exists()
+
+
+def test_frozen_batch_norms_keep_their_statistics_while_their_weights_learn() -> None:
+    network = model(RESNET)
+    statistics = {k: v for k, v in weights(network).items() if "running" in k or "tracked" in k}
+    before = weights(network)
+    run(network, "a", changed(batch_norm="frozen"), epochs=1)
+    after = weights(network)
+    assert statistics and all(torch.equal(after[name], kept) for name, kept in statistics.items())
+    assert not torch.equal(before["network.bn1.weight"], after["network.bn1.weight"])
+
+
+def test_a_training_that_is_longer_than_its_recording_sees_the_same_views_again() -> None:
+    shown: list[tuple[int, bytes]] = []
+
+    class Recorded:
+        epochs = 2
+
+        def batch(
+            self, epoch: int, samples: np.ndarray[Any, Any], device: torch.device
+        ) -> torch.Tensor:
+            shown.append((epoch, views().batch(epoch, samples, device)[0].numpy().tobytes()))
+            return torch.zeros(1, len(samples), 2, device=device)
+
+    class Seeing(Supervised):
+        def forward(
+            self,
+            pixels: torch.Tensor,
+            labels: torch.Tensor,
+            recorded: torch.Tensor | None = None,
+            progress: float = 0.0,
+        ) -> dict[str, torch.Tensor]:
+            assert shown[-1][1] == pixels.numpy().tobytes()
+            return super().forward(pixels, labels, recorded, progress)
+
+    run(Seeing(model(RESNET), 0.0), "a", epochs=5, recorded=Recorded())
+    assert [epoch for epoch, _ in shown[:: len(shown) // 5]] == [0, 1, 0, 1, 0]
