@@ -44,6 +44,9 @@ FINE_TUNING_LR = 0.001
 SCRATCH_LR: dict[Kind, float] = {"teachers": 0.03, "students": 0.005}
 """Of Muon for a batch of `MOST_IMAGES`. At 0.02 ReLU channels of students die in short runs."""
 
+IMBALANCED = 2.0
+"""Classes whose sizes differ by a larger factor are balanced."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -57,6 +60,8 @@ class Facts:
     """Whether the network starts from weights."""
     new_head: bool = False
     """Whether its classifier does not, but the rest does."""
+    imbalance: float = 1.0
+    """Train images of the largest class per image of the smallest."""
 
 
 def facts(manifest: Manifest, size: int, started: StartedFrom | None = None) -> Facts:
@@ -68,7 +73,9 @@ def facts(manifest: Manifest, size: int, started: StartedFrom | None = None) -> 
         started: the weights that it starts from; None for random ones.
     """
     new_head = started is not None and bool(started.new)
-    return Facts(manifest.size("train"), size, started is not None, new_head)
+    counts = manifest.counts["train"].values()
+    imbalance = max(counts) / min(counts)
+    return Facts(manifest.size("train"), size, started is not None, new_head, imbalance)
 
 
 def plan_views(views: Views, about: Facts) -> ViewPlan:
@@ -101,6 +108,7 @@ def plan_recipe(training: Training, about: Facts, kind: Kind) -> Recipe:
         lr = SCRATCH_LR[kind] * math.sqrt(batch / MOST_IMAGES[kind])
         found = {"optimizer": "muon", "weight_decay": 0.02, "layer_decay": 1.0}
     found |= {"lr": lr, "warmup": 0.15, "freeze": "head_first" if about.new_head else "none"}
+    found["balance"] = "logit_adjusted" if about.imbalance > IMBALANCED else "none"
     given = {name: getattr(training, name) for name in Training.model_fields}
     chosen = {name: found.get(name) if value == "auto" else value for name, value in given.items()}
     return Recipe.model_validate(chosen | {"batch_size": batch})
@@ -113,7 +121,13 @@ def tell(
     if started is not None:
         print(f"{name}: starts from {started}")
     freeze = {"none": "", "head_first": ", classifier first", "backbone": ", classifier alone"}
+    balance = {
+        "none": "",
+        "sampling": ", every class equally often",
+        "logit_adjusted": f", logits adjusted to classes that differ {about.imbalance:.1f}-fold",
+    }
     print(
         f"{name}: {about.images:,} images at {about.size} px, {plan.epochs} epochs in batches of "
         f"{recipe.batch_size}, {recipe.optimizer} at {recipe.lr:.2g}{freeze[recipe.freeze]}"
+        f"{balance[recipe.balance]}"
     )

@@ -27,6 +27,7 @@ from pipeline.data.params import Pixels, Views
 from pipeline.networks.params import Network
 
 Freeze = Literal["none", "head_first", "backbone"]
+Balance = Literal["none", "sampling", "logit_adjusted"]
 
 BatchSize = Annotated[Whole, Field(ge=2, le=1_000_000)]
 Rate = Annotated[Positive, Field(le=100)]
@@ -69,6 +70,7 @@ class Recipe(Regularisation):
     warmup: Fraction = 0.1
     layer_decay: LayerDecay = 1.0
     freeze: Freeze = "none"
+    balance: Balance = "none"
 
 
 class Training(Regularisation):
@@ -86,6 +88,11 @@ class Training(Regularisation):
         "auto",
         description="head_first: the classifier is fitted on the frozen backbone before all layers "
         "learn; backbone: it alone ever learns; none",
+    )
+    balance: Auto | Balance = Field(
+        "auto",
+        description="sampling: every class equally often; logit_adjusted: cross entropy that "
+        "expects the classes' shares of train; none",
     )
 
 
