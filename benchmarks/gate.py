@@ -88,7 +88,7 @@ def measure(arguments: argparse.Namespace, params: Params) -> dict[str, Any]:
         sessions, blocks, answers = 2, 2, 20
     plan = Plan(sessions, blocks, params.benchmark.model_copy(update=visit))
     artifacts = params.backends.artifacts(params.students.enabled)
-    tests = (1, 2 * len(artifacts))  # an accuracy and a latency for each
+    tests = (1, 3 * len(artifacts))  # top-1, recall and a latency for each
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         targets = models(params, arguments.artifact, Path(scratch))

@@ -118,9 +118,9 @@ def _recorded(correct: Answers) -> Recorded:
     top1 = float(correct.mean())
     metrics = CompiledMetrics(
         top1=top1, balanced_accuracy=top1,
-        recall=Recall(images=(len(correct),), right=(int(correct.sum()),)), top1_drop=0.0, agreement=1.0, lost=0, won=0, max_logit_error=0.0,
-        mean_logit_error=0.0, snr_db=None, images=len(correct), size_bytes=1,
-        int8_mac_share=1.0, evaluated_with="simulated",
+        recall=Recall(images=(len(correct),), right=(int(correct.sum()),)), top1_drop=0.0,
+        agreement=1.0, lost=0, won=0, max_logit_error=0.0, mean_logit_error=0.0, snr_db=None,
+        images=len(correct), size_bytes=1, int8_mac_share=1.0, evaluated_with="simulated",
     )  # fmt: skip
     evidence = Evidence(
         test_digest="simulated",
