@@ -152,7 +152,8 @@ def _check_enough(samples: Samples, train: NDArray[np.int64], cut: list[Split]) 
         count, more = counts[samples.classes.index(few[0])], f", and {len(few) - 1} more"
         raise PipelineError(
             f"the class `{few[0]}`{more if few[1:] else ''} cannot be split: it has {count} "
-            f"image(s) and needs at least {1 + len(cut)}, one each for {', '.join(['train', *cut])}",
+            f"image(s) and needs at least {1 + len(cut)}, one each for "
+            f"{', '.join(['train', *cut])}",
             where=samples.source,
             fix="add images of it, or remove its folder",
         )
