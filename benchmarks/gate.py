@@ -20,7 +20,8 @@ conditions of their rounds: runs that the busy process disturbed are neither pas
 regression by the gate (`disturbed` in the results).
 
 Accuracy. Simulated answers to 10,000 images of which 1.5% or 3% flip, without a loss and with a
-loss of 0.5 points, in the gate's records; see `gate_accuracy`.
+loss of 0.5 points, in the gate's records; and to 10 and 1,000 classes, without a loss and with one
+class that loses half of its right answers. See `gate_accuracy`.
 
 Each comparison is decided twice: as the only test of a gate run, which alarms most easily, and as
 one of all tests of params.yaml, each at its share of `gate.false_alarms`.
@@ -37,7 +38,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gate_accuracy import IMAGES, judge_answers
+from benchmarks.gate_accuracy import IMAGES, judge_answers, judge_classes
 from benchmarks.gate_latency import IDLE, LOADED, Plan, judge, latency_trials
 from benchmarks.rates import LEVEL
 from benchmarks.shared import artifact_target, count
@@ -87,7 +88,7 @@ def measure(arguments: argparse.Namespace, params: Params) -> dict[str, Any]:
         sessions, blocks, answers = 2, 2, 20
     plan = Plan(sessions, blocks, params.benchmark.model_copy(update=visit))
     artifacts = params.backends.artifacts(params.students.enabled)
-    tests = (1, 2 * len(artifacts))  # an accuracy and a latency for each
+    tests = (1, 3 * len(artifacts))  # top-1, recall and a latency for each
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         targets = models(params, arguments.artifact, Path(scratch))
@@ -105,6 +106,7 @@ def measure(arguments: argparse.Namespace, params: Params) -> dict[str, Any]:
         "load_averages": loads,
         "latency": judge(trials, tests, params.gate),
         "accuracy": judge_answers(answers, tests, params.gate, params.seed),
+        "recall": judge_classes(answers, tests, params.gate, params.seed),
         "interval": LEVEL,
         "seconds": round(time.monotonic() - start),
     }

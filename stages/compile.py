@@ -6,6 +6,7 @@ from pipeline.compile.student import compile_student
 from pipeline.core.arguments import parse_names, require
 from pipeline.core.errors import run
 from pipeline.core.params import load
+from pipeline.data.recall import interval
 
 
 def main() -> None:
@@ -15,8 +16,11 @@ def main() -> None:
     for artifact, metrics in compile_student(params, name, student):
         for attempt in metrics.ladder:
             print(_line(attempt))
+        if metrics.undecided:
+            print(f"  {metrics.undecided}")
         print(
-            f"{artifact}: top-1 {metrics.top1:.4f} (drop {metrics.top1_drop:+.4f}), "
+            f"{artifact}: top-1 {metrics.top1:.4f} ({interval(metrics.top1, metrics.images)}; drop "
+            f"{metrics.top1_drop:+.4f}), balanced {metrics.balanced_accuracy:.4f}, "
             f"{metrics.size_bytes / 1000:,.0f} kB, {metrics.int8_mac_share:.1%} of MACs in int8, "
             f"evaluated with {metrics.evaluated_with}",
             flush=True,

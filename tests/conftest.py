@@ -25,6 +25,7 @@ from pipeline.compile.records import CompiledMetrics
 from pipeline.core.files import sha256, write_whole
 from pipeline.core.patches import no_reports
 from pipeline.core.records import METRICS
+from pipeline.data.recall import Recall
 from pipeline.data.records import PACKED, Manifest
 from pipeline.latency.records import LATENCIES
 from pipeline.networks.records import WEIGHTS, ModelCard, Normalisation
@@ -199,6 +200,8 @@ def flawless(model: Path, int8_mac_share: float, runtime: str) -> CompiledMetric
     """The metrics of an artifact that answers exactly as its float student does."""
     return CompiledMetrics(
         top1=1.0,
+        balanced_accuracy=1.0,
+        recall=Recall(images=(10,) * 3, right=(10,) * 3),
         top1_drop=0.0,
         agreement=1.0,
         lost=0,
@@ -229,7 +232,11 @@ def write_training(kind: str, name: str) -> None:
         lines = ["step\t" + field, *(f"{step}\t{0.5 / (step + 1)}" for step in range(3))]
         write_whole(file, "\n".join(lines) + "\n")
     digests = tuple(map(sha256, curves.values()))
-    metrics = ModelMetrics(val_top1=0.9, top1=0.8, parameters=1234, curves=digests)
+    recall = Recall(images=(10,) * 3, right=(10, 9, 5))
+    metrics = ModelMetrics(
+        val_top1=0.9, top1=0.8, balanced_accuracy=0.8, recall=recall, parameters=1234,
+        curves=digests,
+    )  # fmt: skip
     metrics.write(METRICS / kind / f"{name}.json")
 
 

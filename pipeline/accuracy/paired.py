@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binom, binomtest
 
 _POWER_POINTS = 101
+
+Counts = NDArray[np.integer[Any]]
 
 
 def mcnemar(lost: int, won: int) -> float:
@@ -27,6 +31,35 @@ def mcnemar(lost: int, won: int) -> float:
         The p-value in [0, 1]; 1 without any such image.
     """
     return float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
+
+
+def fewest_lost(level: float) -> int:
+    """The fewest lost images that `mcnemar` at `level` calls a loss, where none is won."""
+    return max(1, math.ceil(1 - math.log2(level)))  # 2 / 2^n is at most the level
+
+
+def too_few(split: str, images: int, level: float, loss: float, name: str) -> str | None:
+    """Why a split is too small to decide whether top-1 fell by more than `loss`.
+
+    Args:
+        split: its name.
+        images: in it.
+        level: of McNemar's test.
+        loss: the limit, a fraction.
+        name: of the limit, in params.yaml.
+
+    Returns:
+        A sentence; None for a split in which a loss of that size can be significant.
+    """
+    fewest = fewest_lost(level)
+    if fewest <= loss * images:
+        return None
+    found = f"a loss of fewer than {fewest} of them" if fewest <= images else "any loss"
+    enough = f"; it takes {math.ceil(fewest / loss):,} images" if loss else ""
+    return (
+        f"{split} has {images:,} images, too few to decide {name} ({loss:g}): {found} cannot be "
+        f"told from chance{enough}"
+    )
 
 
 def mcnemar_power(images: int, flips: int, loss: float, level: float) -> float:
@@ -62,6 +95,38 @@ def _found(flips: int, lost: float, level: float) -> float:
     tails = binom.sf(np.arange(-1, flips), flips, 0.5)  # of at least 0, 1, ... losses by chance
     enough = np.flatnonzero(2 * tails <= level)
     return float(binom.sf(enough[0] - 1, flips, lost)) if len(enough) else 0.0
+
+
+def most_lost(lost: Counts, won: Counts, images: Counts, loss: float) -> tuple[int | None, float]:
+    """The class whose recall fell most significantly, and the chance of any class like it.
+
+    Where both classifiers are equally good, an image that flips is lost with probability 1/2. The
+    chance is the sum over all classes of the probability of a loss that is as significant, given
+    how many of their images flip: Bonferroni's bound for discrete tests (Westfall and Wolfinger,
+    The American Statistician 51, 1997). A class with so few flips that no loss would be as
+    significant adds nothing, so that a thousand small classes cost little power.
+
+    Args:
+        lost: images of each class that only the first classifier gets right, [C].
+        won: images of each class that only the second one gets right, [C].
+        images: of each class, [C].
+        loss: of recall, a fraction; classes that lost less are not chosen.
+
+    Returns:
+        The index of the class, and a one-sided p-value in [0, 1] that holds for all classes
+        together; None and 1 where no class lost so much.
+    """
+    flips = lost + won
+    tails = binom.sf(lost - 1, flips, 0.5)
+    found = np.flatnonzero((lost > won) & (lost - won >= loss * images))
+    if not len(found):
+        return None, 1.0
+    worst = int(found[np.argmin(tails[found])])
+    chance = 0.0
+    for count, classes in zip(*np.unique(flips, return_counts=True), strict=True):
+        possible = binom.sf(np.arange(-1, count), count, 0.5)
+        chance += classes * possible[possible <= tails[worst]].max(initial=0.0)
+    return worst, min(1.0, float(chance))
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

@@ -21,6 +21,7 @@ from pipeline.bundle.records import Bundle
 from pipeline.compile.records import CompiledMetrics
 from pipeline.core.errors import PipelineError
 from pipeline.core.records import METRICS
+from pipeline.data.recall import Recall, interval
 from pipeline.data.records import SPLITS, Manifest
 from pipeline.distill.params import LossTerm
 from pipeline.networks.records import CARD, STUDENTS, TEACHERS, ModelCard
@@ -33,6 +34,8 @@ HUB_DATASETS = {
     "MNIST": "ylecun/mnist",
 }
 """By torchvision's name: where the hub has the same images with the same test split."""
+WORST = 10
+"""Classes whose recall is shown: those with the lowest."""
 SHOWN = 20
 """Classes and float layers that are named; of more, the rest is counted."""
 
@@ -90,7 +93,7 @@ def model_card(
     sections = (
         _made(artifact, metrics, lineage),
         _data(manifest),
-        _accuracy(metrics, lineage),
+        _accuracy(metrics, manifest, lineage),
         *([_int8(artifact)] if artifact.precision == "int8" else []),
         _limits(manifest),
     )
@@ -138,7 +141,8 @@ def readme(bundle: Bundle) -> str:
 
 An image classifier of {len(bundle.classes)} classes (labels.txt).
 
-- top-1 {bundle.top1:.4f} on {bundle.test_images:,} test images, taken with {bundle.evaluated_with}
+- top-1 {bundle.top1:.4f} on {bundle.test_images:,} test images, taken with {bundle.evaluated_with};
+  95% interval {interval(bundle.top1, bundle.test_images)}
 - the float network has {bundle.top1 + bundle.top1_drop:.4f}
 - everything else about it: bundle.json
 
@@ -243,20 +247,40 @@ def _data(manifest: Manifest) -> str:
     return _section("Data", lines)
 
 
-def _accuracy(metrics: CompiledMetrics, lineage: Lineage) -> str:
-    student = metrics.top1 + metrics.top1_drop
+def _accuracy(metrics: CompiledMetrics, manifest: Manifest, lineage: Lineage) -> str:
+    images, recall = metrics.images, metrics.recall
     rows = [
-        (f"this artifact, through {metrics.evaluated_with}", metrics.top1),
-        ("the float student, through torch", student),
-        *((f"the teacher `{one.name}`", one.metrics.top1) for one in lineage.teachers),
+        (f"this artifact, through {metrics.evaluated_with}", metrics.top1, recall),
+        *(
+            (of, one.metrics.top1, one.metrics.recall)
+            for of, one in (
+                ("the float student, through torch", lineage.student),
+                *((f"the teacher `{one.name}`", one) for one in lineage.teachers),
+            )
+        ),
     ]
-    table = ["| top-1 | of |", "| ---: | --- |", *(f"| {top1:.4f} | {of} |" for of, top1 in rows)]
+    table = ["| top-1 | 95% interval | balanced | of |", "| ---: | --- | ---: | --- |"]
+    for of, top1, its in rows:
+        balanced = f"{its.balanced:.4f}" if its else "not recorded"
+        table.append(f"| {top1:.4f} | {interval(top1, images)} | {balanced} | {of} |")
     text = (
-        f"All on the same {metrics.images:,} test images. The artifact answers as the float "
-        f"student does on {metrics.agreement:.2%} of them; {metrics.lost} right answers were lost, "
+        f"All on the same {images:,} test images. Balanced accuracy is the mean recall of the "
+        f"classes, and the intervals are Wilson's. The artifact answers as the float student does "
+        f"on {metrics.agreement:.2%} of them; {metrics.lost} right answers were lost, "
         f"{metrics.won} won."
     )
-    return _section("Accuracy", [*table, "", text])
+    return _section("Accuracy", [*table, "", text, "", *_recalls(recall, manifest)])
+
+
+def _recalls(recall: Recall, manifest: Manifest) -> list[str]:
+    """The table of the classes of the lowest recall."""
+    lines = ["The lowest recalls of this artifact:", ""]
+    lines += ["| class | images | recall | 95% interval |", "| --- | ---: | ---: | --- |"]
+    for i in recall.worst(WORST):
+        share, images = recall.by_class[i], recall.images[i]
+        name = _plain(manifest.classes[i])
+        lines.append(f"| {name} | {images:,} | {share:.4f} | {interval(share, images)} |")
+    return lines
 
 
 def _int8(artifact: ArtifactRecord) -> str:
@@ -284,8 +308,8 @@ def _limits(manifest: Manifest) -> str:
         f"- Whatever the image shows, the answer is one of these {len(manifest.classes)} classes.",
         f"- It learned and was tested on {_plain(_source(manifest))} alone. How it does on images "
         "of another origin was not measured.",
-        "- Accuracy is one figure over the test split. How it differs between classes or groups "
-        "of people was not measured, and nothing is claimed about fairness.",
+        "- How its accuracy differs between groups of people was not measured, and nothing is "
+        "claimed about fairness.",
         "- Whether its probabilities tell how often it is right was not measured.",
         "- Nobody has recorded a licence for these weights: `license` says unknown until whoever "
         "publishes them sets it. The licence of the data, above, is not one.",

@@ -27,7 +27,10 @@ class Evidence(DetailRecord):
 
     test_digest: str = Field(description="SHA-256 over the digests of the test split's arrays")
     images: int = Field(ge=1)
-    correct: str = Field(description="one bit per test image, in order: base64 of numpy.packbits")
+    by_class: dict[str, int] = Field(description="test images of each class")
+    correct: str = Field(
+        description="one bit per test image, class by class: base64 of numpy.packbits"
+    )
     confusions: tuple[tuple[int, int, int], ...] = Field(
         (), description="(label, wrong answer, images), the most frequent first"
     )
@@ -44,6 +47,8 @@ class Evidence(DetailRecord):
             raise ValueError(f"`correct` is not base64: {error}") from None
         if len(packed) != -(-self.images // 8):
             raise ValueError("`correct` has not one bit per image")
+        if sum(self.by_class.values()) != self.images or min(self.by_class.values()) < 0:
+            raise ValueError("`by_class` has not all images")
         return self
 
     @classmethod
@@ -62,10 +67,12 @@ class Evidence(DetailRecord):
             logits: what it gave for the test split, [N, C].
             labels: of the test split, [N].
         """
-        right = correct(logits, labels)
+        right = correct(logits, labels)[np.argsort(labels, kind="stable")]
+        sizes = np.bincount(labels, minlength=len(manifest.classes))
         return cls(
             test_digest=split_digest(manifest),
             images=len(right),
+            by_class=dict(zip(manifest.classes, sizes.tolist(), strict=True)),
             correct=base64.b64encode(np.packbits(right).tobytes()).decode(),
             confusions=confusions(logits, labels)[:CONFUSIONS],
             reliability=reliability(logits, labels),
@@ -75,9 +82,15 @@ class Evidence(DetailRecord):
         )
 
     def answers(self) -> NDArray[np.bool_]:
-        """Which test images the artifact gets right, bool [N]."""
+        """Which test images the artifact gets right, bool [N]: those of the first class first."""
         packed = np.frombuffer(base64.b64decode(self.correct), np.uint8)
         return np.unpackbits(packed, count=self.images).astype(np.bool_)
+
+    def count(self, found: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """How many of each class, [C], are `found` among the images [N], in the order above."""
+        sizes = list(self.by_class.values())
+        labels = np.repeat(np.arange(len(sizes)), sizes)
+        return np.bincount(labels[found], minlength=len(sizes))
 
 
 def split_digest(manifest: Manifest) -> str:

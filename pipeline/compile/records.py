@@ -10,6 +10,7 @@ from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.records import ARTIFACT_FILE, ArtifactRecord
 from pipeline.core.errors import PipelineError
 from pipeline.core.records import DetailRecord, Record
+from pipeline.data.recall import Recall
 
 
 class Attempt(Record):
@@ -46,6 +47,8 @@ class CompiledMetrics(DetailRecord):
     line_per_entry = ("ladder",)
 
     top1: float
+    balanced_accuracy: float = Field(description="mean recall over the classes")
+    recall: Recall
     top1_drop: float = Field(description="top-1 of the float student in torch, minus `top1`")
     agreement: float = Field(description="share of images with the argmax of the float student")
     lost: int = Field(description="images that only the float student gets right")
@@ -58,6 +61,9 @@ class CompiledMetrics(DetailRecord):
     int8_mac_share: float
     evaluated_with: str = Field(description="the runtime and version that gave the answers")
     ladder: tuple[Attempt, ...] = Field((), description="of int8, in order; one of them is kept")
+    undecided: str | None = Field(
+        None, description="of int8: why val is too small to decide quantize.max_drop; else null"
+    )
     layers: tuple[LayerNoise, ...] = Field((), description="of int8, in order of execution, on val")
     digests: dict[str, str] = Field({}, description="SHA-256 of every file of the artifact")
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.accuracy.metrics import lost_and_won, signal_to_noise
-from pipeline.accuracy.paired import mcnemar
+from pipeline.accuracy.paired import mcnemar, too_few
 from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.job import Compiled, Compiler, Job, opened_bytes
 from pipeline.backends.base.records import ARTIFACT_FILE, ArtifactRecord
@@ -27,6 +27,7 @@ from pipeline.compile.records import EVIDENCE_FILE, METRICS_FILE, CompiledMetric
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, whole_folder
 from pipeline.data.answers import agreement, top1
+from pipeline.data.recall import Recall
 from pipeline.data.records import (
     MANIFEST,
     PACKED,
@@ -94,11 +95,13 @@ def compile_artifact(
     tools = versions(spec.packages)
     job = _job(artifact)
     least = params.quantize.min_int8_share
-    climbed, inside = None, Inside()
+    climbed, inside, undecided = None, Inside(), None
     with whole_folder(artifact.folder) as folder:
         if artifact.int8:
             val = load_split("val")
             climbed = _climb(spec, compiler, job, params, val, folder)
+            level, most = params.quantize.significance, params.quantize.max_drop
+            undecided = too_few("val", len(val[1]), level, most, "quantize.max_drop")
             job, compiled = climbed.job, climbed.compiled
             inside = look_inside(spec, compiler, job, folder / compiled.model_file, val[0])
         else:
@@ -114,6 +117,7 @@ def compile_artifact(
             int8_mac_share=compiled.execution.int8_mac_share,
             evaluated_with=str(spec.evaluator()),
             ladder=climbed.attempts if climbed else (),
+            undecided=undecided,
             layers=inside.layers,
             digests=record.digests,
         )
@@ -234,9 +238,12 @@ def _beside_float(
         )
     error = np.abs(logits - reference)
     lost, won = lost_and_won(logits, reference, labels)
+    recall = Recall.of(logits, labels)
     return {
-        "top1": top1(logits, labels),
-        "top1_drop": top1(reference, labels) - top1(logits, labels),
+        "top1": recall.top1,
+        "balanced_accuracy": recall.balanced,
+        "recall": recall,
+        "top1_drop": top1(reference, labels) - recall.top1,
         "agreement": same,
         "lost": lost,
         "won": won,

@@ -63,11 +63,12 @@ def draw(labels: NDArray[np.int64], count: int, random: np.random.Generator) -> 
     """
     classes, sizes = np.unique(labels, return_counts=True)
     most = sizes - 1 if count <= (sizes - 1).sum() else sizes
+    least = (sizes > 1).astype(int) if count >= (sizes > 1).sum() else np.zeros_like(sizes)
     exact = sizes * (count / len(labels))
-    take = np.minimum(np.maximum(np.floor(exact).astype(int), sizes > 1), most)
+    take = np.minimum(np.maximum(np.floor(exact).astype(int), least), most)
     while take.sum() != count:
         step = 1 if take.sum() < count else -1
-        free = take < most if step > 0 else take > 0
+        free = take < most if step > 0 else take > least
         due = np.where(free, step * (exact - take), -np.inf)
         take[np.argmax(due)] += step
     chosen = [

@@ -144,6 +144,7 @@ def _split(
     """Indices into `samples` per split: the source's own splits, missing ones cut from train."""
     splits = {split: np.flatnonzero(samples.splits == split).astype(np.int64) for split in SPLITS}
     cuts: dict[Split, float] = {"test": data.test_fraction, "val": data.val_fraction}
+    _check_enough(samples, splits["train"], [split for split in cuts if not len(splits[split])])
     for missing, fraction in cuts.items():
         if len(splits[missing]) == 0:
             train = splits["train"]
@@ -156,6 +157,21 @@ def _split(
             if len(indices) > data.limit:
                 splits[split] = indices[draw(samples.labels[indices], data.limit, random)]
     return splits
+
+
+def _check_enough(samples: Samples, train: NDArray[np.int64], cut: list[Split]) -> None:
+    """Raise `PipelineError` for a class with fewer images than splits that are made of them."""
+    counts = np.bincount(samples.labels[train], minlength=len(samples.classes))
+    few = [name for name, n in zip(samples.classes, counts, strict=True) if n <= len(cut)]
+    if few and cut:
+        count, more = counts[samples.classes.index(few[0])], f", and {len(few) - 1} more"
+        raise PipelineError(
+            f"the class `{few[0]}`{more if few[1:] else ''} cannot be split: it has {count} "
+            f"image(s) and needs at least {1 + len(cut)}, one each for "
+            f"{', '.join(['train', *cut])}",
+            where=samples.source,
+            fix="add images of it, or remove its folder",
+        )
 
 
 def _shape(decoder: Decoder, data: Data) -> tuple[int, int]:

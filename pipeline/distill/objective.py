@@ -36,10 +36,13 @@ class Distillation(Objective):
         settings: of all teachers.
         pixels: uint8 [N, H, W, C]; a forward pass on the first image gives the adapters' shapes.
         label_smoothing: of `cross_entropy`, in [0, 1).
+        log_prior: added to the student's logits in `cross_entropy`, [C]; see `log_prior`.
 
     Raises:
         PipelineError: for a wrong loss, option, tap or teacher.
     """
+
+    log_prior: torch.Tensor | None
 
     def __init__(
         self,
@@ -50,9 +53,11 @@ class Distillation(Objective):
         settings: Teachers,
         pixels: torch.Tensor,
         label_smoothing: float = 0.0,
+        log_prior: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         self.model = student
+        self.register_buffer("log_prior", log_prior, persistent=False)
         self.label_smoothing = label_smoothing
         self.settings = settings
         self.terms = [(key, term, find_loss(term)) for key, term in _keys(terms).items()]
@@ -123,6 +128,7 @@ class Distillation(Objective):
         options: dict[str, bool | float] = dict(term.options)
         if loss.target == "labels":
             options.setdefault("label_smoothing", self.label_smoothing)
+            logits = logits if self.log_prior is None else logits + self.log_prior
             return loss(logits, labels, **options)
         if loss.target == "logits":
             assert taught is not None

@@ -69,12 +69,16 @@ class Distill(Group):
     training: Training
 
     @model_validator(mode="after")
-    def _smoothing_has_labels(self) -> Self:
-        labelled = any(term.name == "cross_entropy" for term in self.losses)
-        if self.training.label_smoothing and not labelled:
+    def _labels_are_used(self) -> Self:
+        if any(term.name == "cross_entropy" for term in self.losses):
+            return self
+        set_in_vain = {
+            "label_smoothing": self.training.label_smoothing > 0,
+            "balance: logit_adjusted": self.training.balance == "logit_adjusted",
+        }
+        for name in (name for name, found in set_in_vain.items() if found):
             raise ValueError(
-                "`training.label_smoothing` smooths the labels of `cross_entropy`, which `losses` "
-                "does not have"
+                f"`training.{name}` changes `cross_entropy`, which `losses` does not have"
             )
         return self
 

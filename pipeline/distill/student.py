@@ -23,7 +23,9 @@ from pipeline.networks.pixels import PixelsToLogits, student_normalisation
 from pipeline.networks.pretrained import start_from
 from pipeline.networks.records import STUDENTS
 from pipeline.training.auto import facts, plan_recipe, plan_views, tell
+from pipeline.training.balance import log_prior
 from pipeline.training.devices import launch
+from pipeline.training.params import Recipe
 from pipeline.training.task import Task, train_and_write
 
 
@@ -76,7 +78,7 @@ def distill_student(
     if fabric.is_global_zero:
         tell(name, started, plan, recipe, about)
     model = PixelsToLogits(built, normalisation)
-    taught = lessons(params, network, model, fabric, manifest, teacher_logits)
+    taught = lessons(params, network, recipe, model, fabric, manifest, teacher_logits)
     task = Task(
         name=run_as or name,
         kind="students",
@@ -95,6 +97,7 @@ def distill_student(
 def lessons(
     params: DistillParams,
     network: Network,
+    recipe: Recipe,
     model: PixelsToLogits,
     fabric: Fabric,
     manifest: Manifest,
@@ -105,6 +108,7 @@ def lessons(
     Args:
         params: what the stage reads.
         network: the student's params.
+        recipe: of its training.
         model: the student.
         fabric: whose device is used.
         manifest: of the packed data.
@@ -125,7 +129,8 @@ def lessons(
         network.taps,
         params.teachers,
         torch.from_numpy(views.images[:1].copy()).to(fabric.device),
-        distill.training.label_smoothing,
+        recipe.label_smoothing,
+        log_prior(manifest.counts["train"].values(), recipe.balance),
     )
     digests = {teacher: teacher_digest(teacher) for teacher in running}
     return Lessons(objective, views, recorded, (distill, params.teachers, digests, expected, plan))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.accuracy.paired import holm, mcnemar, mcnemar_power
+from pipeline.accuracy.paired import Counts, holm, mcnemar, mcnemar_power, most_lost
 from pipeline.backends.base.artifact import EVIDENCE
 from pipeline.compile.records import CompiledMetrics
 from pipeline.gate.params import Gate
@@ -17,7 +17,10 @@ from pipeline.gate.verdict import Finding, Outcome, Repeat
 from pipeline.report.params import Limits
 from pipeline.report.results import excess
 
-MEASURE = "top-1"
+MEASURE, RECALL = "top-1", "recall"
+
+TESTS = 2
+"""Of each artifact's answers: one for each measure."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class Flips:
     baseline: float
     """Its top-1."""
     candidate: float
+    classes: tuple[str, ...]
+    by_class: Counts
+    """Of each class: its images, those lost, those won and those right before, [4, C]."""
 
     @property
     def loss(self) -> float:
@@ -77,16 +83,18 @@ def compare_answers(key: str, baseline: Recorded, candidate: Recorded) -> Findin
         text = "the test splits differ, so the accuracies cannot be compared"
         return finding(Outcome.INVALID, text)
     was_right, is_right = before.answers(), after.answers()
-    lost = int(np.count_nonzero(was_right & ~is_right))
-    won = int(np.count_nonzero(is_right & ~was_right))
-    return Flips(key, before.images, lost, won, *tops)
+    lost, won = before.count(was_right & ~is_right), before.count(is_right & ~was_right)
+    by_class = np.array([[*before.by_class.values()], lost, won, before.count(was_right)])
+    classes = tuple(before.by_class)
+    return Flips(key, before.images, int(lost.sum()), int(won.sum()), *tops, classes, by_class)
 
 
 def decide(flips: Sequence[Flips], tests: int, gate: Gate) -> tuple[list[Finding], float | None]:
-    """Test whether answers were lost by more than chance.
+    """Test whether answers were lost by more than chance, in all and of any class.
 
-    McNemar's exact test for each artifact, with Holm's correction. The accuracies get a part of
-    `gate.false_alarms` that is proportional to their part of all tests.
+    McNemar's exact test for each artifact, and `most_lost` for its classes, with Holm's correction
+    for all of them. They get a part of `gate.false_alarms` that is proportional to their part of
+    all tests.
 
     Args:
         flips: one per artifact.
@@ -94,28 +102,66 @@ def decide(flips: Sequence[Flips], tests: int, gate: Gate) -> tuple[list[Finding
         gate: the thresholds.
 
     Returns:
-        A finding for each artifact, and the smallest power of these tests, at Holm's strictest
-        step; None without any test.
+        Two findings for each artifact, and the smallest power of the tests of top-1, at Holm's
+        strictest step; None without any test.
     """
-    level = gate.false_alarms * len(flips) / tests if tests else 0.0
-    adjusted = holm([mcnemar(flip.lost, flip.won) for flip in flips])
+    level = gate.false_alarms * TESTS * len(flips) / tests if tests else 0.0
+    worst = [most_lost(*_changes(flip), gate.max_recall_loss) for flip in flips]
+    adjusted = holm([*(mcnemar(flip.lost, flip.won) for flip in flips), *(p for _, p in worst)])
     findings, powers = [], []
-    for flip, p in zip(flips, adjusted, strict=True):
+    for i, flip in enumerate(flips):
         power = mcnemar_power(
             flip.images, flip.lost + flip.won, gate.max_top1_loss, gate.false_alarms / tests
         )
         powers.append(power)
-        if p <= level and flip.loss > 0:
-            outcome = Outcome.REGRESSION
-        elif flip.loss > 0 and flip.loss >= gate.max_top1_loss:
-            outcome = Outcome.INCONCLUSIVE
-        else:
-            outcome = Outcome.PASSED
-        text = (
-            f"{flip.lost} answers lost, {flip.won} won of {flip.images:,}; McNemar p {p:.2g} "
-            f"(Holm), level {level:.2g}; a loss of {gate.max_top1_loss:g} is found with "
-            f"probability {power:.2f}"
-        )
-        figures = (flip.baseline, flip.candidate)
-        findings.append(Finding(flip.key, MEASURE, outcome, text, *figures))
+        findings.append(_top1(flip, adjusted[i], level, power, gate))
+        findings.append(_recall(flip, worst[i][0], adjusted[len(flips) + i], level, gate))
     return findings, min(powers, default=None)
+
+
+def _changes(flip: Flips) -> tuple[Counts, Counts, Counts]:
+    """Images lost, images won, and all images, by class."""
+    images, lost, won, _ = flip.by_class
+    return lost, won, images
+
+
+def _top1(flip: Flips, p: float, level: float, power: float, gate: Gate) -> Finding:
+    if p <= level and flip.loss > 0:
+        outcome = Outcome.REGRESSION
+    elif flip.loss > 0 and flip.loss >= gate.max_top1_loss:
+        outcome = Outcome.INCONCLUSIVE
+    else:
+        outcome = Outcome.PASSED
+    text = (
+        f"{flip.lost} answers lost, {flip.won} won of {flip.images:,}; McNemar p {p:.2g} "
+        f"(Holm), level {level:.2g}; a loss of {gate.max_top1_loss:g} is found with "
+        f"probability {power:.2f}"
+    )
+    return Finding(flip.key, MEASURE, outcome, text, flip.baseline, flip.candidate)
+
+
+def _recall(flip: Flips, worst: int | None, p: float, level: float, gate: Gate) -> Finding:
+    """The class whose recall fell most significantly; what chance explains passes."""
+    if worst is None:
+        text = f"no class lost {gate.max_recall_loss:g} of its recall"
+        return Finding(flip.key, RECALL, Outcome.PASSED, text)
+    images, lost, won, right = flip.by_class[:, worst].tolist()
+    outcome = Outcome.REGRESSION if p <= level else Outcome.PASSED
+    text = (
+        f"class `{flip.classes[worst]}`: {lost} answers lost, {won} won of {images:,}; p {p:.2g} "
+        f"for {len(flip.classes):,} classes (Bonferroni, Holm), level {level:.2g}"
+    )
+    recalls = right / images, (right - lost + won) / images
+    return Finding(flip.key, RECALL, outcome, text, *recalls)
+
+
+def undecided(flips: Sequence[Flips], tests: int, gate: Gate) -> str | None:
+    """Which classes have too few test images for a loss of their recall to be significant."""
+    least = math.ceil(math.log2(tests / gate.false_alarms)) if flips else 0
+    small = [n for n in flips[0].by_class[0] if n < least] if flips else []
+    if not small:
+        return None
+    return (
+        f"{len(small)} of {len(flips[0].classes)} classes have fewer than {least} test images: "
+        "not even the loss of all of them would be significant"
+    )

@@ -41,7 +41,7 @@ def judge(
         parts += _artifact(key, baseline, candidate, params, reruns)
     flips = [part for part in parts if isinstance(part, Flips)]
     slowdowns = [part for part in parts if isinstance(part, Slowdown)]
-    tests = len(flips) + len(slowdowns)
+    tests = accuracy.TESTS * len(flips) + len(slowdowns)
     found, power = accuracy.decide(flips, tests, gate)
     found += [latency.decide(slowdown, tests, gate) for slowdown in slowdowns]
     found += [part for part in parts if isinstance(part, Finding)]
@@ -53,6 +53,8 @@ def judge(
     if power is not None:
         text = f"a loss of {gate.max_top1_loss:g} top-1 is found with a probability of at least"
         notes.append(Note(ALL, f"{text} {power:.2f}, {tests} tests being corrected for"))
+    if small := accuracy.undecided(flips, tests, gate):
+        notes.append(Note(ALL, small))
     return Verdict(commands, tuple(found), tuple(notes))
 
 

@@ -16,6 +16,9 @@ class Gate(Group):
     overridable: ClassVar[bool] = True
 
     max_top1_loss: Fraction = Field(0.005, description="of top-1, against the baseline")
+    max_recall_loss: Positive = Field(
+        0.1, le=1, description="a class whose recall fell by less is never a regression"
+    )
     max_slowdown: Positive = Field(
         0.05, le=100, description="of a latency, relative to the baseline"
     )

@@ -20,6 +20,7 @@ _STYLES = {
 }
 _FORMATS = {
     "top-1": "{:.4f}",
+    "recall": "{:.4f}",
     "limits": "{:.4f}",
     "size": "{:,.0f}",
     "int8 share": "{:.1%}",

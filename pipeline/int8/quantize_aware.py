@@ -60,14 +60,15 @@ def train(params: QuantizeAwareParams, name: str) -> float | str:
             "the first of which are used again",
             where="params.yaml: quantize_aware.epochs",
         )
-    taught = lessons(params, network, model, fabric, manifest, TEACHER_LOGITS)
+    recipe = rounded(params, card, manifest)
+    taught = lessons(params, network, recipe, model, fabric, manifest, TEACHER_LOGITS)
     task = Task(
         name=f"{name} in int8",
         kind="quantize_aware",
         folder=folder,
         network=network,
         input_size=card.input_size,
-        training=rounded(params, card, manifest),
+        training=recipe,
         epochs=params.quantize_aware.epochs,
         seed=params.seed,
         settings=(*taught.settings, card.weights_digest, grids),

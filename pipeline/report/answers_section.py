@@ -15,12 +15,15 @@ from pipeline.accuracy.records import Mistake
 from pipeline.compile.evidence import Evidence, split_digest
 from pipeline.compile.records import check_owner
 from pipeline.core.errors import PipelineError
+from pipeline.data.recall import Recall, interval
 from pipeline.data.records import PACKED, Manifest, load_split
 from pipeline.report.results import UNKNOWN, Row
 from pipeline.report.sections import Section
 
 MATRIX_CLASSES = 30
 """With more classes the most frequent confusions are listed instead of a matrix."""
+WORST = 10
+"""Classes whose recall is shown: those with the lowest."""
 _LISTED = 30
 _TOP = 3
 _THUMBNAIL = 64  # pixels of the longer side, at most
@@ -31,6 +34,7 @@ class Answers:
     """An artifact's answers to the test split."""
 
     row: Row
+    recall: Recall
     evidence: Evidence
     classes: tuple[str, ...]
     wrong: int
@@ -59,34 +63,32 @@ def gather_answers(rows: list[Row], manifest: Manifest) -> list[Answers]:
         PipelineError: for answers to another test split than the packed one, or of other files
             than the compiled ones.
     """
-    _, labels = load_split("test")
-    digest = split_digest(manifest)
+    digest, images = split_digest(manifest), manifest.size("test")
     found = []
     for row in rows:
         file = row.artifact.evidence
         if row.metrics is None or not file.exists():
             continue
         evidence = Evidence.read(file)
-        if (evidence.test_digest, evidence.images) != (digest, len(labels)):
+        if (evidence.test_digest, evidence.images) != (digest, images):
             what = f"answers to another test split than the one in {PACKED}"
             raise PipelineError(what, where=str(file), fix="run `dvc repro`")
         check_owner(row.artifact, file, evidence.digests)
-        found.append(_answers(row, evidence, manifest.classes, labels))
+        found.append(_answers(row, row.metrics.recall, evidence, manifest.classes))
     return found
 
 
-def _answers(
-    row: Row, evidence: Evidence, classes: tuple[str, ...], labels: NDArray[np.int64]
-) -> Answers:
+def _answers(row: Row, recall: Recall, evidence: Evidence, classes: tuple[str, ...]) -> Answers:
     right = evidence.answers()
     matrix = None
     if len(classes) <= MATRIX_CLASSES:
-        matrix = np.diag(np.bincount(labels[right], minlength=len(classes)))
+        matrix = np.diag(evidence.count(right))
         for label, answer, images in evidence.confusions:
             matrix[label, answer] = images
     confidences = [one.images * one.confidence for one in evidence.reliability]
     return Answers(
         row=row,
+        recall=recall,
         evidence=evidence,
         classes=classes,
         wrong=int((~right).sum()),
@@ -111,6 +113,23 @@ def answers_section(found: list[Answers], rows: list[Row]) -> Section:
     columns = ("Wrong", "Mean probability", "ECE", "Frequent confusions", "Worst mistake")
     numeric = (False, True, True, True, False, False)
     return Section("Answers", ("Artifact", *columns), numeric, tuple(shown))
+
+
+def recall_section(one: Answers) -> Section:
+    """The classes of the lowest recall, with its 95% interval, the lowest first."""
+    rows = tuple(
+        {
+            "Class": one.classes[i],
+            "Images": f"{one.recall.images[i]:,}",
+            "Right": f"{one.recall.right[i]:,}",
+            "Recall": f"{one.recall.by_class[i]:.4f}",
+            "95% of recall": interval(one.recall.by_class[i], one.recall.images[i]),
+        }
+        for i in one.recall.worst(WORST)
+    )
+    all_of_them = len(one.classes) <= WORST
+    heading = "Recall by class" if all_of_them else f"The {WORST} classes of the lowest recall"
+    return Section.of(heading, rows, ("Class",))
 
 
 def matrix_section(one: Answers) -> Section:

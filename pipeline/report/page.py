@@ -10,11 +10,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from pipeline.accuracy.paired import too_few
 from pipeline.backends.base.records import ArtifactRecord
 from pipeline.backends.base.registry import backend, title
 from pipeline.compile.records import compiled_metrics
 from pipeline.core.files import write_whole
 from pipeline.core.records import METRICS
+from pipeline.data.recall import interval
 from pipeline.data.records import PACKED, Manifest
 from pipeline.latency.records import BENCHMARK, BenchmarkRecord
 from pipeline.report import answers_section as answers
@@ -23,7 +25,14 @@ from pipeline.report.device_rows import LEFT_ALIGNED, on_devices
 from pipeline.report.params import ReportParams
 from pipeline.report.pareto import pareto
 from pipeline.report.provenance import artifacts_section, circumstances_section
-from pipeline.report.results import REPORTS, Row, best_per_backend, gather, numbered_notes
+from pipeline.report.results import (
+    REPORTS,
+    UNKNOWN,
+    Row,
+    best_per_backend,
+    gather,
+    numbered_notes,
+)
 from pipeline.report.sections import Section
 from pipeline.training.records import ModelMetrics
 
@@ -68,7 +77,8 @@ def report(params: ReportParams) -> None:
         **_results(params, rows),
         **_sections(params, rows, manifest, benchmark, artifacts),
         **_answers(rows, manifest),
-        "networks": _networks_section(networks),
+        "networks": _networks_section(networks, manifest),
+        "unsure": _unsure(params, manifest),
     }
     context["style"] = Markup(_render("report.css.j2", {}))
     context["script"] = Markup(_render("report.js.j2", {}))
@@ -154,7 +164,8 @@ def _sections(
         "local_threads": params.benchmark.threads,
         "batch": params.benchmark.batch,
         "parity": sections.parity_section(rows),
-        "ladder": sections.ladder_section(rows),
+        "ladder": sections.ladder_section(rows, manifest.size("val")),
+        "undecided": sections.undecided(rows),
         "ladder_limit": f"{params.quantize.max_drop:g}",
         "ladder_level": f"{params.quantize.significance:g}",
         "replaced": sections.replaced_section(students, rows),
@@ -178,6 +189,7 @@ def _answers(rows: list[Row], manifest: Manifest) -> dict[str, Any]:
         "answered": found,
         "chosen": chosen or next(iter(found), None),
         "unanswered": UNANSWERED,
+        "recalled": answers.recall_section,
         "confused": answers.matrix_section,
         "reliable": answers.reliability_section,
         "thumbnails": answers.thumbnails(found),
@@ -204,14 +216,32 @@ def _pareto_caption(rows: list[Row]) -> str:
     )
 
 
-def _networks_section(networks: list[Network]) -> Section:
+def _unsure(params: ReportParams, manifest: Manifest) -> str | None:
+    """Why the test split is too small to decide `limits.max_top1_drop`, where it is."""
+    level, most = params.quantize.significance, params.limits.max_top1_drop
+    return too_few("test", manifest.size("test"), level, most, "limits.max_top1_drop")
+
+
+def _networks_section(networks: list[Network], manifest: Manifest) -> Section:
     rows = []
     for kind, name, metrics in networks:
-        shown = f"{name} (teacher)" if kind == "teachers" else name
-        tops = f"{metrics.val_top1:.4f}", f"{metrics.top1:.4f}"
-        rows.append((shown, *tops, f"{metrics.parameters:,}"))
-    columns = ("Network", "Val top-1", "Test top-1", "Parameters")
-    return Section("Float networks in torch", columns, (False, True, True, True), tuple(rows))
+        recall, classes = metrics.recall, manifest.classes
+        worst = recall.worst(1)[0] if recall else None
+        rows.append(
+            {
+                "Network": f"{name} (teacher)" if kind == "teachers" else name,
+                "Val top-1": f"{metrics.val_top1:.4f}",
+                "95% of val": interval(metrics.val_top1, manifest.size("val")),
+                "Test top-1": f"{metrics.top1:.4f}",
+                "95% of test": interval(metrics.top1, manifest.size("test")),
+                "Balanced": f"{recall.balanced:.4f}" if recall else UNKNOWN,
+                "Lowest recall": UNKNOWN
+                if recall is None or worst is None
+                else f"{recall.by_class[worst]:.4f}, {classes[worst]}",
+                "Parameters": f"{metrics.parameters:,}",
+            }
+        )
+    return Section.of("Float networks in torch", rows, ("Network", "Lowest recall"))
 
 
 def _devices_section(rows: list[Row]) -> Section:

@@ -9,11 +9,18 @@ from typing import Any
 
 from pipeline.backends.base.registry import title
 from pipeline.report.params import Limits
-from pipeline.report.results import LEFT_ALIGNED, Row, best_per_backend, numbered_notes, shown_cells
+from pipeline.report.results import (
+    LEFT_ALIGNED,
+    TOP1_LIMITS,
+    Row,
+    best_per_backend,
+    numbered_notes,
+    shown_cells,
+)
 from pipeline.report.sections import Section
 
 NONE_WITHIN = "no measured artifact keeps these limits"
-_TOOLTIP = ("Top-1", "Drop", "Agreement", "p50 ms", "p90 ms", "kB")
+_TOOLTIP = ("Top-1", TOP1_LIMITS, "Balanced", "Drop", "Agreement", "p50 ms", "p90 ms", "kB")
 """Figures in the tooltip of a mark in a plot."""
 
 
@@ -135,7 +142,8 @@ def _short(row: Row) -> str:
 def _figures_text(row: Row) -> str:
     cells = row.cells()
     return (
-        f"top-1 {cells['Top-1']} ({cells['Drop']} drop), p50 {cells['p50 ms']} ms, {cells['kB']} kB"
+        f"top-1 {cells['Top-1']} ({cells[TOP1_LIMITS]}; {cells['Drop']} drop), "
+        f"p50 {cells['p50 ms']} ms, {cells['kB']} kB"
     )
 
 

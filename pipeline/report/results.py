@@ -14,6 +14,7 @@ from rich.text import Text
 from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.registry import backend, title
 from pipeline.compile.records import CompiledMetrics
+from pipeline.data.recall import interval, wilson
 from pipeline.latency.records import BENCHMARK, BenchmarkRecord, BenchmarkRow
 from pipeline.report.params import Limits, ReportParams
 
@@ -25,6 +26,7 @@ CLEARLY = 1.03
 """An int8 artifact that is slower than a float one by more than this factor gets a note; a smaller
 difference may be noise."""
 UNKNOWN = "–"  # noqa: RUF001 - a dash in a table
+TOP1_LIMITS = "95% of top-1"
 UNTIMED = "it has no latency"
 """Breaks a limit of p50. The row's status says why there is no latency."""
 
@@ -102,6 +104,8 @@ class Row:
             "Precision": self.artifact.precision,
             "Status": self.status.replace("_", " "),
             "Top-1": f"{metrics.top1:.4f}" if metrics else UNKNOWN,
+            TOP1_LIMITS: interval(metrics.top1, metrics.images) if metrics else UNKNOWN,
+            "Balanced": f"{metrics.balanced_accuracy:.4f}" if metrics else UNKNOWN,
             "Drop": f"{metrics.top1_drop:+.4f}" if metrics else UNKNOWN,
             "Agreement": f"{metrics.agreement:.4f}" if metrics else UNKNOWN,
             "p50 ms": f"{times.p50:.3f}" if times else UNKNOWN,
@@ -175,7 +179,15 @@ def table(rows: list[Row]) -> Table:
         cells = shown_cells(row, notes)
         texts = [Text(cells[heading]) for heading in TERMINAL]
         shown.add_row(*texts, style="yellow" if row.excess else style)
-    shown.caption = Text("\n".join(f"[{number}] {note}" for note, number in notes.items()))
+    lines = [f"[{number}] {note}" for note, number in notes.items()]
+    if tops := [row.metrics for row in rows if row.metrics]:
+        lowest = min(tops, key=lambda its: its.top1)
+        low, high = wilson(lowest.top1 * lowest.images, lowest.images)
+        lines.append(
+            f"top-1 on {lowest.images:,} test images: the 95% interval of {lowest.top1:.4f}, the "
+            f"lowest, is {low:.4f} to {high:.4f}"
+        )
+    shown.caption = Text("\n".join(lines))
     shown.caption_justify = "left"
     return shown
 

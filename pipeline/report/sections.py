@@ -9,6 +9,7 @@ from typing import Self
 
 from pipeline.backends.base.records import ArtifactRecord
 from pipeline.compile.records import LayerNoise
+from pipeline.data.recall import interval
 from pipeline.latency.records import BenchmarkRecord, BenchmarkRow
 from pipeline.networks.params import Network
 from pipeline.report.results import UNKNOWN, Row
@@ -56,8 +57,12 @@ def parity_section(rows: list[Row]) -> Section:
     return Section("Parity with the float student", columns, (False, *(True,) * 6), tuple(shown))
 
 
-def ladder_section(rows: list[Row]) -> Section:
+def ladder_section(rows: list[Row], val_images: int) -> Section:
     """Every attempt at an int8 artifact with its accuracy on val, its size and its time."""
+
+    def limits(top1: float | None) -> str:
+        return UNKNOWN if top1 is None else interval(top1, val_images)
+
     tried = [(row, attempt) for row in rows if row.metrics for attempt in row.metrics.ladder]
     shown = [
         {
@@ -65,6 +70,7 @@ def ladder_section(rows: list[Row]) -> Section:
             "Rung": attempt.rung.replace("_", " "),
             "Recipe": f"{attempt.recipe}: {attempt.failure}" if attempt.failure else attempt.recipe,
             "Val top-1": UNKNOWN if attempt.val_top1 is None else f"{attempt.val_top1:.4f}",
+            "95% of val top-1": limits(attempt.val_top1),
             "Drop": UNKNOWN if attempt.val_drop is None else f"{attempt.val_drop:+.4f}",
             "p": "" if attempt.val_chance is None else f"{attempt.val_chance:.2g}",
             "Bytes": UNKNOWN if attempt.size_bytes is None else f"{attempt.size_bytes:,}",
@@ -75,6 +81,12 @@ def ladder_section(rows: list[Row]) -> Section:
     ]
     marks = tuple("measured" if attempt.kept else "not_measured" for _, attempt in tried)
     return Section.of("Attempts at int8", shown, ("Artifact", "Rung", "Recipe", "Kept"), marks)
+
+
+def undecided(rows: list[Row]) -> list[str]:
+    """Why val is too small to decide what the ladder was to decide, where it is."""
+    reasons = (row.metrics.undecided for row in rows if row.metrics)
+    return list(dict.fromkeys(reason for reason in reasons if reason))
 
 
 def noise_section(rows: list[Row]) -> Section:

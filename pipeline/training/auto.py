@@ -48,6 +48,9 @@ dozen small batches give noisy ones."""
 SCRATCH_LR: dict[Kind, float] = {"teachers": 0.03, "students": 0.005}
 """Of Muon for a batch of `MOST_IMAGES`. At 0.02 ReLU channels of students die in short runs."""
 
+IMBALANCED = 2.0
+"""Classes whose sizes differ by a larger factor are balanced."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -61,6 +64,8 @@ class Facts:
     """Whether the network starts from weights."""
     new_head: bool = False
     """Whether its classifier does not, but the rest does."""
+    imbalance: float = 1.0
+    """Train images of the largest class per image of the smallest."""
 
 
 def facts(manifest: Manifest, size: int, started: StartedFrom | None = None) -> Facts:
@@ -72,7 +77,9 @@ def facts(manifest: Manifest, size: int, started: StartedFrom | None = None) -> 
         started: the weights that it starts from; None for random ones.
     """
     new_head = started is not None and bool(started.new)
-    return Facts(manifest.size("train"), size, started is not None, new_head)
+    counts = manifest.counts["train"].values()
+    imbalance = max(counts) / min(counts)
+    return Facts(manifest.size("train"), size, started is not None, new_head, imbalance)
 
 
 def plan_views(views: Views, about: Facts) -> ViewPlan:
@@ -109,6 +116,7 @@ def plan_recipe(training: Training, about: Facts, kind: Kind) -> Recipe:
         "lr": lr,
         "warmup": 0.15,
         "freeze": "head_first" if about.new_head else "none",
+        "balance": "logit_adjusted" if about.imbalance > IMBALANCED else "none",
         "batch_norm": "frozen" if frozen else "train",
     }
     given = {name: getattr(training, name) for name in Training.model_fields}
@@ -123,7 +131,13 @@ def tell(
     if started is not None:
         print(f"{name}: starts from {started}")
     freeze = {"none": "", "head_first": ", classifier first", "backbone": ", classifier alone"}
+    balance = {
+        "none": "",
+        "sampling": ", every class equally often",
+        "logit_adjusted": f", logits adjusted to classes that differ {about.imbalance:.1f}-fold",
+    }
     print(
         f"{name}: {about.images:,} images at {about.size} px, {plan.epochs} epochs in batches of "
         f"{recipe.batch_size}, {recipe.optimizer} at {recipe.lr:.2g}{freeze[recipe.freeze]}"
+        f"{balance[recipe.balance]}"
     )

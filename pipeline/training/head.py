@@ -20,6 +20,8 @@ from pipeline.data.packing import draw
 from pipeline.data.records import Arrays
 from pipeline.networks.inference import predict
 from pipeline.networks.pixels import PixelsToLogits
+from pipeline.training.balance import log_prior
+from pipeline.training.params import Balance
 
 MOST_IMAGES = 20_000
 """So many train images are enough to fit a linear layer; more are drawn from, stratified."""
@@ -29,7 +31,13 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def fit_classifier(
-    model: PixelsToLogits, train: Arrays, val: Arrays, *, flip: bool, name: str
+    model: PixelsToLogits,
+    train: Arrays,
+    val: Arrays,
+    *,
+    flip: bool,
+    name: str,
+    balance: Balance = "none",
 ) -> float:
     """Fit the last linear layer of `model` on the features that the other layers compute.
 
@@ -42,6 +50,7 @@ def fit_classifier(
         val: likewise.
         flip: whether mirrored images are further samples.
         name: of the network, for the progress bar and errors.
+        balance: of the classes; `sampling` becomes weights here, which have the same effect.
 
     Returns:
         Top-1 on val, a fraction.
@@ -65,7 +74,7 @@ def fit_classifier(
     answers = torch.from_numpy(val[1])
     best: tuple[float, float] | None = None
     for penalty in PENALTIES:
-        weight, bias = _minimise(known, targets, layer.out_features, penalty)
+        weight, bias = _minimise(known, targets, layer.out_features, penalty, balance)
         logits = unseen @ weight.T + bias
         score = (
             (logits.argmax(1) == answers).double().mean().item(),
@@ -106,16 +115,25 @@ def _features(model: PixelsToLogits, layer: nn.Linear, images: NDArray[np.uint8]
 
 
 def _minimise(
-    features: torch.Tensor, labels: torch.Tensor, classes: int, penalty: float
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    penalty: float,
+    balance: Balance = "none",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight [classes, features] and bias [classes] of multinomial logistic regression."""
     weight = torch.zeros(classes, features.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
+    counts = labels.bincount(minlength=classes).clamp(min=1)
+    prior = log_prior(counts.tolist(), balance)
+    shares = len(labels) / (classes * counts) if balance == "sampling" else None
     solver = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> float:
         solver.zero_grad()
-        value = F.cross_entropy(features @ weight.T + bias, labels)
+        logits = features @ weight.T + bias
+        logits = logits if prior is None else logits + prior
+        value = F.cross_entropy(logits, labels, weight=shares)
         value = value + penalty * weight.square().sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value.item()

@@ -20,6 +20,7 @@ from pipeline.data.records import Arrays
 from pipeline.data.views import Views
 from pipeline.networks.inference import evaluate
 from pipeline.networks.pixels import PixelsToLogits
+from pipeline.training.balance import epoch_order
 from pipeline.training.checkpoints import load_checkpoint, save_checkpoint
 from pipeline.training.curves import Curves
 from pipeline.training.depthwise import small_depthwise
@@ -66,8 +67,9 @@ def fit(
     start = None
     if run.training.freeze != "none" and saved is None:
         train = (views.images, views.labels)
+        model, balance = objective.model.to(fabric.device), run.training.balance
         start = fit_classifier(
-            objective.model.to(fabric.device), train, val, flip=views.augment.flip, name=run.name
+            model, train, val, flip=views.augment.flip, balance=balance, name=run.name
         )
         if fabric.is_global_zero:
             print(f"{run.name}: val top-1 {start:.4f} with the backbone as it was")
@@ -178,7 +180,8 @@ class _Loop:
         The incomplete last batch is left out.
         """
         size = self.run.training.batch_size
-        order = np.random.default_rng([self.run.seed, epoch]).permutation(len(self.views))
+        random = np.random.default_rng([self.run.seed, epoch])
+        order = epoch_order(self.views.labels, self.run.training.balance, random)
         todo = range(self.step - epoch * self.steps, self.steps)
         bar = f"{self.run.name} {epoch + 1}/{self.run.epochs}"
         self._set_mode()

@@ -28,6 +28,7 @@ from pipeline.networks.params import Network
 
 Freeze = Literal["none", "head_first", "backbone"]
 BatchNorm = Literal["train", "frozen"]
+Balance = Literal["none", "sampling", "logit_adjusted"]
 
 BatchSize = Annotated[Whole, Field(ge=2, le=1_000_000)]
 Rate = Annotated[Positive, Field(le=100)]
@@ -71,6 +72,7 @@ class Recipe(Regularisation):
     layer_decay: LayerDecay = 1.0
     freeze: Freeze = "none"
     batch_norm: BatchNorm = "train"
+    balance: Balance = "none"
 
 
 class Training(Regularisation):
@@ -93,6 +95,11 @@ class Training(Regularisation):
         "auto",
         description="train: normalise by each batch's statistics, and average them; frozen: keep "
         "and use those of the weights",
+    )
+    balance: Auto | Balance = Field(
+        "auto",
+        description="sampling: every class equally often; logit_adjusted: cross entropy that "
+        "expects the classes' shares of train; none",
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from pipeline.core.files import checked
 from pipeline.core.records import METRICS, Record
+from pipeline.data.recall import Recall
 
 CURVES = METRICS / "curves"
 
@@ -18,6 +19,8 @@ class ModelMetrics(Record):
 
     val_top1: float
     top1: float = Field(description="on test")
+    balanced_accuracy: float | None = Field(None, description="on test: the mean recall")
+    recall: Recall | None = Field(None, description="on test; null in older records")
     parameters: int
     curves: tuple[str, ...] = Field(
         (), description="SHA-256 of the curve of each field of `Epoch`, in order"

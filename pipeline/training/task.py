@@ -13,10 +13,11 @@ from lightning_fabric import Fabric
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, whole_folder
 from pipeline.core.records import METRICS
+from pipeline.data.recall import Recall, interval
 from pipeline.data.records import Manifest, load_split
 from pipeline.data.views import Views
 from pipeline.networks.build import parameter_count, tool_versions
-from pipeline.networks.inference import evaluate
+from pipeline.networks.inference import predict
 from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits
 from pipeline.networks.records import ModelCard, StartedFrom
@@ -88,17 +89,24 @@ def train_and_write(
     if fabric.is_global_zero:
         model = objective.model
         card = model_card(task, manifest, model, fitted)
-        _, top1 = evaluate(model, *load_split("test"))
+        images, labels = load_split("test")
+        recall = Recall.of(predict(model, images).numpy(), labels)
         with whole_folder(task.folder) as scratch:
             save_model(scratch, model.network, card)
         metrics = ModelMetrics(
             val_top1=fitted.val_top1,
-            top1=top1,
+            top1=recall.top1,
+            balanced_accuracy=recall.balanced,
+            recall=recall,
             parameters=card.parameters,
             curves=tuple(sha256(file) for file in curve_files(task.name).values()),
         )
         metrics.write(METRICS / task.kind / f"{task.name}.json")
-        print(f"{task.name}: {card.parameters:,} parameters, test top-1 {top1:.4f}")
+        limits = interval(recall.top1, recall.total)
+        print(
+            f"{task.name}: {card.parameters:,} parameters, test top-1 {recall.top1:.4f} "
+            f"({limits}), balanced {recall.balanced:.4f}"
+        )
         forget_checkpoint(key)
     fabric.barrier()
 

@@ -14,6 +14,7 @@ from pipeline.networks.pixels import PixelsToLogits
 from pipeline.networks.pretrained import start_from
 from pipeline.networks.records import TEACHERS, Normalisation
 from pipeline.training.auto import facts, plan_recipe, plan_views, tell
+from pipeline.training.balance import log_prior
 from pipeline.training.devices import launch
 from pipeline.training.objective import Objective, Terms
 from pipeline.training.params import TeacherParams
@@ -21,12 +22,17 @@ from pipeline.training.task import Task, train_and_write
 
 
 class Supervised(Objective):
-    """Cross entropy with smoothed labels on raw pixels."""
+    """Cross entropy with smoothed labels on raw pixels; see `log_prior`."""
 
-    def __init__(self, model: PixelsToLogits, label_smoothing: float) -> None:
+    log_prior: torch.Tensor | None
+
+    def __init__(
+        self, model: PixelsToLogits, label_smoothing: float, log_prior: torch.Tensor | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.label_smoothing = label_smoothing
+        self.register_buffer("log_prior", log_prior, persistent=False)
 
     def forward(
         self,
@@ -36,6 +42,8 @@ class Supervised(Objective):
         progress: float = 0.0,  # noqa: ARG002
     ) -> Terms:
         logits = self.model(pixels)
+        if self.log_prior is not None:
+            logits = logits + self.log_prior
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return {"cross_entropy": loss}
 
@@ -93,5 +101,6 @@ def train_teacher(params: TeacherParams, name: str) -> None:
         settings=(teacher, plan, normalisation),
         started_from=started,
     )
-    objective = Supervised(model, recipe.label_smoothing)
+    prior = log_prior(manifest.counts["train"].values(), recipe.balance)
+    objective = Supervised(model, recipe.label_smoothing, prior)
     train_and_write(fabric, task, manifest, objective, views)

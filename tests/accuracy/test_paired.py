@@ -7,8 +7,16 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
-from pipeline.accuracy.paired import holm, mcnemar, mcnemar_power
+from pipeline.accuracy.paired import (
+    fewest_lost,
+    holm,
+    mcnemar,
+    mcnemar_power,
+    most_lost,
+    too_few,
+)
 
 
 @pytest.mark.parametrize("flips", range(9))
@@ -104,3 +112,57 @@ def test_holm_keeps_the_level_over_all_tests() -> None:
     rng = np.random.default_rng(2)
     alarms = [min(holm(rng.random(20).tolist())) <= 0.05 for _ in range(2000)]
     assert np.mean(alarms) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_a_split_that_cannot_show_the_loss_is_told_with_the_images_that_it_takes() -> None:
+    assert fewest_lost(0.05) == 6 and mcnemar(6, 0) <= 0.05 < mcnemar(5, 0)
+    for level in (1.0, 0.5, 0.05, 0.01, 2 / 2**9):
+        fewest = fewest_lost(level)
+        assert mcnemar(fewest, 0) <= level and (fewest == 1 or mcnemar(fewest - 1, 0) > level)
+    assert too_few("val", 4000, 0.05, 0.0015, "x") is None
+    told = too_few("val", 3999, 0.05, 0.0015, "quantize.max_drop")
+    assert told == (
+        "val has 3,999 images, too few to decide quantize.max_drop (0.0015): a loss of fewer than "
+        "6 of them cannot be told from chance; it takes 4,000 images"
+    )
+    assert "any loss cannot be told" in str(too_few("test", 5, 0.05, 0.01, "x"))
+    assert "it takes" not in str(too_few("test", 10**9, 0.05, 0.0, "x"))
+
+
+def test_the_chance_of_one_class_is_the_binomial_tail() -> None:
+    lost, won, images = np.array([9]), np.array([1]), np.array([50])
+    tail = sum(math.comb(10, k) for k in (9, 10)) / 2**10
+    assert most_lost(lost, won, images, 0.1) == (0, pytest.approx(tail))
+    assert most_lost(won, lost, images, 0.1) == (None, 1.0)
+    assert most_lost(lost, won, images, 0.2) == (None, 1.0)  # 8 of 50 are less
+
+
+def test_classes_with_few_flips_add_nothing_to_the_chance() -> None:
+    lost, won = np.array([12, 1, 0, 3]), np.array([0, 1, 0, 0])
+    images = np.full(4, 20)
+    assert most_lost(lost, won, images, 0.1) == (0, pytest.approx(2.0**-12))
+    lost[3] = 12
+    assert most_lost(lost, won, images, 0.1) == (0, pytest.approx(2 * 2.0**-12))
+
+
+@pytest.mark.parametrize(("classes", "images"), [(10, 1000), (1000, 10), (1000, 50)])
+def test_equal_classifiers_raise_no_more_alarms_than_the_level(classes: int, images: int) -> None:
+    """A/A: answers flip either way alike; with so small a level, next to none of 300 alarms."""
+    random, level, alarms = np.random.default_rng(0), 0.05, 0
+    for _ in range(300):
+        flips = random.binomial(images, 0.06, classes)
+        lost = random.binomial(flips, 0.5)
+        _, chance = most_lost(lost, flips - lost, np.full(classes, images), 0.0)
+        alarms += chance <= level
+    assert binomtest(alarms, 300, level, alternative="greater").pvalue > 0.01
+
+
+def test_a_collapse_of_one_class_in_a_thousand_is_found() -> None:
+    random, found = np.random.default_rng(1), 0
+    for _ in range(50):
+        flips = random.binomial(50, 0.06, 1000)
+        lost = random.binomial(flips, 0.5)
+        flips[7] = lost[7] = 25  # half of its recall
+        worst, chance = most_lost(lost, flips - lost, np.full(1000, 50), 0.1)
+        found += worst == 7 and chance <= 0.01 / 54
+    assert found == 50

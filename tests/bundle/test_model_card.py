@@ -18,6 +18,7 @@ from pipeline.cli.params import Params
 from pipeline.compile.records import Attempt, CompiledMetrics
 from pipeline.core.errors import PipelineError
 from pipeline.core.records import METRICS
+from pipeline.data.recall import Recall
 from pipeline.data.records import PACKED, Manifest
 from pipeline.distill.params import LossTerm
 from pipeline.networks.records import STUDENTS
@@ -119,11 +120,11 @@ def test_the_licence_of_the_data_is_not_called_one_of_the_weights(records: Recor
 
 @pytest.mark.parametrize("name", ["a: b", "--- c", "'d\" # e", "*f_g*", "日本", "- h"])
 def test_names_that_yaml_or_markdown_would_read_stay_names(records: Records, name: str) -> None:
-    records.change("manifest", source=f"torchvision {name}", classes=(name, "other"))
+    records.change("manifest", source=f"torchvision {name}", classes=(name, "other", "third"))
     card = records.card()
     assert result(card).dataset_name == f"torchvision {name}"
     shown = name.replace("*", "\\*").replace("_", "\\_").replace("#", "\\#")
-    assert f"- classes: {shown}, other\n" in card.text
+    assert f"- classes: {shown}, other, third\n" in card.text
 
 
 def test_it_tells_who_taught_and_what_was_minimised(records: Records) -> None:
@@ -143,15 +144,22 @@ def test_it_tells_who_taught_and_what_was_minimised(records: Records) -> None:
 
 
 def test_the_float_student_and_the_teacher_stand_beside_the_artifact(records: Records) -> None:
-    records.change("metrics", top1=0.71, top1_drop=0.02, lost=5, won=3, agreement=0.95)
+    figures = {"top1": 0.71, "top1_drop": 0.02, "lost": 5, "won": 3, "agreement": 0.95}
+    recall = Recall(images=(10, 10, 1000), right=(9, 7, 560))
+    records.change("metrics", **figures, recall=recall)
     text = records.card().text
     rows = [line for line in text.splitlines() if line.startswith("| 0.")]
     assert rows == [
-        "| 0.7100 | this artifact, through onnxruntime 1.32.0 |",
-        "| 0.7300 | the float student, through torch |",
-        "| 0.8000 | the teacher `resnet` |",
+        "| 0.7100 | 0.5314 to 0.8409 | 0.7200 | this artifact, through onnxruntime 1.32.0 |",
+        "| 0.8000 | 0.6269 to 0.9049 | 0.8000 | the float student, through torch |",
+        "| 0.8000 | 0.6269 to 0.9049 | 0.8000 | the teacher `resnet` |",
     ]
     assert "on 95.00% of them; 5 right answers were lost, 3 won" in text
+    lowest = text.split("The lowest recalls of this artifact:")[1].splitlines()
+    assert lowest[4:6] == [
+        "| blue | 1,000 | 0.5600 | 0.5291 to 0.5905 |",
+        "| green | 10 | 0.7000 | 0.3968 to 0.8922 |",
+    ]
 
 
 def test_int8_is_told_with_what_stayed_in_float_and_how_it_was_found(records: Records) -> None:

@@ -23,9 +23,9 @@ from pydantic import ValidationError
 from pipeline.core.errors import PipelineError
 from pipeline.data.decoding import CUT, DIM, REDUCED
 from pipeline.data.params import Data
-from pipeline.data.prepare import _auto_size, prepare, summary
+from pipeline.data.prepare import _auto_size, _split, prepare, summary
 from pipeline.data.records import Manifest, load_calibration, load_split
-from pipeline.data.sources import fetch
+from pipeline.data.sources import Samples, fetch
 from pipeline.data.torchvision_sets import _makers
 
 ROOT = Path(__file__).parents[2]
@@ -402,3 +402,37 @@ def test_every_class_is_in_every_split_where_classes_are_many(tmp_path: Path) ->
         fill(tmp_path / "many" / f"class{label:02d}", 4, label)
     manifest = packed(data(tmp_path / "many", val_fraction=0.05, test_fraction=0.05), tmp_path)
     assert all(min(manifest.counts[split].values()) >= 1 for split in ("train", "val", "test"))
+
+
+@pytest.mark.parametrize("counts", [(3, 3), (3, 20), (3, 3, 3, 40), (20, 20), (3,) * 9 + (200,)])
+def test_three_images_of_a_class_are_enough_for_three_splits(
+    counts: tuple[int, ...], tmp_path: Path
+) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    train = np.full(len(labels), "train")
+    samples = Samples("drawn", "none", tuple(map(str, range(len(counts)))), labels, train)
+    splits = _split(samples, data(tmp_path), np.random.default_rng(0))
+    assert sum(map(len, splits.values())) == len(labels)
+    for indices in splits.values():
+        assert set(labels[indices]) == set(labels)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_class_of_fewer_is_named_with_the_number_that_it_needs(
+    count: int, tmp_path: Path
+) -> None:
+    fill(tmp_path / "images" / "rare", count, 0)
+    fill(tmp_path / "images" / "cat", count, 1)
+    with pytest.raises(PipelineError) as error:
+        packed(data(tmp_path / "images"), tmp_path)
+    assert error.value.what == (
+        f"the class `cat`, and 1 more cannot be split: it has {count} image(s) and needs at least "
+        "3, one each for train, test, val"
+    )
+
+
+def test_a_broken_file_can_leave_a_class_too_small(images: Path, tmp_path: Path) -> None:
+    fill(images / "rare", 3, 5)
+    (images / "rare" / "001.png").write_bytes(b"no image")
+    with pytest.raises(PipelineError, match=r"`rare` has no image in the .* broken ones"):
+        packed(data(images), tmp_path)

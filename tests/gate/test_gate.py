@@ -24,6 +24,7 @@ from pipeline.compile.evidence import Evidence
 from pipeline.compile.records import CompiledMetrics
 from pipeline.core.files import sha256
 from pipeline.core.records import METRICS
+from pipeline.data.recall import Recall
 from pipeline.data.records import Manifest
 from pipeline.gate import accuracy, latency
 from pipeline.gate.accuracy import Flips
@@ -97,14 +98,21 @@ def answer(
     key: str,
     lost: int = 0,
     won: int = 0,
+    rare: int = 0,
     test: str = "1",
     execution: ExecutionReport = EXECUTION,
     **metrics: Any,
 ) -> None:
-    """The records of an artifact that is right on all but 200 images, give or take some."""
+    """The records of an artifact that is right on all but 200 images, give or take some.
+
+    Of the 40 images of the class b, `rare` more are wrong, and as many more of a are right.
+    """
     right = np.arange(IMAGES) >= 200
     right[:won] = True
     right[IMAGES - lost :] = False
+    labels = (np.arange(IMAGES) % 50 == 0).astype(np.int64)
+    right[np.flatnonzero(right & (labels == 1))[:rare]] = False
+    right[np.flatnonzero(~right & (labels == 0))[:rare]] = True
     student, backend, precision = key.split("/")
     artifact = ArtifactRecord(
         student=student, backend=backend, precision=precision, model_file="model", quantizer=None,
@@ -117,13 +125,14 @@ def answer(
         digests={"test_images.npy": test * 64, "test_labels.npy": "2" * 64},
         calibration_digest="", mean=(0.0,), std=(1.0,), rejected=(),
     )  # fmt: skip
-    logits, labels = np.eye(2, dtype=np.float32)[(~right).astype(int)], np.zeros(IMAGES, np.int64)
+    logits = np.eye(2, dtype=np.float32)[labels ^ ~right]
     evidence = Evidence.of(artifact, manifest, logits, labels)
     evidence.write(Artifact(student, backend, precision).evidence)
     figures: dict[str, Any] = {
-        "top1": float(right.mean()), "top1_drop": 0.0, "agreement": 0.99, "lost": 0, "won": 0,
-        "max_logit_error": 0.0, "mean_logit_error": 0.0, "snr_db": None, "images": IMAGES,
-        "size_bytes": 100_000, "int8_mac_share": 0.99, "evaluated_with": "it",
+        "top1": float(right.mean()), "balanced_accuracy": 0.9, "recall": Recall.of(logits, labels),
+        "top1_drop": 0.0, "agreement": 0.99, "lost": 0, "won": 0, "max_logit_error": 0.0,
+        "mean_logit_error": 0.0, "snr_db": None, "images": IMAGES, "size_bytes": 100_000,
+        "int8_mac_share": 0.99, "evaluated_with": "it",
     }  # fmt: skip
     CompiledMetrics(**figures | metrics).write(Artifact(student, backend, precision).metrics)
 
@@ -196,7 +205,7 @@ def test_what_did_not_change_passes(gate: Gate) -> None:
     verdict = gate()
     assert (verdict["outcome"], verdict["exit_code"]) == ("passed", 0)
     assert {f["measure"] for f in verdict["findings"] if f["key"] == INT8} == {
-        "limits", "top-1", "size", "int8 share", "float layers", "partitions", "latency"
+        "limits", "top-1", "recall", "size", "int8 share", "float layers", "partitions", "latency"
     }  # fmt: skip
 
 
@@ -667,12 +676,30 @@ def test_it_loads_neither_torch_nor_a_runtime(project: Path) -> None:
 
 def test_the_more_artifacts_are_tested_the_more_one_of_them_must_show() -> None:
     settings = load_params(ROOT / "params.yaml").gate.model_copy(update={"false_alarms": 0.05})
-    flips = Flips("a", IMAGES, 12, 2, 0.9, 0.895)  # p 0.013
-    calm = [Flips(f"b{i}", IMAGES, 5, 5, 0.9, 0.9) for i in range(5)]
-    alone, _ = accuracy.decide([flips], 1, settings)
-    among, _ = accuracy.decide([flips, *calm], 6, settings)
+
+    def flips(key: str, lost: int, won: int) -> Flips:
+        by_class = np.array([[IMAGES], [lost], [won], [1800]])
+        return Flips(key, IMAGES, lost, won, 0.9, 0.9 - (lost - won) / IMAGES, ("a",), by_class)
+
+    changed = flips("a", 12, 2)  # p 0.013
+    calm = [flips(f"b{i}", 5, 5) for i in range(5)]
+    alone, _ = accuracy.decide([changed], 2, settings)
+    among, _ = accuracy.decide([changed, *calm], 12, settings)
     assert alone[0].outcome is Outcome.REGRESSION
     assert among[0].outcome is not Outcome.REGRESSION
+
+
+def test_a_class_that_collapses_is_a_regression_though_top1_holds(
+    gate: Callable[..., dict[str, Any]],
+) -> None:
+    answer(INT8, rare=30)
+    found = {f["measure"]: f for f in gate()["findings"] if f["key"] == INT8}
+    assert found["top-1"]["outcome"] == Outcome.PASSED
+    assert found["recall"]["outcome"] == Outcome.REGRESSION
+    assert "class `b`: 30 answers lost, 0 won of 40; p " in found["recall"]["detail"]
+    assert (found["recall"]["baseline"], found["recall"]["candidate"]) == (36 / 40, 6 / 40)
+    answer(INT8, rare=5)  # that many are lost by chance
+    assert all(f["outcome"] != Outcome.REGRESSION for f in gate()["findings"])
 
 
 def verdicts(slow: float, noise: Callable[[np.random.Generator], np.ndarray]) -> list[Outcome]:

@@ -43,7 +43,7 @@ from pipeline.report.provenance import circumstances_section
 from pipeline.report.results import Row, gather
 from pipeline.report.sections import replaced_section
 from pipeline.training.records import read_curve
-from tests.conftest import flawless
+from tests.conftest import COLOURS, flawless
 
 STUDENT = "mnv4_small_050"
 
@@ -216,6 +216,7 @@ def test_the_report_tells_what_is_confused_and_how_sure_the_answers_are(measured
         section = between(file, "Answers", "Latency")
         assert ece in section and frequent in section
         assert "image 2: blue taken for red at 98.7%" in section
+        assert "0.8000" in section and "0.4901 to 0.9433" in section  # the recall of green
     matrix = ("red | 10 | 0 | 0 |", "green | 0 | 8 | 2 |", "blue | 1 | 0 | 9 |")
     assert all(line in MARKDOWN.read_text() for line in matrix)
 
@@ -232,6 +233,17 @@ def test_a_wrong_image_is_shown_once_however_many_take_it_wrong(measured: Params
     with Image.open(io.BytesIO(base64.b64decode(uri.group(1)))) as picture:
         shown = np.asarray(picture)
     assert np.array_equal(shown, np.load(PACKED / "test_images.npy")[7])
+
+
+def test_every_accuracy_has_its_interval_and_a_small_test_split_is_told(measured: Params) -> None:
+    report(measured)
+    for file in (MARKDOWN, HTML):
+        text = file.read_text()
+        assert (
+            "test has 30 images, too few to decide limits.max_top1_drop (0.01): a loss of" in text
+        )
+        assert "0.8865 to 1.0000" in text  # 1.0 of 30 images
+        assert "0.5000, blue" in text  # the lowest recall of the float networks
 
 
 def test_many_classes_have_a_list_in_place_of_a_matrix(measured: Params) -> None:
@@ -273,7 +285,8 @@ def test_answers_to_another_test_split_are_refused(measured: Params) -> None:
     """Even to one of as many images."""
     file = Artifact(STUDENT, "onnxruntime", "fp32").evidence
     known = Evidence.read(file)
-    for other in ({"test_digest": "d" * 64}, {"images": 29}):
+    fewer = {"images": 29, "by_class": dict.fromkeys(COLOURS, 10) | {"red": 9}}
+    for other in ({"test_digest": "d" * 64}, fewer):
         known.model_copy(update=other).write(file)
         with pytest.raises(PipelineError, match=r"fp32\.json.*answers to another test split"):
             report(measured)
