@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import yaml
 from torch import nn
+from voluptuous import Invalid
 
 from pipeline.backends.base.registry import backend
 from pipeline.backends.base.spec import versions
@@ -41,13 +42,15 @@ def shape_of(params: Params) -> Shape:
 def check_lock(file: Path = Path("dvc.lock")) -> None:
     """Raise `PipelineError` for a dvc.lock that DVC was killed in the middle of writing.
 
-    DVC 3.67 writes it in place after every stage, and then refuses the rest of it.
+    DVC 3.67 writes it in place after every stage, and then refuses what does not have its schema.
     """
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # type: ignore[import-untyped]
+
     try:
-        yaml.load(file.read_text(), yaml.CSafeLoader)
+        COMPILED_LOCKFILE_SCHEMA(yaml.load(file.read_text(), yaml.CSafeLoader))
     except FileNotFoundError:
         return
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, UnicodeDecodeError, Invalid):
         raise PipelineError(
             "is half-written: DVC was killed while it wrote the file",
             where=str(file),

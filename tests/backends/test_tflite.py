@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pipeline.backends.base.job import Compiled, Job
 from pipeline.backends.base.records import Partitions
 from pipeline.backends.tflite.compile import SIGNATURE, Compiler, _calibrate
-from pipeline.backends.tflite.convert import Conversions, convert
+from pipeline.backends.tflite.convert import Conversions, convert, with_finite_padding
+from pipeline.backends.tflite.run import load
 from pipeline.backends.tflite.spec import Settings
 from pipeline.core.errors import PipelineError
 from pipeline.networks import grid
@@ -47,6 +48,27 @@ def test_a_hard_swish_that_is_kept_splits_the_int8_graph_and_is_told(
     assert kept.execution.partitions.builtin.get("HARD_SWISH int8", 0) == swishes
     assert bool(kept.notes) == bool(swishes)
     assert kept.execution.macs == made("tflite", "int8")[1].execution.macs
+
+
+def test_the_border_of_a_max_pool_is_finite_in_int8() -> None:
+    from ai_edge_quantizer.recipe_manager import RecipeManager
+    from litert_torch import to_channel_last_io
+
+    torch.manual_seed(0)
+    pool = torch.nn.MaxPool2d(3, stride=2, padding=1)  # its border is minus infinity
+    parts = [torch.nn.Conv2d(1, 8, 3), pool, torch.nn.Flatten(), torch.nn.Linear(8 * 16, 3)]
+    network = torch.nn.Sequential(*parts).eval()
+    images = np.random.default_rng(0).integers(0, 256, (8, 10, 10, 1), np.uint8)
+    samples = torch.tensor(grid.normalise(images))
+    content = convert(to_channel_last_io(network, args=[0]), samples)
+    recipe = RecipeManager()
+    recipe.add_static_config(".*", "*", activation_num_bits=8, weight_num_bits=8)
+    ranges = _calibrate(content, recipe, images, "min-max")
+    assert any(known["min"] == -np.inf for known in ranges.values())
+    finite, ranges = with_finite_padding(content, ranges)
+    assert all(np.isfinite([known["min"], known["max"]]).all() for known in ranges.values())
+    expected = network(samples.permute(0, 3, 1, 2)).detach().numpy()
+    np.testing.assert_allclose(load(finite, 1)(samples.numpy()), expected, atol=1e-5)
 
 
 def test_smaller_precisions_give_smaller_files(made: Made) -> None:

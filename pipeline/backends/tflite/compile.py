@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from pipeline.backends.base.job import Compiled, FloatRunner, Job, LayerOutputs
 from pipeline.backends.base.job import Compiler as Base
 from pipeline.backends.base.spec import BackendSettings
-from pipeline.backends.tflite.convert import Conversions, quiet, with_float_input, with_pixel_input
+from pipeline.backends.tflite.convert import (
+    SAMPLES,
+    Conversions,
+    quiet,
+    with_finite_padding,
+    with_float_input,
+    with_pixel_input,
+)
 from pipeline.backends.tflite.inspect import LAYERS, inspect, layer_outputs
 from pipeline.backends.tflite.metadata import with_metadata
 from pipeline.backends.tflite.run import load, open_interpreter
@@ -29,7 +36,8 @@ SIGNATURE = "serving_default"
 FLOAT_IMAGES = 512
 """Calibration images that are normalised at once, at most: see `pipeline.data.batches`."""
 
-_HALF = "ai-edge-quantizer: weights stored in float16, from which XNNPACK computes in float32"
+_QUANTIZER = "ai-edge-quantizer"
+_HALF = f"{_QUANTIZER}: weights stored in float16, from which XNNPACK computes in float32"
 _HARD_SWISH = "HARD_SWISH int8"
 _SPLIT = (
     "XNNPACK has no kernel for {} int8 hard-swishes, which split the graph; `hard_swish: "
@@ -58,18 +66,21 @@ class Compiler(Base):
         kept: tuple[str, ...] = ()
         with quiet():
             if artifact.int8:
-                quantizer = "ai-edge-quantizer: static, int8 weights per channel"
+                quantizer = f"{_QUANTIZER}: static, int8 weights per channel"
                 content, kept = self._int8(job)
             else:
                 content = self._conversions.from_pixels(job)
             if artifact.precision == "fp16":
                 quantizer = _HALF
-                content = _float16(content)
+                with job.refusals(_QUANTIZER):
+                    content = _float16(content)
         channels, classes = job.manifest.channels, job.manifest.classes
         about = f"An image classifier of {len(classes)} classes, {artifact.precision}."
         path = folder / MODEL_FILE
         path.write_bytes(with_metadata(content, artifact.student, about, channels, classes))
-        execution = inspect(open_interpreter(str(path)))
+        with job.refusals("LiteRT", (RuntimeError,)):
+            execution = inspect(open_interpreter(str(path)))
+            load(str(path), threads=1)(job.calibration[:SAMPLES])
         left = execution.partitions.builtin.get(_HARD_SWISH, 0) if execution.partitions else 0
         notes = (_SPLIT.format(left),) if left else ()
         return Compiled(MODEL_FILE, quantizer, execution, notes, kept)
@@ -106,9 +117,13 @@ class Compiler(Base):
         kept = _kept(content, job)
         for _, scope, operator in kept:
             recipe.add_quantization_config(scope, operator, algorithm_key="no_quantize")
-        ranges = _calibrate(content, recipe, job.calibration, job.recipe.ranges)
-        content = with_pixel_input(_quantized(content, recipe, ranges))
-        return content, tuple(name for name, _, _ in kept)
+        # It has no int8 kernel that XNNPACK could use, and fails where the divisor rounds to zero.
+        recipe.add_quantization_config(".*", "DIV", algorithm_key="no_quantize")
+        with job.refusals(_QUANTIZER):
+            ranges = _calibrate(content, recipe, job.calibration, job.recipe.ranges)
+            content, ranges = with_finite_padding(content, ranges)
+            content = _quantized(content, recipe, ranges)
+        return with_pixel_input(content), tuple(name for name, _, _ in kept)
 
 
 def _float16(content: bytes) -> bytes:

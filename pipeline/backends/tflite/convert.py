@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -182,17 +183,61 @@ def with_float_input(content: bytes) -> bytes:
 
 def _with_input(content: bytes, kind: str, **quantization: list[Any]) -> bytes:
     from ai_edge_litert.schema_py_generated import QuantizationParametersT, TensorType
+
+    with _edited(content) as edit:
+        graph = edit.model.subgraphs[0]
+        image = graph.tensors[graph.inputs[0]]
+        image.type = getattr(TensorType, kind)
+        image.quantization = QuantizationParametersT(**quantization)
+    return edit.content
+
+
+def with_finite_padding(content: bytes, ranges: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    """A model and its ranges in which the border of a max pool is no longer minus infinity.
+
+    int8 has no infinity. The least value of the pool's input is as good: every window has at least
+    one value of the input, so the largest is the same.
+
+    Args:
+        content: of a float model.
+        ranges: `min` and `max` by the name of the tensor.
+    """
+    from ai_edge_litert.schema_py_generated import BuiltinOperator
+
+    ranges = dict(ranges)
+    with _edited(content) as edit:
+        graph, codes = edit.model.subgraphs[0], edit.model.operatorCodes
+        for operator in graph.operators:
+            if codes[operator.opcodeIndex].builtinCode != BuiltinOperator.PADV2:
+                continue
+            padded, _, value = (graph.tensors[i] for i in operator.inputs)
+            constant = edit.model.buffers[value.buffer]
+            if constant.data is None or np.frombuffer(constant.data, np.float32) != -np.inf:
+                continue
+            known = ranges[padded.name.decode()]
+            constant.data = np.array(known["min"], np.float32).reshape(1).view(np.uint8)
+            ranges[graph.tensors[operator.outputs[0]].name.decode()] = known
+    return edit.content, ranges
+
+
+@dataclass
+class _Edit:
+    """A model as objects, and the content that they were written to."""
+
+    model: Any
+    content: bytes = b""
+
+
+@contextlib.contextmanager
+def _edited(content: bytes) -> Iterator[_Edit]:
     from ai_edge_litert.tools import flatbuffer_utils
 
-    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    for buffer in model.buffers:
+    edit = _Edit(flatbuffer_utils.read_model_from_bytearray(bytearray(content)))
+    for buffer in edit.model.buffers:
         if buffer.data is not None:  # other types than arrays are packed byte by byte: seconds
             buffer.data = np.frombuffer(buffer.data, np.uint8)
-    graph = model.subgraphs[0]
-    image = graph.tensors[graph.inputs[0]]
-    image.type = getattr(TensorType, kind)
-    image.quantization = QuantizationParametersT(**quantization)
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    yield edit
+    edit.content = bytes(flatbuffer_utils.convert_object_to_bytearray(edit.model))
 
 
 @contextlib.contextmanager
