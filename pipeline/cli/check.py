@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -39,24 +41,33 @@ def shape_of(params: Params) -> Shape:
     )
 
 
-def check_lock(file: Path = Path("dvc.lock")) -> None:
-    """Raise `PipelineError` for a dvc.lock that DVC was killed in the middle of writing.
+def check_lock(file: Path = Path("dvc.lock"), running: Path = Path(".dvc/tmp/rwlock")) -> None:
+    """Raise `PipelineError` for a file that DVC was killed in the middle of writing.
 
-    DVC 3.67 writes it in place after every stage, and then refuses what does not have its schema.
+    DVC 3.67 writes both in place, and then refuses what it left half-written.
+
+    Args:
+        file: of what has been run. A YAML document of DVC's schema.
+        running: of what is being read and written. JSON.
     """
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # type: ignore[import-untyped]
 
-    try:
-        COMPILED_LOCKFILE_SCHEMA(yaml.load(file.read_text(), yaml.CSafeLoader))
-    except FileNotFoundError:
-        return
-    except (yaml.YAMLError, UnicodeDecodeError, Invalid):
-        raise PipelineError(
-            "is half-written: DVC was killed while it wrote the file",
-            where=str(file),
-            fix=f"`git checkout {file}` (without git: delete it), then run the same command again; "
-            "finished stages come back from DVC's run cache",
-        ) from None
+    told = "is half-written: DVC was killed while it wrote the file"
+    with suppress(FileNotFoundError):
+        try:
+            COMPILED_LOCKFILE_SCHEMA(yaml.load(file.read_text(), yaml.CSafeLoader))
+        except (yaml.YAMLError, UnicodeDecodeError, Invalid):
+            fix = (
+                f"`git checkout {file}` (without git: delete it), then run the same command again; "
+                "finished stages come back from DVC's run cache"
+            )
+            raise PipelineError(told, where=str(file), fix=fix) from None
+    with suppress(FileNotFoundError):
+        try:
+            json.loads(running.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            fix = "delete it while no other DVC runs here, then run the same command again"
+            raise PipelineError(told, where=str(running), fix=fix) from None
 
 
 def check(params: Params) -> None:

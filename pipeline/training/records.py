@@ -19,7 +19,6 @@ class ModelMetrics(Record):
 
     val_top1: float
     top1: float = Field(description="on test")
-    balanced_accuracy: float | None = Field(None, description="on test: the mean recall")
     recall: Recall | None = Field(None, description="on test; null in older records")
     parameters: int
     curves: tuple[str, ...] = Field(

@@ -96,7 +96,6 @@ def train_and_write(
         metrics = ModelMetrics(
             val_top1=fitted.val_top1,
             top1=recall.top1,
-            balanced_accuracy=recall.balanced,
             recall=recall,
             parameters=card.parameters,
             curves=tuple(sha256(file) for file in curve_files(task.name).values()),

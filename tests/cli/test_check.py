@@ -155,3 +155,9 @@ def test_a_lock_that_dvc_was_killed_in_is_told(tmp_path: Path) -> None:
         with pytest.raises(PipelineError, match="half-written: DVC was killed") as told:
             check_lock(file)
     assert told.value.fix is not None and "git checkout" in told.value.fix
+    running = tmp_path / "rwlock"
+    running.write_text('{"data/raw": {"write": ')
+    with pytest.raises(PipelineError, match="rwlock: is half-written"):
+        check_lock(tmp_path / "missing", running)
+    running.write_text("{}")
+    check_lock(tmp_path / "missing", running)
