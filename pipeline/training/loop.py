@@ -66,11 +66,9 @@ def fit(
     saved = load_checkpoint(run.key, fabric.device)
     start = None
     if run.training.freeze != "none" and saved is None:
-        train = (views.images, views.labels)
-        model, balance = objective.model.to(fabric.device), run.training.balance
-        start = fit_classifier(
-            model, train, val, flip=views.augment.flip, balance=balance, name=run.name
-        )
+        model, train = objective.model.to(fabric.device), (views.images, views.labels)
+        flip, balance = views.augment.flip, run.training.balance
+        start = fit_classifier(model, train, val, flip=flip, balance=balance, name=run.name)
         if fabric.is_global_zero:
             print(f"{run.name}: val top-1 {start:.4f} with the backbone as it was")
     if run.training.freeze == "backbone":

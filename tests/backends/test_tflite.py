@@ -56,7 +56,7 @@ def test_the_border_of_a_max_pool_is_finite_in_int8() -> None:
 
     torch.manual_seed(0)
     pool = torch.nn.MaxPool2d(3, stride=2, padding=1)  # its border is minus infinity
-    parts = [torch.nn.Conv2d(1, 8, 3), pool, torch.nn.Flatten(), torch.nn.Linear(8 * 16, 3)]
+    parts = [torch.nn.Conv2d(1, 8, 3), pool, pool, torch.nn.Flatten(), torch.nn.Linear(8 * 4, 3)]
     network = torch.nn.Sequential(*parts).eval()
     images = np.random.default_rng(0).integers(0, 256, (8, 10, 10, 1), np.uint8)
     samples = torch.tensor(grid.normalise(images))

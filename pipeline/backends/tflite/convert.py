@@ -205,6 +205,7 @@ def with_finite_padding(content: bytes, ranges: dict[str, Any]) -> tuple[bytes, 
     from ai_edge_litert.schema_py_generated import BuiltinOperator
 
     ranges = dict(ranges)
+    least: dict[int, float] = {}  # by buffer, which several pools may share
     with _edited(content) as edit:
         graph, codes = edit.model.subgraphs[0], edit.model.operatorCodes
         for operator in graph.operators:
@@ -215,8 +216,11 @@ def with_finite_padding(content: bytes, ranges: dict[str, Any]) -> tuple[bytes, 
             if constant.data is None or np.frombuffer(constant.data, np.float32) != -np.inf:
                 continue
             known = ranges[padded.name.decode()]
-            constant.data = np.array(known["min"], np.float32).reshape(1).view(np.uint8)
+            lowest = float(np.min(known["min"]))
+            least[value.buffer] = min(least.get(value.buffer, lowest), lowest)
             ranges[graph.tensors[operator.outputs[0]].name.decode()] = known
+        for buffer, lowest in least.items():
+            edit.model.buffers[buffer].data = np.array([lowest], np.float32).view(np.uint8)
     return edit.content, ranges
 
 
