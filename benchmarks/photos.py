@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from scipy.stats import binomtest
 
 from benchmarks.kill import clone, undisturbed
 from benchmarks.shared import count
 from pipeline.compile.records import CompiledMetrics
 from pipeline.core.errors import PipelineError, run
 from pipeline.core.files import write_whole
+from pipeline.data.recall import wilson
 from pipeline.data.records import MANIFEST, Manifest, load_split
 from pipeline.latency.fingerprint import read_fingerprint
 from pipeline.networks.build import build_network, tool_versions
@@ -158,11 +158,10 @@ def summarise(seeds: list[dict[str, Any]]) -> dict[str, Any]:
         for split in ("val", "test"):
             values = [one["rows"][name][split] for one in seeds]
             mean, images = statistics.mean(values), seeds[0]["images"][split]
-            interval = binomtest(round(mean * images), images).proportion_ci(method="wilson")
             found[name][split] = {
                 "mean": mean,
                 "sd": statistics.stdev(values) if len(values) > 1 else None,
-                "interval": [float(interval.low), float(interval.high)],
+                "interval": list(wilson(mean * images, images)),
             }
     return found
 

@@ -21,7 +21,7 @@ from pipeline.bundle.records import Bundle
 from pipeline.compile.records import CompiledMetrics
 from pipeline.core.errors import PipelineError
 from pipeline.core.records import METRICS
-from pipeline.data.recall import Recall, interval
+from pipeline.data.recall import WORST, Recall, interval
 from pipeline.data.records import SPLITS, Manifest
 from pipeline.distill.params import LossTerm
 from pipeline.networks.records import CARD, STUDENTS, TEACHERS, ModelCard
@@ -34,8 +34,6 @@ HUB_DATASETS = {
     "MNIST": "ylecun/mnist",
 }
 """By torchvision's name: where the hub has the same images with the same test split."""
-WORST = 10
-"""Classes whose recall is shown: those with the lowest."""
 SHOWN = 20
 """Classes and float layers that are named; of more, the rest is counted."""
 

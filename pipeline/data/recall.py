@@ -16,6 +16,9 @@ from pipeline.data.answers import correct
 LEVEL = 0.95
 """Of the intervals that are shown beside accuracies."""
 
+WORST = 10
+"""Classes whose recall is listed: those with the lowest."""
+
 
 class Recall(Record):
     """The images of a split, and the right answers to them, by class as the manifest orders them.

@@ -15,15 +15,13 @@ from pipeline.accuracy.records import Mistake
 from pipeline.compile.evidence import Evidence, split_digest
 from pipeline.compile.records import check_owner
 from pipeline.core.errors import PipelineError
-from pipeline.data.recall import Recall, interval
+from pipeline.data.recall import WORST, Recall, interval
 from pipeline.data.records import PACKED, Manifest, load_split
 from pipeline.report.results import UNKNOWN, Row
 from pipeline.report.sections import Section
 
 MATRIX_CLASSES = 30
 """With more classes the most frequent confusions are listed instead of a matrix."""
-WORST = 10
-"""Classes whose recall is shown: those with the lowest."""
 _LISTED = 30
 _TOP = 3
 _THUMBNAIL = 64  # pixels of the longer side, at most
