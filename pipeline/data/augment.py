@@ -68,22 +68,31 @@ def crop_boxes(draws: Uniform, smallest: float, height: int, width: int) -> Boxe
     return _placed(area, np.exp((2 * draws[:, 1] - 1) * spread), draws[:, 2:], height, width)
 
 
-def resized_crop(pixels: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """Resize each sample's box (int64 [B, 4], not empty) to the image's size, bilinearly.
+def resized_crop(
+    pixels: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """Resize each sample's box (int64 [B, 4], not empty) bilinearly.
 
     Pixel centres are those of `align_corners=False`, as in every current library; the box's
-    border is repeated; weights are integers, in units of 1/256.
+    border is repeated; weights are integers, in units of 1/256. Larger boxes are not smoothed: at
+    more than twice the result's size some of their pixels would not be read.
+
+    Args:
+        pixels: uint8 [B, H, W, C].
+        boxes: int64 [B, 4].
+        size: height and width of the result; None: H and W.
     """
-    n, height, width, _ = pixels.shape
+    n, height, width, channels = pixels.shape
+    rows, columns = size or (height, width)
     top, left, bottom, right = boxes.T
-    near, far, across = _neighbours(left, right, width)
+    near, far, across = _neighbours(left, right, columns)
     every = torch.arange(height, device=pixels.device)[:, None]
     one, other = (pick(pixels, every, place[:, None, :]).int() for place in (near, far))
     lines = _between(one, other, across[:, None, :, None]).flatten(0, 1)
-    upper, lower, down = _neighbours(top, bottom, height)
+    upper, lower, down = _neighbours(top, bottom, rows)
     first = torch.arange(n, device=pixels.device)[:, None] * height
     one, other = (
-        lines.index_select(0, (first + place).flatten()).view(pixels.shape)
+        lines.index_select(0, (first + place).flatten()).view(n, rows, columns, channels)
         for place in (upper, lower)
     )
     mixed = _between(one, other, down[:, :, None, None])

@@ -10,7 +10,7 @@ import re
 import struct
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator
+from typing import TYPE_CHECKING, Iterator, Sequence
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -84,10 +84,30 @@ def load_image(source: Path | Image.Image, size: int, channels: int) -> NDArray[
     Raises:
         ImageError: for a file that is missing, broken or no image.
     """
+    return load_sizes(source, (size,), channels)[0]
+
+
+def load_sizes(
+    source: Path | Image.Image, sizes: Sequence[int], channels: int
+) -> list[NDArray[np.uint8]]:
+    """The pixels of an image at several sizes, decoded once.
+
+    Args:
+        source: see `load_image`.
+        sizes: the first one decides at which size a JPEG is decoded, so that these pixels are those
+            of `load_image`. The others are at most twice as large.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        uint8 [size, size, channels] for each size.
+
+    Raises:
+        ImageError: for a file that is missing, broken or no image.
+    """
     if isinstance(source, Image.Image):
-        return _to_pixels(source, size, channels)
+        return _to_pixels(source, sizes, channels)
     with open_image(source) as image:
-        return _to_pixels(image, size, channels)
+        return _to_pixels(image, sizes, channels)
 
 
 @contextmanager
@@ -203,19 +223,23 @@ def _exif_integer(exif: bytes, wanted: int) -> int | None:
     return None
 
 
-def _to_pixels(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]:
-    width, height = _reduce(image, _REDUCED * size)
+def _to_pixels(image: Image.Image, sizes: Sequence[int], channels: int) -> list[NDArray[np.uint8]]:
+    width, height = _reduce(image, _REDUCED * sizes[0])
     image.load()  # a PNG may have its EXIF behind the pixels
     turn = _UPRIGHT.get(_orientation(image))
     image = _converted(image, "L" if channels == 1 else "RGB")
-    if image.size != (size, size):
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-        image = image.resize((size, size), _BILINEAR, box=box)
-    if turn is not None:
-        image = image.transpose(turn)
-    return np.asarray(image, dtype=np.uint8).reshape(size, size, channels)
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    found = []
+    for size in sizes:
+        cut = image
+        if image.size != (size, size):
+            box = (left, top, left + side, top + side)
+            cut = image.resize((size, size), _BILINEAR, box=box)
+        if turn is not None:
+            cut = cut.transpose(turn)
+        found.append(np.asarray(cut, dtype=np.uint8).reshape(size, size, channels))
+    return found
 
 
 def _reduce(image: Image.Image, shortest: int) -> tuple[float, float]:

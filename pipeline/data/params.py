@@ -58,6 +58,9 @@ class Data(Group):
         description="an ImageFolder, or archives that are already at hand"
     )
     image_size: Literal["auto"] | Pixels = "auto"
+    stored_size: Literal["auto", "same"] | Pixels = Field(
+        "auto", description="of the train images that random crops are cut from"
+    )
     channels: Annotated[Literal["auto", 1, 3], NoSwitch] = "auto"
     val_fraction: Annotated[Real, Field(gt=0, le=0.5)]
     test_fraction: Annotated[Real, Field(gt=0, le=0.5)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections import Counter, defaultdict
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from pipeline.data.packing import ArrayWriter, draw
 from pipeline.data.params import Data
 from pipeline.data.records import (
     CALIBRATION,
+    LARGER,
     MANIFEST,
     PACKED,
     RAW,
@@ -39,6 +40,10 @@ beside it, else `PHOTO`."""
 
 PHOTO, MANY, OF_MANY = 224, 50_000, 128
 """... and more than MANY images at most OF_MANY, where training takes a third of the time."""
+
+STORED = 1.15
+"""`stored_size: auto`: images of more than SMALL pixels are also stored so many times as large, so
+that a random crop of three quarters of the area is not enlarged."""
 
 NAMED = 20
 """Files named in a warning; further ones are only counted."""
@@ -73,16 +78,26 @@ def prepare(
         whole_folder(packed) as scratch,
     ):
         size, channels = _shape(decoder, data)
-        shape = (size, size, channels)
-        _check_space(packed, sum(map(len, splits.values())) * math.prod(shape))
+        larger = _stored_size(data, size)
+        files = {split: {f"{split}_images.npy": size} for split in SPLITS}
+        if larger is not None:
+            files["train"][LARGER] = larger
+        pixels = sum(len(splits[split]) * px**2 for split in SPLITS for px in files[split].values())
+        _check_space(packed, pixels * channels)
         tally = _Tally(limit=data.max_rejected * sum(map(len, splits.values())))
         for split in SPLITS:
+            shapes = [(px, px, channels) for px in files[split].values()]
             with (
-                ArrayWriter(scratch / f"{split}_images.npy", shape, np.uint8) as images,
+                ExitStack() as opened,
                 ArrayWriter(scratch / f"{split}_labels.npy", (), np.int64) as labels,
             ):
-                for part in decoder.decode(splits[split], shape, f"prepare {split}"):
-                    images.append(part.images)
+                arrays = [
+                    opened.enter_context(ArrayWriter(scratch / name, shape, np.uint8))
+                    for name, shape in zip(files[split], shapes, strict=True)
+                ]
+                for part in decoder.decode(splits[split], shapes, f"prepare {split}"):
+                    for array, images in zip(arrays, part.images, strict=True):
+                        array.append(images)
                     labels.append(samples.labels[part.indices])
                     tally.add(split, part)
         warnings = [*samples.warnings, *tally.lossy(), *tally.suspicious(samples)]
@@ -94,6 +109,7 @@ def prepare(
             licence=samples.licence,
             classes=samples.classes,
             image_size=size,
+            stored_size=larger,
             channels=channels,
             counts={split: _counts(samples, scratch, split) for split in SPLITS},
             digests={file.name: sha256(file) for file in sorted(scratch.iterdir())},
@@ -116,7 +132,8 @@ def _check_space(packed: Path, needed: int) -> None:
             f"the packed images take {needed / 1e6:,.1f} MB and the disk has "
             f"{free / 1e6:,.1f} MB free",
             where=str(packed),
-            fix="free space, or set a smaller `data.image_size` or `data.limit`",
+            fix="free space, set `data.stored_size: same`, or a smaller `data.image_size` or "
+            "`data.limit`",
         )
 
 
@@ -124,7 +141,10 @@ def summary(manifest: Manifest) -> list[str]:
     """What a person should know of the packed images, line by line."""
     sizes = ", ".join(f"{manifest.size(split):,} {split}" for split in manifest.counts)
     lines = [f"{manifest.source}: {manifest.layout}"] if manifest.layout else []
-    lines += [f"{sizes} images of {manifest.image_size} px, {len(manifest.classes)} classes"]
+    larger = f", train also of {manifest.stored_size} px" if manifest.stored_size else ""
+    lines += [
+        f"{sizes} images of {manifest.image_size} px{larger}, {len(manifest.classes)} classes"
+    ]
     lines += [f"warning: {warning}" for warning in manifest.warnings]
     if manifest.rejected:
         shown = [
@@ -183,6 +203,28 @@ def _shape(decoder: Decoder, data: Data) -> tuple[int, int]:
     return size, data.channels if data.channels != "auto" else (1 if grey else 3)
 
 
+def _stored_size(data: Data, image_size: int) -> int | None:
+    """Height and width of larger train images; None where there are to be none.
+
+    Raises:
+        PipelineError: for a size below `image_size`, or above twice as much.
+    """
+    if data.stored_size == "auto":
+        size = round(STORED * image_size) if image_size > SMALL else image_size
+    else:
+        size = image_size if data.stored_size == "same" else data.stored_size
+    if size == image_size:
+        return None
+    if not image_size < size <= 2 * image_size:
+        raise PipelineError(
+            f"{size} px are {'less' if size < image_size else 'more than twice as much'} than the "
+            f"images' {image_size} px",
+            where="params.yaml: data.stored_size",
+            fix=f"set `auto`, `same` or a size between {image_size} and {2 * image_size}",
+        )
+    return size
+
+
 def _auto_size(sizes: Counter[tuple[int, int]]) -> int:
     """The size that images are packed at, from how often each (width, height) occurs."""
     if len(sizes) == 1:
@@ -218,9 +260,9 @@ class _Tally:
             )
         for index, digest in zip(part.indices, part.digests, strict=True):
             self.seen[digest].append((split, int(index)))
-        if split == "train" and len(part.images):
-            channels = part.images.shape[-1]
-            flat = part.images.reshape(-1, channels)
+        if split == "train" and len(part.indices):
+            channels = part.images[0].shape[-1]
+            flat = part.images[0].reshape(-1, channels)
             counts = np.stack([np.bincount(flat[:, c], minlength=256) for c in range(channels)])
             self.histogram = counts if self.histogram is None else self.histogram + counts
 

@@ -19,6 +19,9 @@ FETCHED = "fetched.json"
 
 PACKED = Path("data/packed")
 
+LARGER = "train_larger.npy"
+"""In `PACKED`: the train images at the manifest's `stored_size`."""
+
 MANIFEST = "manifest.json"
 """In the folder of the packed splits."""
 
@@ -58,6 +61,9 @@ class Manifest(Record):
     licence: str
     classes: tuple[str, ...]
     image_size: int
+    stored_size: int | None = Field(
+        None, description="height and width of the larger train images, where there are any"
+    )
     channels: int
     counts: dict[Split, dict[str, int]] = Field(description="images per split and class")
     digests: dict[str, str] = Field(description="SHA-256 of each array file, by file name")
@@ -83,6 +89,20 @@ def load_split(split: Split, folder: Path = PACKED) -> Arrays:
     names = [f"{split}_{part}.npy" for part in ("images", "labels")]
     files = [checked(folder / name, digests.get(name)) for name in names]
     return np.load(files[0], mmap_mode="r"), np.load(files[1])
+
+
+def load_larger(folder: Path = PACKED) -> NDArray[np.uint8] | None:
+    """The train images at a larger size, uint8 [N, H, W, C] (memory-mapped); None: there are none.
+
+    Raises:
+        PipelineError: where `prepare` has not written them, or they were changed since.
+    """
+    manifest = Manifest.read(folder / MANIFEST)
+    if manifest.stored_size is None:
+        return None
+    file = checked(folder / LARGER, manifest.digests.get(LARGER))
+    images: NDArray[np.uint8] = np.load(file, mmap_mode="r")
+    return images
 
 
 def load_calibration(manifest: Manifest, folder: Path = CALIBRATION) -> NDArray[np.uint8]:

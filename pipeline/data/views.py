@@ -7,6 +7,7 @@ again, in any batch, order or process.
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from pipeline.data.augment import (
     resized_crop,
 )
 from pipeline.data.params import Augment
+from pipeline.data.records import PACKED, load_larger, load_split
 from pipeline.data.trivial import LEVELS, NARROW, OPERATIONS, trivial
 
 STREAMS = (
@@ -109,6 +111,17 @@ def _mixup_share(options: Augment) -> float:
     return 1.0 if options.mixup else 0.0
 
 
+def train_views(augment: Augment, *, classes: int, seed: int, folder: Path = PACKED) -> Views:
+    """The views of the packed train split; see `Views`.
+
+    Raises:
+        PipelineError: where `prepare` has not written it, or it was changed since.
+    """
+    images, labels = load_split("train", folder)
+    larger = None if augment.crop is None else load_larger(folder)
+    return Views(images, labels, augment, classes=classes, seed=seed, larger=larger)
+
+
 class Views:
     """The views of a split; that of sample i in epoch e is a function of (seed, e, i).
 
@@ -126,6 +139,7 @@ class Views:
         *,
         classes: int,
         seed: int,
+        larger: NDArray[np.uint8] | None = None,
     ) -> None:
         """The views of `images` under `augment`.
 
@@ -135,13 +149,14 @@ class Views:
             augment: the augmentation.
             classes: how many there are.
             seed: of all draws.
+            larger: the same images at a larger size, of which random crops are cut instead.
 
         Raises:
             ValueError: where there are not as many labels as images.
         """
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images, but {len(labels)} labels")
-        self.images, self.labels = images, labels
+        self.images, self.labels, self.larger = images, labels, larger
         self.augment, self._classes, self._seed = augment, classes, seed
         self._drawn: tuple[int, Draws] | None = None
 
@@ -197,12 +212,14 @@ class Views:
         def put(array: NDArray[Any]) -> torch.Tensor:
             return torch.from_numpy(array).to(device)
 
-        pixels = put(self.images[samples])
-        n, height, width, _ = pixels.shape
+        n, (height, width) = len(samples), self.images.shape[1:3]
         if "crop" in draws:
             assert self.augment.crop is not None
-            crop = crop_boxes(draws["crop"][samples], self.augment.crop, height, width)
-            pixels = resized_crop(pixels, put(crop))
+            source = self.images if self.larger is None else self.larger
+            crop = crop_boxes(draws["crop"][samples], self.augment.crop, *source.shape[1:3])
+            pixels = resized_crop(put(source[samples]), put(crop), (height, width))
+        else:
+            pixels = put(self.images[samples])
         if "flip" in draws or "shift" in draws:
             flip = draws["flip"][samples] if "flip" in draws else np.zeros(n, bool)
             shift = draws["shift"][samples] if "shift" in draws else np.zeros((n, 2), np.int32)

@@ -25,8 +25,8 @@ from pipeline.core.files import checked, move_contents, sha256, whole_folder, wr
 from pipeline.core.progress import track
 from pipeline.data import augment, trivial, views
 from pipeline.data.params import ViewPlan
-from pipeline.data.records import PACKED, Manifest, load_split
-from pipeline.data.views import Views, seed_of
+from pipeline.data.records import LARGER, PACKED, Manifest
+from pipeline.data.views import Views, seed_of, train_views
 from pipeline.distill.params import RecordingParams
 from pipeline.distill.records import TEACHER_LOGITS, TeacherLogitsRecord
 from pipeline.distill.teachers import load_teacher, teacher_digest
@@ -49,7 +49,7 @@ def student_views(params: RecordingParams, manifest: Manifest) -> Views:
     """The views of the train split that students see, the same for all of them."""
     seed, classes = seed_of("views", params.seed), len(manifest.classes)
     augment = recorded_plan(params, manifest).augment
-    return Views(*load_split("train"), augment, classes=classes, seed=seed)
+    return train_views(augment, classes=classes, seed=seed)
 
 
 def recorded_plan(params: RecordingParams, manifest: Manifest) -> ViewPlan:
@@ -66,7 +66,8 @@ def wanted(params: RecordingParams, manifest: Manifest) -> TeacherLogitsRecord:
     """The record that a recording for these params, this data and the teachers on disk has."""
     plan = recorded_plan(params, manifest)
     parts = [plan.model_dump_json(), str(params.seed)]
-    parts += [manifest.digests[f"train_{part}.npy"] for part in ("images", "labels")]
+    seen = ("train_images.npy", "train_labels.npy", LARGER)
+    parts += [manifest.digests[name] for name in seen if name in manifest.digests]
     parts += [sha256(Path(str(module.__file__))) for module in (augment, trivial, views)]
     recorded = params.teacher_logits.record and plan.epochs > 0
     names = params.teachers.enabled if recorded else ()

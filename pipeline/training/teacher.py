@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.core.errors import PipelineError
-from pipeline.data.records import PACKED, Manifest, load_split
-from pipeline.data.views import Views, seed_of
+from pipeline.data.records import PACKED, Manifest
+from pipeline.data.views import seed_of, train_views
 from pipeline.networks.build import build_network
 from pipeline.networks.inference import set_up_torch
 from pipeline.networks.pixels import PixelsToLogits
@@ -83,12 +83,8 @@ def train_teacher(params: TeacherParams, name: str) -> None:
         )
     resized = None if size == manifest.image_size else size
     model = PixelsToLogits(network, normalisation, resized)
-    views = Views(
-        *load_split("train"),
-        plan.augment,
-        classes=len(manifest.classes),
-        seed=seed_of(name, params.seed),
-    )
+    classes, seed = len(manifest.classes), seed_of(name, params.seed)
+    views = train_views(plan.augment, classes=classes, seed=seed)
     task = Task(
         name=name,
         kind="teachers",

@@ -89,6 +89,19 @@ def test_a_crop_is_torchvision_s_bilinear_one_to_a_grey_level() -> None:
         assert (cropped.int() - expected.int()).abs().max() <= 1
 
 
+def test_a_crop_has_the_size_that_is_asked_for() -> None:
+    images = noise(50, 33, 20)
+    boxes = crop_boxes(uniform(50, 4), 0.5, 33, 20)
+    found = resized_crop(images, torch.from_numpy(boxes), (25, 16))
+    for image, cropped, (top, left, bottom, right) in zip(
+        images, found, boxes.tolist(), strict=True
+    ):
+        expected = F.resized_crop(
+            image.permute(2, 0, 1), top, left, bottom - top, right - left, [25, 16], antialias=False
+        ).permute(1, 2, 0)
+        assert (cropped.int() - expected.int()).abs().max() <= 1
+
+
 def test_a_crop_of_all_is_the_image_and_of_one_pixel_its_colour() -> None:
     images = noise(5)
     assert torch.equal(resized_crop(images, torch.tensor([[0, 0, 12, 9]] * 5)), images)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from pipeline.data import images
-from pipeline.data.images import ImageError, is_grey, load_image
+from pipeline.data.images import ImageError, is_grey, load_image, load_sizes
 
 GRADIENT = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 
@@ -232,3 +232,21 @@ def test_a_jpeg_of_several_pictures_as_phones_write_it_is_decoded_smaller_too(
         found = load_image(opened, 64, 3)
         assert (opened.format, opened.size) == ("MPO", (322, 201))
     assert np.abs(found - load_image(image, 64, 3).astype(int)).mean() < 1.5
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_several_sizes_come_from_one_decode_and_the_first_is_as_if_alone(
+    tmp_path: Path, channels: int
+) -> None:
+    """An upright and a turned JPEG that is decoded at half its size for the first size."""
+    random = np.random.default_rng(4)
+    smooth = Image.fromarray(random.integers(0, 256, (9, 12, 3), np.uint8)).resize((400, 260))
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        file = saved(tmp_path, smooth, f"{orientation}.jpg", quality=90, exif=exif)
+        first, second = load_sizes(file, (60, 69), channels)
+        assert np.array_equal(first, load_image(file, 60, channels))
+        assert second.shape == (69, 69, channels)
+        direct = load_image(file, 69, channels).astype(int)
+        assert np.abs(second - direct).mean() < 1

@@ -22,9 +22,10 @@ from pydantic import ValidationError
 
 from pipeline.core.errors import PipelineError
 from pipeline.data.decoding import CUT, DIM, REDUCED
+from pipeline.data.images import load_image
 from pipeline.data.params import Data
 from pipeline.data.prepare import _auto_size, _split, prepare, summary
-from pipeline.data.records import Manifest, load_calibration, load_split
+from pipeline.data.records import LARGER, Manifest, load_calibration, load_larger, load_split
 from pipeline.data.sources import Samples, fetch
 from pipeline.data.torchvision_sets import _makers
 
@@ -120,9 +121,48 @@ def test_a_disk_without_room_for_the_images_is_told_before_any_is_decoded(
     free = shutil.disk_usage(tmp_path)._replace(free=40 * 512 * 512 * 3 - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     with pytest.raises(PipelineError, match=r"images take 31\.5 MB and the disk has 31\.5 MB free"):
-        packed(data(images, image_size=512), tmp_path)
+        packed(data(images, image_size=512, stored_size="same"), tmp_path)
     assert not (tmp_path / "packed").exists()
-    assert packed(data(images, image_size=511), tmp_path).image_size == 511
+    with pytest.raises(PipelineError, match=r"images take 44\.9 MB"):  # 24 of 40 are stored twice
+        packed(data(images, image_size=430, stored_size=562), tmp_path)
+    assert packed(data(images, image_size=511, stored_size="same"), tmp_path).image_size == 511
+
+
+def test_train_images_are_also_stored_larger_and_all_else_stays(tmp_path: Path) -> None:
+    for seed, name in enumerate(("cat", "dog")):
+        fill(tmp_path / "images" / name, 8, seed, (110, 90))
+    settings = data(tmp_path / "images", image_size=70)
+    plain = packed(settings.model_copy(update={"stored_size": "same"}), tmp_path / "plain")
+    found = packed(settings, tmp_path / "auto")
+    assert (plain.stored_size, found.stored_size) == (None, 80)  # round(1.15 * 70)
+    assert load_larger(tmp_path / "plain/packed") is None
+    larger = load_larger(tmp_path / "auto/packed")
+    assert larger is not None
+    changed = {"stored_size": 80, "digests": found.digests}
+    assert plain.model_copy(update=changed) == found
+    assert found.digests.items() - plain.digests.items() == {(LARGER, found.digests[LARGER])}
+    images = load_split("train", tmp_path / "auto/packed")[0]
+    both = {
+        load_image(file, 70, 3).tobytes(): load_image(file, 80, 3)
+        for file in (tmp_path / "images").rglob("*.png")
+    }
+    for image, large in zip(images, larger, strict=True):
+        assert np.array_equal(both[image.tobytes()], large)
+    assert "images of 70 px, train also of 80 px, 2 classes" in "\n".join(summary(found))
+
+
+@pytest.mark.parametrize(("size", "told"), [(11, "less"), (25, "more than twice as much")])
+def test_a_stored_size_that_crops_cannot_be_cut_from_is_told(
+    images: Path, tmp_path: Path, size: int, told: str
+) -> None:
+    with pytest.raises(PipelineError, match=rf"{told} than the images' 12 px.*\n.*12 and 24"):
+        packed(data(images, stored_size=size), tmp_path)
+    assert not (tmp_path / "packed").exists()
+
+
+def test_small_images_are_stored_once_unless_asked_otherwise(images: Path, tmp_path: Path) -> None:
+    assert packed(data(images), tmp_path / "auto").stored_size is None
+    assert packed(data(images, stored_size=24), tmp_path / "set").stored_size == 24
 
 
 def test_own_splits_are_kept(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.augment import WHOLE, mixup
+from pipeline.data.augment import WHOLE, crop_boxes, mixup, resized_crop
 from pipeline.data.params import Augment
 from pipeline.data.trivial import LEVELS, NARROW, OPERATIONS, trivial
 from pipeline.data.views import STREAMS, Views, draw
@@ -295,6 +295,28 @@ def test_a_memory_mapped_split_gives_the_same_views(tmp_path: Path) -> None:
     for one, other in zip(everyone(made), everyone(views(ALL)), strict=True):
         assert torch.equal(one, other)
     assert np.array_equal(mapped, images)
+
+
+@pytest.mark.parametrize("asked", [{"crop": 0.5}, ALL, {"flip": True}], ids=["crop", "all", "flip"])
+def test_crops_are_cut_from_larger_images_of_which_nothing_else_is_read(
+    asked: dict[str, Any],
+) -> None:
+    """Every image is one colour on the left and another on the right, at both sizes."""
+    images, labels = np.zeros((N, 10, 10, 3), np.uint8), split()[1]
+    larger = np.zeros((N, 14, 14, 3), np.uint8)
+    images[:, :, 5:] = larger[:, :, 7:] = split()[0][:, :1, :1]
+    made = Views(images, labels, options(asked), classes=CLASSES, seed=17, larger=larger)
+    plain = Views(images, labels, options(asked), classes=CLASSES, seed=17)
+    found, expected = everyone(made)[0], everyone(plain)[0]
+    assert found.shape == expected.shape
+    if "crop" not in asked:
+        assert torch.equal(found, expected)
+        return
+    assert not torch.equal(found, expected)
+    boxes = crop_boxes(draw(options(asked), N, 3, seed=17, epoch=0)["crop"], 0.5, 14, 14)
+    if asked == {"crop": 0.5}:
+        cut = resized_crop(torch.from_numpy(larger), torch.from_numpy(boxes), (10, 10))
+        assert torch.equal(found, cut)
 
 
 def test_labels_that_do_not_fit_the_images_are_told() -> None:

@@ -13,7 +13,8 @@ import torch
 
 from pipeline.cli.params import Params
 from pipeline.core.errors import PipelineError
-from pipeline.data.records import PACKED, Manifest
+from pipeline.core.files import sha256
+from pipeline.data.records import LARGER, PACKED, Manifest, load_split
 from pipeline.distill import recording as room
 from pipeline.distill.recording import (
     RecordedLogits,
@@ -98,6 +99,31 @@ def test_a_recording_for_other_views_is_refused(
     manifest = Manifest.read(PACKED / "manifest.json")
     with pytest.raises(PipelineError, match=r"(?s)recorded for other .*record them again"):
         RecordedLogits(wanted(taught(**change), manifest))
+
+
+def test_crops_of_larger_images_are_recorded_and_of_others_refused(
+    taught: Callable[..., Params],
+) -> None:
+    params = taught(views={"epochs": 1, "augment": {"flip": True, "crop": 0.5}})
+    manifest = Manifest.read(PACKED / "manifest.json")
+    np.save(PACKED / LARGER, load_split("train")[0].repeat(2, axis=1).repeat(2, axis=2))
+    manifest = manifest.model_copy(
+        update={
+            "stored_size": 2 * manifest.image_size,
+            "digests": manifest.digests | {LARGER: sha256(PACKED / LARGER)},
+        }
+    )
+    manifest.write(PACKED / "manifest.json")
+    record_teacher_logits(params)
+    views, samples = student_views(params, manifest), np.arange(20)
+    assert views.larger is not None
+    with torch.no_grad():
+        answers = load_teacher("resnet", manifest)(views.batch(0, samples, CPU)[0])
+    found = RecordedLogits(wanted(params, manifest)).batch(0, samples, CPU)
+    torch.testing.assert_close(found, answers[None], rtol=1e-4, atol=1e-4)
+    other = manifest.model_copy(update={"digests": manifest.digests | {LARGER: "0" * 64}})
+    with pytest.raises(PipelineError, match="recorded for other views"):
+        RecordedLogits(wanted(params, other))
 
 
 def test_a_recording_of_another_teacher_is_refused(taught: Callable[..., Params]) -> None:
