@@ -26,6 +26,9 @@ from pipeline.training.params import Balance
 MOST_IMAGES = 20_000
 """So many train images are enough to fit a linear layer; more are drawn from, stratified."""
 
+_IMAGES = 500
+"""Per call at most: see `pipeline.data.batches`."""
+
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Weights of the squared weights in the loss; the best one on val is taken."""
 
@@ -60,17 +63,19 @@ def fit_classifier(
     """
     layer = classifier(model, name)
     images, labels = train
+    chosen = np.arange(len(labels))
     if len(labels) > MOST_IMAGES:
         chosen = draw(labels, MOST_IMAGES, np.random.default_rng(0))
-        images, labels = images[chosen], labels[chosen]
-    features = [_features(model, layer, images)]
-    if flip:
-        features.append(_features(model, layer, images[:, :, ::-1]))
-    known = torch.cat(features)
-    targets = torch.from_numpy(np.tile(labels, len(features)))
-    unseen = _features(model, layer, val[0])
+    shown = [images, images[:, :, ::-1]] if flip else [images]
+    known = torch.empty(len(shown) * len(chosen), layer.in_features)
+    for part, some in zip(known.chunk(len(shown)), shown, strict=True):
+        _features(model, layer, some, chosen, into=part)
+    targets = torch.from_numpy(np.tile(labels[chosen], len(shown)))
+    unseen = torch.empty(len(val[1]), layer.in_features)
+    _features(model, layer, val[0], np.arange(len(unseen)), into=unseen)
     mean, scale = known.mean(0), known.std(0).clamp_min(1e-6)
-    known, unseen = (known - mean) / scale, (unseen - mean) / scale
+    for values in (known, unseen):
+        values.sub_(mean).div_(scale)
     answers = torch.from_numpy(val[1])
     best: tuple[float, float] | None = None
     for penalty in PENALTIES:
@@ -103,15 +108,31 @@ def classifier(model: PixelsToLogits, name: str) -> nn.Linear:
     return layer
 
 
-def _features(model: PixelsToLogits, layer: nn.Linear, images: NDArray[np.uint8]) -> torch.Tensor:
-    """What `layer` reads for each image, float32 [N, features] on the CPU."""
-    seen: list[torch.Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu()))
+def _features(
+    model: PixelsToLogits,
+    layer: nn.Linear,
+    images: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    into: torch.Tensor,
+) -> None:
+    """What `layer` reads for the images in `rows`, few of which are in memory at a time.
+
+    Args:
+        model: the network.
+        layer: its last one.
+        images: uint8 [N, H, W, C], may be memory-mapped.
+        rows: int64 [n].
+        into: float32 [n, features], on the CPU; is written.
+    """
+    step = model.images_per_call(_IMAGES, *images.shape[1:3])
+    found: list[torch.Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
     try:
-        predict(model, images)
+        for start in range(0, len(rows), step):
+            predict(model, images[rows[start : start + step]])
+            into[start : start + step] = found.pop()
     finally:
         hook.remove()
-    return torch.cat(seen)
 
 
 def _minimise(
