@@ -146,6 +146,7 @@ def _write_data() -> None:
         licence="none",
         classes=COLOURS,
         image_size=SIZE,
+        stored_size=SIZE,
         channels=3,
         counts={"train": counts, "val": counts, "test": counts},
         digests={
@@ -171,6 +172,7 @@ def _write_artifact(artifact: Artifact) -> None:
         weights_digest="e" * 64,
         calibration_digest=None,
         image_size=SIZE,
+        stored_size=SIZE,
         channels=3,
         classes=COLOURS,
         execution=EXECUTION,

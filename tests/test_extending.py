@@ -118,7 +118,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], None]:
             np.save(ONNX / STUDENT / "test_logits.npy", model(torch.from_numpy(images)).numpy())
         counts = dict(zip(CLASSES, np.bincount(labels).tolist(), strict=True))
         Manifest(
-            source="drawn", licence="none", classes=CLASSES, image_size=SIZE, channels=CHANNELS,
+            source="drawn", licence="none", classes=CLASSES, image_size=SIZE,
+            stored_size=SIZE, channels=CHANNELS,
             counts=dict.fromkeys(("train", "val", "test"), counts),
             digests={file.name: sha256(file) for file in PACKED.iterdir()},
             calibration_digest=sha256(CALIBRATION / "images.npy"),

@@ -13,6 +13,7 @@ class Preprocessing(Record):
     """models/bundles/S-B-P/preprocess.json: from an image file to the model's input."""
 
     size: int = Field(description="height and width in pixels")
+    resize: int = Field(description="what the shorter side becomes before the centre is cut out")
     channels: int
     colour: Literal["RGB", "grey"]
     layout: Literal["NHWC"] = "NHWC"
@@ -49,6 +50,7 @@ class Bundle(Record):
     input: str
     output: str
     image_size: int
+    stored_size: int = Field(description="what the shorter side of a larger image is resized to")
     channels: int
     classes: tuple[str, ...]
     install: dict[str, tuple[str, ...]] = Field(

@@ -35,7 +35,8 @@ SHARED = ("bench.py", "common.py", "run.py", "verify.py")
 """Scripts of every bundle, from on-device/."""
 
 _COPIED = {
-    "input", "output", "image_size", "channels", "classes", "quantizer", "calibration_digest",
+    "input", "output", "image_size", "stored_size", "channels", "classes", "quantizer",
+    "calibration_digest",
     "versions",
 }  # fmt: skip
 """Fields that a bundle's record has from the artifact's."""
@@ -45,8 +46,8 @@ STEPS = (
     "scale 16 bits to 8",
     "put transparent images on white",
     "convert to {colour}",
-    "unless it has that size: resize the shorter side to {size} (bilinear, antialiased) and cut "
-    "out the centre",
+    "unless it has that size: resize the shorter side to {resize} (bilinear, antialiased)",
+    "cut out the centre of {size} x {size} pixels",
 )
 
 
@@ -120,7 +121,7 @@ def _write_bundle(
 def _record(folder: Path, manifest: Manifest) -> ArtifactRecord:
     """The record of a compiled folder, checked against its files and the data."""
     artifact, where = ArtifactRecord.read_whole(folder), str(folder / ARTIFACT_FILE)
-    for field in ("classes", "image_size", "channels"):
+    for field in ("classes", "image_size", "stored_size", "channels"):
         own, packed = getattr(artifact, field), getattr(manifest, field)
         if own != packed:
             what = f"{field}: {own}, but {packed} in {PACKED}"
@@ -164,11 +165,13 @@ def tolerances(its: Backend, precision: str, logits: NDArray[np.float32]) -> Tol
 
 def _preprocessing(artifact: ArtifactRecord) -> Preprocessing:
     colour: Literal["grey", "RGB"] = "grey" if artifact.channels == 1 else "RGB"
+    size, resize = artifact.image_size, artifact.stored_size
     return Preprocessing(
-        size=artifact.image_size,
+        size=size,
+        resize=resize,
         channels=artifact.channels,
         colour=colour,
-        steps=tuple(step.format(colour=colour, size=artifact.image_size) for step in STEPS),
+        steps=tuple(step.format(colour=colour, size=size, resize=resize) for step in STEPS),
     )
 
 

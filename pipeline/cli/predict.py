@@ -77,7 +77,7 @@ def predictions_table(answer: dict[str, Any]) -> Table:
 
 def _load(image: Path, artifact: ArtifactRecord) -> NDArray[np.uint8]:
     try:
-        return load_image(image, artifact.image_size, artifact.channels)
+        return load_image(image, artifact.image_size, artifact.channels, artifact.stored_size)
     except ImageError as error:
         raise PipelineError(str(error), where=str(image)) from None
 

@@ -118,7 +118,8 @@ def untrained(name: str, network: Network, shape: Shape, opset: int, folder: Pat
         data_digest="", versions={},
     )  # fmt: skip
     manifest = Manifest(
-        source="random", licence="none", classes=classes, image_size=size, channels=channels,
+        source="random", licence="none", classes=classes, image_size=size,
+        stored_size=size, channels=channels,
         counts={}, digests={}, calibration_digest="", mean=normalisation.mean,
         std=normalisation.std, rejected=(),
     )  # fmt: skip

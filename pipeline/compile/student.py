@@ -266,6 +266,7 @@ def _record(
         weights_digest=ModelCard.read_beside(job.weights).weights_digest,
         calibration_digest=job.manifest.calibration_digest if int8 else None,
         image_size=job.manifest.image_size,
+        stored_size=job.manifest.stored_size,
         channels=job.manifest.channels,
         classes=job.manifest.classes,
         execution=compiled.execution,

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +25,7 @@ from PIL import Image
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.progress import track
-from pipeline.data.images import BROKEN, SIXTEEN_BIT, is_grey, load_sizes, open_image
+from pipeline.data.images import BROKEN, SIXTEEN_BIT, centre, is_grey, load_image, open_image
 from pipeline.data.params import Data
 from pipeline.data.records import Rejected
 from pipeline.data.sources import Read, Samples, find_source
@@ -52,10 +52,9 @@ DIM = (
 
 @dataclass(frozen=True)
 class Decoded:
-    """Consecutive samples, their indices and digests of their pixels at the first size."""
+    """Consecutive samples: images uint8 [n, H, W, C], their indices, digests of their centres."""
 
-    images: list[NDArray[np.uint8]]
-    """uint8 [n, H, W, C] for each size."""
+    images: NDArray[np.uint8]
     indices: NDArray[np.int64]
     digests: list[bytes]
     rejected: list[Rejected]
@@ -94,17 +93,25 @@ class Decoder:
         return sizes, grey
 
     def decode(
-        self, indices: NDArray[np.int64], shapes: Sequence[tuple[int, int, int]], label: str
+        self,
+        indices: NDArray[np.int64],
+        shape: tuple[int, int, int],
+        label: str,
+        *,
+        size: int,
+        resize: int,
     ) -> Iterator[Decoded]:
-        """Decode the samples `indices`, in their order, to each of `shapes`, part by part.
+        """Decode the samples `indices`, in their order, part by part.
 
         Args:
             indices: of samples.
-            shapes: (H, W, C), with H = W. The first is as of `load_image`; see `load_sizes`.
+            shape: (H, W, C) of the result, H = W.
             label: of the progress bar.
+            size: of the centre that the digests are of: what networks see unless they train.
+            resize: what the shorter side becomes; see `load_image`.
         """
-        chunk = max(1, min(CHUNK, CHUNK_BYTES // sum(map(math.prod, shapes))))
-        task = partial(_decode, shapes=shapes)
+        chunk = max(1, min(CHUNK, CHUNK_BYTES // math.prod(shape)))
+        task = partial(_decode, shape=shape, size=size, resize=resize)
         yield from self._map(task, indices, label, chunk)
 
     def _map(
@@ -182,10 +189,10 @@ def _probe(indices: NDArray[np.int64]) -> tuple[Counter[tuple[int, int]], bool]:
     return sizes, grey
 
 
-def _decode(indices: NDArray[np.int64], shapes: Sequence[tuple[int, int, int]]) -> Decoded:
-    sizes, channels = [shape[0] for shape in shapes], shapes[0][2]
-    found: list[list[NDArray[np.uint8]]] = []
-    kept, rejected = [], []
+def _decode(
+    indices: NDArray[np.int64], shape: tuple[int, int, int], size: int, resize: int
+) -> Decoded:
+    images, kept, rejected = [], [], []
     losses: Counter[str] = Counter()
     for index in indices:
         name = f"image {index}"
@@ -193,17 +200,15 @@ def _decode(indices: NDArray[np.int64], shapes: Sequence[tuple[int, int, int]]) 
             name, opened = _opened(index)
             with opened as image:
                 lost = _losses(image)
-                found.append(load_sizes(image, sizes, channels))
+                images.append(load_image(image, shape[0], shape[2], resize))
             kept.append(index)
             losses.update(lost)
         except BROKEN as error:  # `ImageError` among them
             rejected.append(Rejected(file=name, reason=str(error)))
-    digests = [hashlib.blake2b(pixels[0].data, digest_size=16).digest() for pixels in found]
-    images = [
-        np.stack([pixels[i] for pixels in found]) if found else np.empty((0, *shape), np.uint8)
-        for i, shape in enumerate(shapes)
-    ]
-    return Decoded(images, np.array(kept, np.int64), digests, rejected, losses)
+    stack = np.stack(images) if images else np.empty((0, *shape), np.uint8)
+    seen = centre(stack, size)
+    digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in seen]
+    return Decoded(stack, np.array(kept, np.int64), digests, rejected, losses)
 
 
 def _losses(image: Image.Image) -> list[str]:

@@ -10,7 +10,7 @@ import re
 import struct
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator, Sequence
+from typing import TYPE_CHECKING, Iterator
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -65,18 +65,22 @@ class ImageError(ValueError):
     """An image file that is missing, broken or no image. The text does not name the file."""
 
 
-def load_image(source: Path | Image.Image, size: int, channels: int) -> NDArray[np.uint8]:
+def load_image(
+    source: Path | Image.Image, size: int, channels: int, resize: int | None = None
+) -> NDArray[np.uint8]:
     """The pixels that models take, of a file or of an image in memory.
 
     The image is rotated by its EXIF orientation, put on white where it is transparent, scaled from
-    16 bits to 8 and converted to RGB or grey. Then the shorter side is resized to `size` (bilinear,
-    antialiased) and the centre is cut out. An image of that size keeps its pixels. A JPEG of
-    four times the size or more is decoded at a reduced size, in a fraction of time and memory.
+    16 bits to 8 and converted to RGB or grey. Then the shorter side is resized to `resize`
+    (bilinear, antialiased) and the centre of `size` is cut out. A square image of `resize` keeps
+    its pixels. A JPEG of four times `resize` or more is decoded at a reduced size, in a fraction of
+    time and memory.
 
     Args:
         source: path of a file, or an open image, whose pixels are decoded here if they are not yet.
         size: height and width in pixels.
         channels: 3 for RGB, 1 for grey.
+        resize: what the shorter side becomes before the centre is cut out; None: `size`.
 
     Returns:
         uint8 [size, size, channels], in [0, 255].
@@ -84,30 +88,11 @@ def load_image(source: Path | Image.Image, size: int, channels: int) -> NDArray[
     Raises:
         ImageError: for a file that is missing, broken or no image.
     """
-    return load_sizes(source, (size,), channels)[0]
-
-
-def load_sizes(
-    source: Path | Image.Image, sizes: Sequence[int], channels: int
-) -> list[NDArray[np.uint8]]:
-    """The pixels of an image at several sizes, decoded once.
-
-    Args:
-        source: see `load_image`.
-        sizes: the first one decides at which size a JPEG is decoded, so that these pixels are those
-            of `load_image`. The others are at most twice as large.
-        channels: 3 for RGB, 1 for grey.
-
-    Returns:
-        uint8 [size, size, channels] for each size.
-
-    Raises:
-        ImageError: for a file that is missing, broken or no image.
-    """
+    resize = resize or size
     if isinstance(source, Image.Image):
-        return _to_pixels(source, sizes, channels)
+        return _to_pixels(source, size, channels, resize)
     with open_image(source) as image:
-        return _to_pixels(image, sizes, channels)
+        return _to_pixels(image, size, channels, resize)
 
 
 @contextmanager
@@ -223,23 +208,26 @@ def _exif_integer(exif: bytes, wanted: int) -> int | None:
     return None
 
 
-def _to_pixels(image: Image.Image, sizes: Sequence[int], channels: int) -> list[NDArray[np.uint8]]:
-    width, height = _reduce(image, _REDUCED * sizes[0])
+def _to_pixels(image: Image.Image, size: int, channels: int, resize: int) -> NDArray[np.uint8]:
+    width, height = _reduce(image, _REDUCED * resize)
     image.load()  # a PNG may have its EXIF behind the pixels
     turn = _UPRIGHT.get(_orientation(image))
     image = _converted(image, "L" if channels == 1 else "RGB")
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    found = []
-    for size in sizes:
-        cut = image
-        if image.size != (size, size):
-            box = (left, top, left + side, top + side)
-            cut = image.resize((size, size), _BILINEAR, box=box)
-        if turn is not None:
-            cut = cut.transpose(turn)
-        found.append(np.asarray(cut, dtype=np.uint8).reshape(size, size, channels))
-    return found
+    if image.size != (resize, resize):
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+        image = image.resize((resize, resize), _BILINEAR, box=box)
+    if turn is not None:
+        image = image.transpose(turn)
+    pixels = np.asarray(image, dtype=np.uint8).reshape(resize, resize, channels)
+    return centre(pixels, size)
+
+
+def centre(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The centre of square images [..., H, W, C], [..., `size`, `size`, C]; nothing is copied."""
+    start = (images.shape[-2] - size) // 2
+    return images[..., start : start + size, start : start + size, :]
 
 
 def _reduce(image: Image.Image, shortest: int) -> tuple[float, float]:

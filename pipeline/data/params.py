@@ -59,7 +59,8 @@ class Data(Group):
     )
     image_size: Literal["auto"] | Pixels = "auto"
     stored_size: Literal["auto", "same"] | Pixels = Field(
-        "auto", description="of the train images that random crops are cut from"
+        "auto",
+        description="what shorter sides are resized to; networks see the centre of `image_size`",
     )
     channels: Annotated[Literal["auto", 1, 3], NoSwitch] = "auto"
     val_fraction: Annotated[Real, Field(gt=0, le=0.5)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import Counter, defaultdict
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, whole_folder
 from pipeline.core.text import printable
 from pipeline.data.decoding import Decoded, Decoder
+from pipeline.data.images import centre
 from pipeline.data.packing import ArrayWriter, draw
 from pipeline.data.params import Data
 from pipeline.data.records import (
     CALIBRATION,
-    LARGER,
     MANIFEST,
     PACKED,
     RAW,
@@ -42,8 +42,8 @@ PHOTO, MANY, OF_MANY = 224, 50_000, 128
 """... and more than MANY images at most OF_MANY, where training takes a third of the time."""
 
 STORED = 1.15
-"""`stored_size: auto`: images of more than SMALL pixels are also stored so many times as large, so
-that a random crop of three quarters of the area is not enlarged."""
+"""`stored_size: auto`: the shorter side of photos is resized to so many times their size, of which
+networks see the centre. A random crop of three quarters of the area is then not enlarged."""
 
 NAMED = 20
 """Files named in a warning; further ones are only counted."""
@@ -77,31 +77,26 @@ def prepare(
         whole_folder(calibration) as calibration_scratch,
         whole_folder(packed) as scratch,
     ):
-        size, channels = _shape(decoder, data)
-        larger = _stored_size(data, size)
-        files = {split: {f"{split}_images.npy": size} for split in SPLITS}
-        if larger is not None:
-            files["train"][LARGER] = larger
-        pixels = sum(len(splits[split]) * px**2 for split in SPLITS for px in files[split].values())
-        _check_space(packed, pixels * channels)
+        size, stored, channels = _shape(decoder, data)
+        # Random crops are cut from all of a train image; everything else looks at its centre.
+        shapes = dict.fromkeys(SPLITS, (size, size, channels))
+        shapes["train"] = (stored, stored, channels)
+        _check_space(packed, sum(len(splits[split]) * math.prod(shapes[split]) for split in SPLITS))
         tally = _Tally(limit=data.max_rejected * sum(map(len, splits.values())))
         for split in SPLITS:
-            shapes = [(px, px, channels) for px in files[split].values()]
             with (
-                ExitStack() as opened,
+                ArrayWriter(scratch / f"{split}_images.npy", shapes[split], np.uint8) as images,
                 ArrayWriter(scratch / f"{split}_labels.npy", (), np.int64) as labels,
             ):
-                arrays = [
-                    opened.enter_context(ArrayWriter(scratch / name, shape, np.uint8))
-                    for name, shape in zip(files[split], shapes, strict=True)
-                ]
-                for part in decoder.decode(splits[split], shapes, f"prepare {split}"):
-                    for array, images in zip(arrays, part.images, strict=True):
-                        array.append(images)
+                parts = decoder.decode(
+                    splits[split], shapes[split], f"prepare {split}", size=size, resize=stored
+                )
+                for part in parts:
+                    images.append(part.images)
                     labels.append(samples.labels[part.indices])
                     tally.add(split, part)
         warnings = [*samples.warnings, *tally.lossy(), *tally.suspicious(samples)]
-        chosen = _calibration_set(data, scratch, random, warnings)
+        chosen = _calibration_set(data, scratch, size, random, warnings)
         np.save(calibration_scratch / "images.npy", chosen)
         mean, std = tally.statistics()
         manifest = Manifest(
@@ -109,7 +104,7 @@ def prepare(
             licence=samples.licence,
             classes=samples.classes,
             image_size=size,
-            stored_size=larger,
+            stored_size=stored,
             channels=channels,
             counts={split: _counts(samples, scratch, split) for split in SPLITS},
             digests={file.name: sha256(file) for file in sorted(scratch.iterdir())},
@@ -132,7 +127,7 @@ def _check_space(packed: Path, needed: int) -> None:
             f"the packed images take {needed / 1e6:,.1f} MB and the disk has "
             f"{free / 1e6:,.1f} MB free",
             where=str(packed),
-            fix="free space, set `data.stored_size: same`, or a smaller `data.image_size` or "
+            fix="free space, or set `data.stored_size: same`, or a smaller `data.image_size` or "
             "`data.limit`",
         )
 
@@ -141,10 +136,10 @@ def summary(manifest: Manifest) -> list[str]:
     """What a person should know of the packed images, line by line."""
     sizes = ", ".join(f"{manifest.size(split):,} {split}" for split in manifest.counts)
     lines = [f"{manifest.source}: {manifest.layout}"] if manifest.layout else []
-    larger = f", train also of {manifest.stored_size} px" if manifest.stored_size else ""
-    lines += [
-        f"{sizes} images of {manifest.image_size} px{larger}, {len(manifest.classes)} classes"
-    ]
+    cut = ""
+    if manifest.stored_size != manifest.image_size:
+        cut = f", the centre of {manifest.stored_size}"
+    lines += [f"{sizes} images of {manifest.image_size} px{cut}, {len(manifest.classes)} classes"]
     lines += [f"warning: {warning}" for warning in manifest.warnings]
     if manifest.rejected:
         shown = [
@@ -194,45 +189,40 @@ def _check_enough(samples: Samples, train: NDArray[np.int64], cut: list[Split]) 
         )
 
 
-def _shape(decoder: Decoder, data: Data) -> tuple[int, int]:
-    """Image size and channels; `auto` is decided by the images' headers."""
-    if data.image_size != "auto" and data.channels != "auto":
-        return data.image_size, data.channels
-    sizes, grey = decoder.probe()
-    size = _auto_size(sizes) if data.image_size == "auto" else data.image_size
-    return size, data.channels if data.channels != "auto" else (1 if grey else 3)
-
-
-def _stored_size(data: Data, image_size: int) -> int | None:
-    """Height and width of larger train images; None where there are to be none.
+def _shape(decoder: Decoder, data: Data) -> tuple[int, int, int]:
+    """Image size, stored size and channels; `auto` is decided by the images' headers.
 
     Raises:
-        PipelineError: for a size below `image_size`, or above twice as much.
+        PipelineError: for a stored size below the image size, or above twice as much.
     """
-    if data.stored_size == "auto":
-        size = round(STORED * image_size) if image_size > SMALL else image_size
-    else:
-        size = image_size if data.stored_size == "same" else data.stored_size
-    if size == image_size:
-        return None
-    if not image_size < size <= 2 * image_size:
+    sizes: Counter[tuple[int, int]] = Counter()
+    grey = False
+    if "auto" in (data.image_size, data.stored_size, data.channels):
+        sizes, grey = decoder.probe()
+    shorter = np.repeat([min(size) for size in sizes], list(sizes.values()))
+    median = float(np.median(shorter)) if len(shorter) else 0.0
+    size = _auto_size(sizes, median) if data.image_size == "auto" else data.image_size
+    channels = (1 if grey else 3) if data.channels == "auto" else data.channels
+    stored = size if data.stored_size in ("auto", "same") else int(data.stored_size)
+    larger = 2 * round(STORED * size / 2)
+    if data.stored_size == "auto" and size > SMALL and median >= larger:
+        stored = larger
+    if not size <= stored <= 2 * size:
         raise PipelineError(
-            f"{size} px are {'less' if size < image_size else 'more than twice as much'} than the "
-            f"images' {image_size} px",
+            f"{stored} px are {'less' if stored < size else 'more than twice as much'} than the "
+            f"images' {size} px",
             where="params.yaml: data.stored_size",
-            fix=f"set `auto`, `same` or a size between {image_size} and {2 * image_size}",
+            fix=f"set `auto`, `same` or a size between {size} and {2 * size}",
         )
-    return size
+    return size, stored, channels
 
 
-def _auto_size(sizes: Counter[tuple[int, int]]) -> int:
-    """The size that images are packed at, from how often each (width, height) occurs."""
+def _auto_size(sizes: Counter[tuple[int, int]], median: float) -> int:
+    """The size of images, from how often each (width, height) occurs and their shorter sides."""
     if len(sizes) == 1:
         ((width, height),) = sizes
         if width == height and 8 <= width <= SMALL:
             return width
-    shorter = np.repeat([min(size) for size in sizes], list(sizes.values()))
-    median = float(np.median(shorter)) if len(shorter) else 0.0
     size = next((size for size, below in SIZES.items() if median < below), PHOTO)
     return min(size, OF_MANY) if sizes.total() > MANY else size
 
@@ -260,9 +250,9 @@ class _Tally:
             )
         for index, digest in zip(part.indices, part.digests, strict=True):
             self.seen[digest].append((split, int(index)))
-        if split == "train" and len(part.indices):
-            channels = part.images[0].shape[-1]
-            flat = part.images[0].reshape(-1, channels)
+        if split == "train" and len(part.images):
+            channels = part.images.shape[-1]
+            flat = part.images.reshape(-1, channels)
             counts = np.stack([np.bincount(flat[:, c], minlength=256) for c in range(channels)])
             self.histogram = counts if self.histogram is None else self.histogram + counts
 
@@ -317,9 +307,9 @@ def _counts(samples: Samples, folder: Path, split: Split) -> dict[str, int]:
 
 
 def _calibration_set(
-    data: Data, packed: Path, random: np.random.Generator, warnings: list[str]
+    data: Data, packed: Path, size: int, random: np.random.Generator, warnings: list[str]
 ) -> NDArray[np.uint8]:
-    """A stratified, seeded draw from train, uint8 [N, H, W, C]."""
+    """A stratified, seeded draw from train, uint8 [N, `size`, `size`, C]."""
     images = np.load(packed / "train_images.npy", mmap_mode="r")
     labels = np.load(packed / "train_labels.npy")
     count = min(data.calibration_images, len(labels))
@@ -327,5 +317,5 @@ def _calibration_set(
         warnings.append(
             f"train has {count} images: the calibration set has not {data.calibration_images}"
         )
-    chosen: NDArray[np.uint8] = images[draw(labels, count, random)]
-    return chosen
+    chosen = draw(labels, count, random)
+    return centre(images[chosen], size)

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from pipeline.core.files import checked
 from pipeline.core.records import Record
+from pipeline.data.images import centre
 
 RAW = Path("data/raw")
 
@@ -18,9 +19,6 @@ FETCHED = "fetched.json"
 """In `RAW`."""
 
 PACKED = Path("data/packed")
-
-LARGER = "train_larger.npy"
-"""In `PACKED`: the train images at the manifest's `stored_size`."""
 
 MANIFEST = "manifest.json"
 """In the folder of the packed splits."""
@@ -61,8 +59,9 @@ class Manifest(Record):
     licence: str
     classes: tuple[str, ...]
     image_size: int
-    stored_size: int | None = Field(
-        None, description="height and width of the larger train images, where there are any"
+    stored_size: int = Field(
+        description="what shorter sides are resized to, and the size of packed train images; "
+        "networks are evaluated on the centre of `image_size`"
     )
     channels: int
     counts: dict[Split, dict[str, int]] = Field(description="images per split and class")
@@ -80,29 +79,23 @@ class Manifest(Record):
 
 
 def load_split(split: Split, folder: Path = PACKED) -> Arrays:
-    """Images uint8 [N, H, W, C] (memory-mapped, read-only) and labels int64 [N] of a split.
+    """What networks are evaluated on: images uint8 [N, H, W, C] and labels int64 [N] of a split.
+
+    The images are memory-mapped and read-only. Those of train are the centres of what is stored.
 
     Raises:
         PipelineError: where `prepare` has not written them, or they were changed since.
     """
+    images, labels = load_stored(split, folder)
+    return centre(images, Manifest.read(folder / MANIFEST).image_size), labels
+
+
+def load_stored(split: Split, folder: Path = PACKED) -> Arrays:
+    """As `load_split`, but all of each train image, of `stored_size`: crops are cut from it."""
     digests = Manifest.read(folder / MANIFEST).digests
     names = [f"{split}_{part}.npy" for part in ("images", "labels")]
     files = [checked(folder / name, digests.get(name)) for name in names]
     return np.load(files[0], mmap_mode="r"), np.load(files[1])
-
-
-def load_larger(folder: Path = PACKED) -> NDArray[np.uint8] | None:
-    """The train images at a larger size, uint8 [N, H, W, C] (memory-mapped); None: there are none.
-
-    Raises:
-        PipelineError: where `prepare` has not written them, or they were changed since.
-    """
-    manifest = Manifest.read(folder / MANIFEST)
-    if manifest.stored_size is None:
-        return None
-    file = checked(folder / LARGER, manifest.digests.get(LARGER))
-    images: NDArray[np.uint8] = np.load(file, mmap_mode="r")
-    return images
 
 
 def load_calibration(manifest: Manifest, folder: Path = CALIBRATION) -> NDArray[np.uint8]:

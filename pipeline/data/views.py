@@ -27,7 +27,7 @@ from pipeline.data.augment import (
     resized_crop,
 )
 from pipeline.data.params import Augment
-from pipeline.data.records import PACKED, load_larger, load_split
+from pipeline.data.records import PACKED, load_split, load_stored
 from pipeline.data.trivial import LEVELS, NARROW, OPERATIONS, trivial
 
 STREAMS = (
@@ -118,8 +118,8 @@ def train_views(augment: Augment, *, classes: int, seed: int, folder: Path = PAC
         PipelineError: where `prepare` has not written it, or it was changed since.
     """
     images, labels = load_split("train", folder)
-    larger = None if augment.crop is None else load_larger(folder)
-    return Views(images, labels, augment, classes=classes, seed=seed, larger=larger)
+    whole, _ = load_stored("train", folder)
+    return Views(images, labels, augment, classes=classes, seed=seed, whole=whole)
 
 
 class Views:
@@ -139,7 +139,7 @@ class Views:
         *,
         classes: int,
         seed: int,
-        larger: NDArray[np.uint8] | None = None,
+        whole: NDArray[np.uint8] | None = None,
     ) -> None:
         """The views of `images` under `augment`.
 
@@ -149,14 +149,15 @@ class Views:
             augment: the augmentation.
             classes: how many there are.
             seed: of all draws.
-            larger: the same images at a larger size, of which random crops are cut instead.
+            whole: what `images` are the centres of; random crops are cut from it. None: `images`.
 
         Raises:
             ValueError: where there are not as many labels as images.
         """
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images, but {len(labels)} labels")
-        self.images, self.labels, self.larger = images, labels, larger
+        self.images, self.labels = images, labels
+        self._whole = images if whole is None else whole
         self.augment, self._classes, self._seed = augment, classes, seed
         self._drawn: tuple[int, Draws] | None = None
 
@@ -215,9 +216,9 @@ class Views:
         n, (height, width) = len(samples), self.images.shape[1:3]
         if "crop" in draws:
             assert self.augment.crop is not None
-            source = self.images if self.larger is None else self.larger
-            crop = crop_boxes(draws["crop"][samples], self.augment.crop, *source.shape[1:3])
-            pixels = resized_crop(put(source[samples]), put(crop), (height, width))
+            whole = self._whole[samples]
+            crop = crop_boxes(draws["crop"][samples], self.augment.crop, *whole.shape[1:3])
+            pixels = resized_crop(put(whole), put(crop), (height, width))
         else:
             pixels = put(self.images[samples])
         if "flip" in draws or "shift" in draws:

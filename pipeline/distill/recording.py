@@ -25,7 +25,7 @@ from pipeline.core.files import checked, move_contents, sha256, whole_folder, wr
 from pipeline.core.progress import track
 from pipeline.data import augment, trivial, views
 from pipeline.data.params import ViewPlan
-from pipeline.data.records import LARGER, PACKED, Manifest
+from pipeline.data.records import PACKED, Manifest
 from pipeline.data.views import Views, seed_of, train_views
 from pipeline.distill.params import RecordingParams
 from pipeline.distill.records import TEACHER_LOGITS, TeacherLogitsRecord
@@ -66,8 +66,8 @@ def wanted(params: RecordingParams, manifest: Manifest) -> TeacherLogitsRecord:
     """The record that a recording for these params, this data and the teachers on disk has."""
     plan = recorded_plan(params, manifest)
     parts = [plan.model_dump_json(), str(params.seed)]
-    seen = ("train_images.npy", "train_labels.npy", LARGER)
-    parts += [manifest.digests[name] for name in seen if name in manifest.digests]
+    parts += [manifest.digests[f"train_{part}.npy"] for part in ("images", "labels")]
+    parts += [str(manifest.image_size)]
     parts += [sha256(Path(str(module.__file__))) for module in (augment, trivial, views)]
     recorded = params.teacher_logits.record and plan.epochs > 0
     names = params.teachers.enabled if recorded else ()

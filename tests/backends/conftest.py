@@ -78,7 +78,8 @@ def job(student: Path) -> Callable[..., Job]:
     """Makes a job of `student` for a precision, and for a backend where that matters."""
     images, labels = draw(64, seed=3)
     manifest = Manifest(
-        source="drawn", licence="none", classes=CLASSES, image_size=SIZE, channels=CHANNELS,
+        source="drawn", licence="none", classes=CLASSES, image_size=SIZE,
+        stored_size=SIZE, channels=CHANNELS,
         counts={"train": dict(zip(CLASSES, np.bincount(labels).tolist(), strict=True))},
         digests={"test_images.npy": "1" * 64, "test_labels.npy": "2" * 64},
         calibration_digest="", mean=(0.0,) * 3, std=(1.0,) * 3, rejected=(),

@@ -80,6 +80,7 @@ def compile_artifact(job: Job, settings: BackendSettings) -> None:
         weights_digest="e" * 64,
         calibration_digest=None,
         image_size=job.manifest.image_size,
+        stored_size=job.manifest.stored_size,
         channels=job.manifest.channels,
         classes=job.manifest.classes,
         execution=compiled.execution,

@@ -34,7 +34,7 @@ int main(int, char** a) {
   Image image{atoi(a[1]), atoi(a[2]), atoi(a[3]), {}};
   image.pixels.resize(size_t(image.width) * image.height * image.channels);
   if (fread(image.pixels.data(), 1, image.pixels.size(), stdin) != image.pixels.size()) return 1;
-  const auto out = Fit(Colour(Turn(image, atoi(a[4])), atoi(a[5])), atoi(a[6]));
+  const auto out = Fit(Colour(Turn(image, atoi(a[4])), atoi(a[5])), atoi(a[6]), atoi(a[7]));
   return fwrite(out.data(), 1, out.size(), stdout) == out.size() ? 0 : 1;
 }
 """
@@ -57,10 +57,12 @@ def preprocess(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_cpp(folder / "main.cc", folder / "main", f"-I{EXAMPLES}")
 
 
-def example(program: Path, image: Image.Image, turn: int, channels: int, size: int) -> NDArray:
+def example(
+    program: Path, image: Image.Image, turn: int, channels: int, size: int, resize: int
+) -> NDArray:
     raw = np.asarray(image)
     numbers = (image.width, image.height, raw.size // (image.width * image.height), turn)
-    command = [str(program), *map(str, (*numbers, channels, size))]
+    command = [str(program), *map(str, (*numbers, channels, size, resize))]
     done = subprocess.run(command, input=raw.tobytes(), capture_output=True)
     assert done.returncode == 0
     return np.frombuffer(done.stdout, np.uint8).reshape(size, size, channels)
@@ -81,10 +83,10 @@ def test_cpp_gives_the_pixels_of_training_bit_for_bit(
     for seed, (width, height) in enumerate(sizes):
         image = noise(mode, width, height, seed)
         image.save(file)
-        for size in (8, 11, 32):
-            expected = load_image(file, size, channels)
-            seen = example(preprocess, image, 1, channels, size)
-            assert (seen == expected).all(), (width, height, size)
+        for size, resize in ((8, 8), (11, 11), (32, 32), (8, 11), (11, 13), (20, 40)):
+            expected = load_image(file, size, channels, resize)
+            seen = example(preprocess, image, 1, channels, size, resize)
+            assert (seen == expected).all(), (width, height, size, resize)
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
@@ -92,8 +94,8 @@ def test_cpp_turns_images_as_their_exif_says(preprocess: Path, tmp_path: Path, t
     image, exif = noise("RGB", 23, 14, turn), Image.Exif()
     exif[0x0112] = turn
     image.save(tmp_path / "image.png", exif=exif)
-    expected = load_image(tmp_path / "image.png", 9, 3)
-    assert (example(preprocess, image, turn, 3, 9) == expected).all()
+    expected = load_image(tmp_path / "image.png", 9, 3, 12)
+    assert (example(preprocess, image, turn, 3, 9, 12) == expected).all()
 
 
 def test_cpp_puts_every_value_at_every_opacity_on_white(preprocess: Path, tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_cpp_puts_every_value_at_every_opacity_on_white(preprocess: Path, tmp_pa
     image.save(tmp_path / "image.png")
     for channels in (1, 3):
         expected = load_image(tmp_path / "image.png", 256, channels)
-        assert (example(preprocess, image, 1, channels, 256) == expected).all()
+        assert (example(preprocess, image, 1, channels, 256, 256) == expected).all()
 
 
 def test_only_a_litert_bundle_carries_what_phones_need(tmp_path: Path, workspace: Params) -> None:

@@ -25,7 +25,7 @@ from pipeline.data.decoding import CUT, DIM, REDUCED
 from pipeline.data.images import load_image
 from pipeline.data.params import Data
 from pipeline.data.prepare import _auto_size, _split, prepare, summary
-from pipeline.data.records import LARGER, Manifest, load_calibration, load_larger, load_split
+from pipeline.data.records import Manifest, load_calibration, load_split, load_stored
 from pipeline.data.sources import Samples, fetch
 from pipeline.data.torchvision_sets import _makers
 
@@ -121,34 +121,39 @@ def test_a_disk_without_room_for_the_images_is_told_before_any_is_decoded(
     free = shutil.disk_usage(tmp_path)._replace(free=40 * 512 * 512 * 3 - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     with pytest.raises(PipelineError, match=r"images take 31\.5 MB and the disk has 31\.5 MB free"):
-        packed(data(images, image_size=512, stored_size="same"), tmp_path)
+        packed(data(images, image_size=512), tmp_path)
     assert not (tmp_path / "packed").exists()
-    with pytest.raises(PipelineError, match=r"images take 44\.9 MB"):  # 24 of 40 are stored twice
-        packed(data(images, image_size=430, stored_size=562), tmp_path)
-    assert packed(data(images, image_size=511, stored_size="same"), tmp_path).image_size == 511
+    assert packed(data(images, image_size=511), tmp_path).image_size == 511
 
 
-def test_train_images_are_also_stored_larger_and_all_else_stays(tmp_path: Path) -> None:
+def test_photos_are_stored_larger_and_seen_as_bundles_cut_them(tmp_path: Path) -> None:
     for seed, name in enumerate(("cat", "dog")):
         fill(tmp_path / "images" / name, 8, seed, (110, 90))
-    settings = data(tmp_path / "images", image_size=70)
-    plain = packed(settings.model_copy(update={"stored_size": "same"}), tmp_path / "plain")
-    found = packed(settings, tmp_path / "auto")
-    assert (plain.stored_size, found.stored_size) == (None, 80)  # round(1.15 * 70)
-    assert load_larger(tmp_path / "plain/packed") is None
-    larger = load_larger(tmp_path / "auto/packed")
-    assert larger is not None
-    changed = {"stored_size": 80, "digests": found.digests}
-    assert plain.model_copy(update=changed) == found
-    assert found.digests.items() - plain.digests.items() == {(LARGER, found.digests[LARGER])}
-    images = load_split("train", tmp_path / "auto/packed")[0]
-    both = {
-        load_image(file, 70, 3).tobytes(): load_image(file, 80, 3)
-        for file in (tmp_path / "images").rglob("*.png")
-    }
-    for image, large in zip(images, larger, strict=True):
-        assert np.array_equal(both[image.tobytes()], large)
-    assert "images of 70 px, train also of 80 px, 2 classes" in "\n".join(summary(found))
+    manifest = packed(data(tmp_path / "images", image_size=70), tmp_path)
+    assert manifest.stored_size == 80  # 1.15 * 70, even
+    files = list((tmp_path / "images").rglob("*.png"))
+    known = {load_image(file, 70, 3, 80).tobytes(): load_image(file, 80, 3) for file in files}
+    whole, _ = load_stored("train", tmp_path / "packed")
+    for seen, stored in zip(load_split("train", tmp_path / "packed")[0], whole, strict=True):
+        assert np.array_equal(known[seen.tobytes()], stored)
+    for images in (
+        load_split("val", tmp_path / "packed")[0],
+        load_calibration(manifest, tmp_path / "calibration"),
+    ):
+        assert {image.tobytes() for image in images} <= known.keys()
+    assert "images of 70 px, the centre of 80, 2 classes" in "\n".join(summary(manifest))
+
+
+def test_an_image_in_train_and_test_is_found_although_train_is_stored_larger(
+    tmp_path: Path,
+) -> None:
+    for seed, split in enumerate(("train", "val", "test")):
+        for label, name in enumerate(("cat", "dog")):
+            fill(tmp_path / "own" / split / name, 4, 10 * seed + label, (100, 90))
+    shutil.copy(tmp_path / "own/test/cat/000.png", tmp_path / "own/train/cat/again.png")
+    manifest = packed(data(tmp_path / "own", image_size=70), tmp_path)
+    assert manifest.stored_size == 80
+    assert any("1 images are in train and in test" in one for one in manifest.warnings)
 
 
 @pytest.mark.parametrize(("size", "told"), [(11, "less"), (25, "more than twice as much")])
@@ -160,9 +165,13 @@ def test_a_stored_size_that_crops_cannot_be_cut_from_is_told(
     assert not (tmp_path / "packed").exists()
 
 
-def test_small_images_are_stored_once_unless_asked_otherwise(images: Path, tmp_path: Path) -> None:
-    assert packed(data(images), tmp_path / "auto").stored_size is None
+def test_small_images_are_stored_as_they_are_unless_asked_otherwise(
+    images: Path, tmp_path: Path
+) -> None:
+    assert packed(data(images), tmp_path / "auto").stored_size == 12
     assert packed(data(images, stored_size=24), tmp_path / "set").stored_size == 24
+    small = data(images, image_size=70)  # of 12 px: enlarging them once more gains nothing
+    assert packed(small, tmp_path / "enlarged").stored_size == 70
 
 
 def test_own_splits_are_kept(tmp_path: Path) -> None:
@@ -434,7 +443,8 @@ def test_a_full_disk_is_one_message_and_nothing_half_written(
     ],
 )
 def test_auto_size_follows_the_images(sizes: dict[tuple[int, int], int], expected: int) -> None:
-    assert _auto_size(Counter(sizes)) == expected
+    shorter = [min(size) for size, count in sizes.items() for _ in range(count)]
+    assert _auto_size(Counter(sizes), float(np.median(shorter or [0]))) == expected
 
 
 def test_every_class_is_in_every_split_where_classes_are_many(tmp_path: Path) -> None:

@@ -305,7 +305,7 @@ def test_crops_are_cut_from_larger_images_of_which_nothing_else_is_read(
     images, labels = np.zeros((N, 10, 10, 3), np.uint8), split()[1]
     larger = np.zeros((N, 14, 14, 3), np.uint8)
     images[:, :, 5:] = larger[:, :, 7:] = split()[0][:, :1, :1]
-    made = Views(images, labels, options(asked), classes=CLASSES, seed=17, larger=larger)
+    made = Views(images, labels, options(asked), classes=CLASSES, seed=17, whole=larger)
     plain = Views(images, labels, options(asked), classes=CLASSES, seed=17)
     found, expected = everyone(made)[0], everyone(plain)[0]
     assert found.shape == expected.shape

@@ -14,7 +14,7 @@ import torch
 from pipeline.cli.params import Params
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256
-from pipeline.data.records import LARGER, PACKED, Manifest, load_split
+from pipeline.data.records import PACKED, Manifest, load_split
 from pipeline.distill import recording as room
 from pipeline.distill.recording import (
     RecordedLogits,
@@ -26,7 +26,7 @@ from pipeline.distill.recording import (
 )
 from pipeline.distill.records import TEACHER_LOGITS
 from pipeline.distill.teachers import load_teacher
-from pipeline.networks.records import ModelCard
+from pipeline.networks.records import CARD, TEACHERS, ModelCard
 from pipeline.training.teacher import train_teacher
 
 CPU = torch.device("cpu")
@@ -106,22 +106,23 @@ def test_crops_of_larger_images_are_recorded_and_of_others_refused(
 ) -> None:
     params = taught(views={"epochs": 1, "augment": {"flip": True, "crop": 0.5}})
     manifest = Manifest.read(PACKED / "manifest.json")
-    np.save(PACKED / LARGER, load_split("train")[0].repeat(2, axis=1).repeat(2, axis=2))
-    manifest = manifest.model_copy(
-        update={
-            "stored_size": 2 * manifest.image_size,
-            "digests": manifest.digests | {LARGER: sha256(PACKED / LARGER)},
-        }
-    )
+    packed = PACKED / "train_images.npy"
+    np.save(packed, load_split("train")[0].repeat(2, axis=1).repeat(2, axis=2))
+    digests = manifest.digests | {packed.name: sha256(packed)}
+    stored = 2 * manifest.image_size
+    manifest = manifest.model_copy(update={"stored_size": stored, "digests": digests})
     manifest.write(PACKED / "manifest.json")
+    card = TEACHERS / "resnet" / CARD
+    of_these = {"data_digest": digests[packed.name]}
+    ModelCard.read(card).model_copy(update=of_these).write(card)
     record_teacher_logits(params)
     views, samples = student_views(params, manifest), np.arange(20)
-    assert views.larger is not None
+    assert views.images.shape[1] == manifest.image_size
     with torch.no_grad():
         answers = load_teacher("resnet", manifest)(views.batch(0, samples, CPU)[0])
     found = RecordedLogits(wanted(params, manifest)).batch(0, samples, CPU)
     torch.testing.assert_close(found, answers[None], rtol=1e-4, atol=1e-4)
-    other = manifest.model_copy(update={"digests": manifest.digests | {LARGER: "0" * 64}})
+    other = manifest.model_copy(update={"digests": digests | {packed.name: "0" * 64}})
     with pytest.raises(PipelineError, match="recorded for other views"):
         RecordedLogits(wanted(params, other))
 

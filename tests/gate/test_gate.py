@@ -116,12 +116,14 @@ def answer(
     student, backend, precision = key.split("/")
     artifact = ArtifactRecord(
         student=student, backend=backend, precision=precision, model_file="model", quantizer=None,
-        weights_digest="e" * 64, calibration_digest=None, image_size=8, channels=3,
+        weights_digest="e" * 64, calibration_digest=None, image_size=8,
+        stored_size=8, channels=3,
         classes=("a", "b"), execution=execution, versions={},
         digests={"model": metrics.pop("digest", "a" * 64)},
     )  # fmt: skip
     manifest = Manifest(
-        source="drawn", licence="none", classes=("a", "b"), image_size=8, channels=3, counts={},
+        source="drawn", licence="none", classes=("a", "b"), image_size=8,
+        stored_size=8, channels=3, counts={},
         digests={"test_images.npy": test * 64, "test_labels.npy": "2" * 64},
         calibration_digest="", mean=(0.0,), std=(1.0,), rejected=(),
     )  # fmt: skip

@@ -63,6 +63,7 @@ def uneven(folder: Path) -> Params:
     digests = {file.name: sha256(file) for file in PACKED.iterdir()}
     Manifest(
         source="drawn", licence="none", classes=drawn.CLASSES, image_size=drawn.SIZE,
+        stored_size=drawn.SIZE,
         channels=drawn.CHANNELS, counts=counts, digests=digests, calibration_digest="",
         mean=(128.0,) * 3, std=(64.0,) * 3, rejected=(),
     ).write(PACKED / "manifest.json")  # fmt: skip

@@ -116,7 +116,8 @@ def test_a_network_made_from_other_data_is_refused_by_name(
     change: dict[str, object], said: str
 ) -> None:
     packed = Manifest(
-        source="", licence="", classes=tuple("abcdefghij"), image_size=28, channels=1, counts={},
+        source="", licence="", classes=tuple("abcdefghij"), image_size=28,
+        stored_size=28, channels=1, counts={},
         digests={"train_images.npy": "1" * 64}, calibration_digest="", mean=(0.0,), std=(1.0,),
         rejected=(),
     )  # fmt: skip

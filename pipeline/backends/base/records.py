@@ -73,6 +73,7 @@ class ArtifactRecord(Record):
     input: str = "image: uint8 [N, H, W, C], raw pixels in [0, 255]"
     output: str = "logits: float32 [N, classes]"
     image_size: int
+    stored_size: int = Field(description="see Manifest")
     channels: int
     classes: tuple[str, ...]
     execution: ExecutionReport

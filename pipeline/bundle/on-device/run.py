@@ -57,7 +57,7 @@ def _images(file: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     if not file.is_file():
         raise BundleError(f"{file}: there is no such file")
     if file.suffix != ".npy":
-        yield str(file), _load(file, size, channels)[None]
+        yield str(file), _load(file, size, channels, record()["stored_size"])[None]
         return
     try:
         array = np.load(str(file), allow_pickle=False)
@@ -72,7 +72,7 @@ def _images(file: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         yield f"{file}[{i}]", np.ascontiguousarray(array[i : i + 1])
 
 
-def _load(file: Path, size: int, channels: int) -> NDArray[np.uint8]:
+def _load(file: Path, size: int, channels: int, resize: int) -> NDArray[np.uint8]:
     """Pixels uint8 [H, W, C] of an image file."""
     try:
         from pixels import ImageError, load_image  # type: ignore[import-not-found]
@@ -81,7 +81,7 @@ def _load(file: Path, size: int, channels: int) -> NDArray[np.uint8]:
             f"{file}: image files need Pillow ({error})", "pip install pillow, or give .npy files"
         ) from None
     try:
-        pixels: NDArray[np.uint8] = load_image(file, size, channels)
+        pixels: NDArray[np.uint8] = load_image(file, size, channels, resize)
     except ImageError as error:
         raise BundleError(f"{file}: {error}") from None
     return pixels

@@ -27,6 +27,7 @@ class Classifier(
     private val labels = text("labels.txt").lines().dropLast(1)
     private val json = JSONObject(text("preprocess.json"))
     private val size = json.getInt("size")
+    private val resize = json.getInt("resize")
     private val channels = json.getInt("channels")
     private val options = CompiledModel.Options(*accelerators)
     private val model = CompiledModel.create(assets, "model.tflite", options)
@@ -78,11 +79,11 @@ class Classifier(
         }
         val side = min(width, height)
         val (line, stride) = size * channels to width * channels
-        val across = triangle(width, (width - side) / 2.0, side)
-        val down = triangle(height, (height - side) / 2.0, side)
+        val across = triangle(width, side)
+        val down = triangle(height, side)
         // Pillow 13 resizes columns before rows where the height shrinks by that much more; older
         // ones never do, which makes 1 level of difference.
-        val tall = size < height && height - size > 2 * (width - size)
+        val tall = resize < height && height - resize > 2 * (width - resize)
         val out = ByteArray(size * line)
         val middle = ByteArray(if (tall) size * stride else height * line)
         if (tall) for (x in 0 until stride) resample(down, image, x, middle, x, stride)
@@ -101,12 +102,13 @@ class Classifier(
 
     private class Taps(val first: Int, val weights: IntArray)
 
-    /** Triangle filter, antialiased, from [side] pixels of [length], from [start] on, to [size]. */
-    private fun triangle(length: Int, start: Double, side: Int): List<Taps> = List(size) { i ->
-        val scale = side.toDouble() / size
+    /** Triangle filter, antialiased, from the [side] pixels in the middle of [length] to [resize],
+     *  of which the [size] in the middle are kept. */
+    private fun triangle(length: Int, side: Int): List<Taps> = List(size) { i ->
+        val scale = side.toDouble() / resize
         val support = max(scale, 1.0)
         val shrink = 1 / support
-        val centre = start + (i + 0.5) * scale
+        val centre = (length - side) / 2.0 + ((resize - size) / 2 + i + 0.5) * scale
         val first = max(0, (centre - support + 0.5).toInt())
         val end = min(length, (centre + support + 0.5).toInt())
         val heights = (first until end).map { max(0.0, 1 - abs((it - centre + 0.5) * shrink)) }

@@ -12,7 +12,7 @@ import TensorFlowLite
 
 final class Classifier {
   private struct Input: Decodable {
-    let size, channels: Int
+    let size, resize, channels: Int
   }
 
   private let labels: [String]
@@ -83,11 +83,12 @@ final class Classifier {
     }
     let side = min(width, height)
     let (line, stride) = (input.size * input.channels, width * input.channels)
-    let across = triangle(width, Double(width - side) / 2, side)
-    let down = triangle(height, Double(height - side) / 2, side)
+    let across = triangle(width, side)
+    let down = triangle(height, side)
     // Pillow 13 resizes columns before rows where the height shrinks by that much more; older ones
     // never do, which makes 1 level of difference.
-    let tall = input.size < height && height - input.size > 2 * (width - input.size)
+    let resize = input.resize
+    let tall = resize < height && height - resize > 2 * (width - resize)
     var middle = [UInt8](repeating: 0, count: tall ? input.size * stride : height * line)
     var out = [UInt8](repeating: 0, count: input.size * line)
     if tall {
@@ -108,13 +109,15 @@ final class Classifier {
 
   private typealias Taps = (first: Int, weights: [Int32])
 
-  /// Triangle filter, antialiased, from `side` pixels of `length`, from `start` on, to the size.
-  private func triangle(_ length: Int, _ start: Double, _ side: Int) -> [Taps] {
-    let scale = Double(side) / Double(input.size)
+  /// Triangle filter, antialiased, from the `side` pixels in the middle of `length` to `resize`, of
+  /// which those in the middle are kept.
+  private func triangle(_ length: Int, _ side: Int) -> [Taps] {
+    let scale = Double(side) / Double(input.resize)
+    let cut = (input.resize - input.size) / 2
     let support = max(scale, 1)
     let shrink = 1 / support
     return (0..<input.size).map { i in
-      let centre = start + (Double(i) + 0.5) * scale
+      let centre = Double(length - side) / 2 + (Double(cut + i) + 0.5) * scale
       let first = max(0, Int(centre - support + 0.5))
       let end = min(length, Int(centre + support + 0.5))
       let heights = (first..<end).map { max(0, 1 - abs((Double($0) - centre + 0.5) * shrink)) }

@@ -80,7 +80,8 @@ int main(int count, char** arguments) try {
     return std::stoi(found[1]);
   };
   const Image image = Colour(Decode(Read(arguments[4])), number("channels"));
-  std::vector<float> scores = Run(arguments[1], Fit(image, number("size")), labels.size());
+  const auto pixels = Fit(image, number("size"), number("resize"));
+  std::vector<float> scores = Run(arguments[1], pixels, labels.size());
   const float largest = *std::max_element(scores.begin(), scores.end());
   for (float& score : scores) score = std::exp(score - largest);  // softmax
   const float sum = std::accumulate(scores.begin(), scores.end(), 0.0f);

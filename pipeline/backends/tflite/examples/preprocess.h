@@ -55,12 +55,12 @@ struct Taps {
   std::vector<int32_t> weights;  // in 2^-22
 };
 
-// Triangle filter from `in` pixels, `length` of them from `start` on, to `out`; as wide as the
-// step from one output pixel to the next, which is what antialiases.
-inline std::vector<Taps> Triangle(int in, double start, double length, int out) {
-  const double scale = length / out, support = std::max(scale, 1.0), shrink = 1.0 / support;
+// Triangle filter from the centre of `in` pixels, `length` of them, to `out`, of which the `size` in
+// the middle are kept; as wide as the step from one output pixel to the next, which antialiases.
+inline std::vector<Taps> Triangle(int in, int length, int out, int size) {
+  const double start = (in - length) / 2.0, scale = double(length) / out, support = std::max(scale, 1.0), shrink = 1.0 / support;
   std::vector<Taps> all;
-  for (int i = 0; i < out; ++i) {
+  for (int i = (out - size) / 2; i < (out - size) / 2 + size; ++i) {
     const double centre = start + (i + 0.5) * scale;
     const int first = std::max(0, int(centre - support + 0.5));
     const int end = std::min(in, int(centre + support + 0.5));
@@ -87,15 +87,15 @@ inline void Resample(const std::vector<Taps>& taps, const uint8_t* in, uint8_t* 
   }
 }
 
-// Resizes the shorter side to `size` and cuts out the centre: [size, size, channels].
-inline std::vector<uint8_t> Fit(const Image& in, int size) {
+// Resizes the shorter side to `resize` and cuts out the centre: [size, size, channels].
+inline std::vector<uint8_t> Fit(const Image& in, int size, int resize) {
   const int side = std::min(in.width, in.height), channels = in.channels;
   const int line = size * channels, stride = in.width * channels;
-  const auto across = Triangle(in.width, (in.width - side) / 2.0, side, size);
-  const auto down = Triangle(in.height, (in.height - side) / 2.0, side, size);
+  const auto across = Triangle(in.width, side, resize, size);
+  const auto down = Triangle(in.height, side, resize, size);
   // Pillow 13 resizes columns before rows where the height shrinks by that much more; older ones
   // never do, which makes 1 level of difference.
-  const bool tall = size < in.height && in.height - size > 2 * (in.width - size);
+  const bool tall = resize < in.height && in.height - resize > 2 * (in.width - resize);
   std::vector<uint8_t> middle(tall ? size_t(size) * stride : size_t(in.height) * line);
   std::vector<uint8_t> out(size_t(size) * line);
   for (int x = 0; tall && x < stride; ++x) Resample(down, &in.pixels[x], &middle[x], stride);
