@@ -20,11 +20,13 @@ from pipeline.data.params import Data
 from pipeline.data.records import (
     CALIBRATION,
     MANIFEST,
+    ORIGINS,
     PACKED,
     RAW,
     SPLITS,
     Fetched,
     Manifest,
+    Origin,
     Rejected,
     Split,
 )
@@ -80,10 +82,13 @@ def prepare(
             with (
                 ArrayWriter(scratch / f"{split}_images.npy", shape, np.uint8) as images,
                 ArrayWriter(scratch / f"{split}_labels.npy", (), np.int64) as labels,
+                (scratch / f"{split}_{ORIGINS}").open("w") as origins,
             ):
                 for part in decoder.decode(splits[split], shape, f"prepare {split}"):
                     images.append(part.images)
                     labels.append(samples.labels[part.indices])
+                    for index, before in zip(part.indices, part.sizes, strict=True):
+                        origins.write(Origin(samples.name(int(index)), *before).line())
                     tally.add(split, part)
         warnings = [*samples.warnings, *tally.lossy(), *tally.suspicious(samples)]
         chosen = _calibration_set(data, scratch, random, warnings)
