@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 from collections import Counter, defaultdict
@@ -108,9 +109,15 @@ def prepare(
             layout=samples.layout,
             rejected=tuple(tally.rejected),
             warnings=tuple(warnings),
+            made_for=settings_digest(data, seed),
         )
         manifest.write(scratch / MANIFEST)
     return manifest
+
+
+def settings_digest(data: Data, seed: int) -> str:
+    """SHA-256 of what `prepare` reads of params.yaml: tells packed images of other settings."""
+    return hashlib.sha256(f"{data.model_dump_json()} {seed}".encode()).hexdigest()
 
 
 def _check_space(packed: Path, needed: int) -> None:

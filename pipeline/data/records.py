@@ -84,6 +84,7 @@ class Manifest(Record):
     layout: str = Field("", description="how classes and splits were found, where not by the set")
     rejected: tuple[Rejected, ...]
     warnings: tuple[str, ...] = Field((), description="findings that are suspicious but not fatal")
+    made_for: str = Field("", description="digest of the group `data` and the seed")
 
     def size(self, split: Split) -> int:
         """Images in a split."""
