@@ -73,6 +73,15 @@ def test_different_pictures_are_not_taken_for_one(originals: list[Image.Image]) 
     assert not len(closest(prints(packed(picture(1000))), train, FAR).found())
 
 
+@pytest.mark.parametrize(("alike", "limit"), [(10, 0.945), (4, FAR)])
+def test_the_limit_follows_from_many_pairs_not_from_a_burst(alike: int, limit: float) -> None:
+    """Of 20 images some have a similarity of 0.25, in 24% or in 3% of the pairs; others of 0."""
+    vectors = np.eye(21)[1:]
+    vectors[:alike] = 0.75**0.5 * vectors[:alike] + 0.5 * np.eye(21)[0]
+    images = Prints(vectors.astype(np.float32), vectors.astype(np.float16))
+    assert limit_of(images) == pytest.approx(limit, abs=1e-4)
+
+
 def garment(width: int, grey: int, shade: int) -> NDArray[np.uint8]:
     """A coat of some width on black: at a glance like all others."""
     image = Image.new("L", (28, 28))
@@ -145,6 +154,14 @@ def test_a_thousand_copies_are_all_found_in_bounded_memory(monkeypatch: pytest.M
     one = prints(packed(picture(5)))
     copies = Prints(np.repeat(one.coarse, 1000, 0), np.repeat(one.fine, 1000, 0))
     assert len(closest(copies, None, NEAR).found()) == 999
+
+
+def test_of_more_candidates_than_are_compared_the_most_similar_ones_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(duplicates, "_MOST", 1)
+    train = prints(packed(*map(picture, range(12))))
+    assert closest(train, train, 0.03).place.tolist() == list(range(12))
 
 
 def test_flat_images_and_sets_of_one_image_have_no_near_duplicates() -> None:

@@ -59,16 +59,18 @@ def look(params: Params, file: Path = PAGE) -> list[str]:
     plan = recorded_plan(params, packed.manifest)
     findings = _findings(packed, duplicates)
     random = np.random.default_rng(params.seed)
+    classes = packed.manifest.classes
+    labels = _drawn(len(classes), CLASSES, random)
+    unseen = [name for label, name in enumerate(classes) if label not in labels]
     context = {
         "title": "The images before training",
         "about": _about(packed, params),
         "style": style(),
         "findings": findings,
         "plan": _plan(plan),
-        "sheets": [
-            _sheet(packed, label, plan, random)
-            for label in _drawn(len(packed.manifest.classes), CLASSES, random)
-        ],
+        "sheets": [_sheet(packed, label, plan, random) for label in labels],
+        "unseen": unseen[:NAMED],
+        "more_unseen": max(0, len(unseen) - NAMED),
         "screen": _screen(packed.manifest.image_size),
         "columns": IMAGES,
         "small": packed.manifest.image_size <= SMALL,
@@ -187,7 +189,6 @@ def _counts(packed: Packed) -> dict[str, Any]:
         "between": len(order) - sum(map(len, ends)),
         "largest": max(counts["train"].values()),
         "classes": len(order),
-        "unseen": len(order) - min(len(order), CLASSES),
     }
 
 
