@@ -5,10 +5,10 @@ Neither brightness nor contrast matters. By Parseval's theorem that is the cosin
 coefficients, each weighted by the square root of its eigenvalue of the Laplacian. The 8 x 8 lowest
 of them find the candidates, in blocks of matrix products; all of them decide.
 
-Over 132 photos, a photo and itself had at least 0.989 after JPEG at quality 30, at half or at 96
+Over 70 photos, a photo and itself had at least 0.989 after JPEG at quality 30, at half or at 96
 pixels of its size, or 1.1 times as bright; 0.95 where 1.3 times as bright; and 0.91 in 95% of the
 cases where moved by a hundredth and turned by a degree. Two different photos of 396 had at most
-0.66. Crops of the outer 2% and more are not found.
+0.66. Cut by 2% at two sides, a photo has 0.8 and is mostly not found.
 """
 
 from __future__ import annotations
