@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         "--export", action="store_true",
         help="also export every enabled student, untrained, and compile it for every backend",
     )  # fmt: skip
+    add("look", _look, "write a page that shows the packed images, before they are trained on")
     add("results", _results, "show the measured results and the place of the report")
     home = add(
         "import-results", _import_results, "import results of a bundle's scripts on a device"
@@ -115,6 +116,14 @@ def _check(parsed: argparse.Namespace) -> int:
     if not failures:
         print("every enabled backend compiles every enabled student")
     return int(failures > 0)
+
+
+def _look(_: argparse.Namespace) -> None:
+    from pipeline.cli.look.page import PAGE, look
+    from pipeline.cli.params import load_params
+
+    print("\n".join(look(load_params())))
+    print(f"The page: {PAGE.resolve().as_uri()}")
 
 
 def _taps(parsed: argparse.Namespace) -> None:

@@ -57,6 +57,8 @@ class Decoded:
     images: NDArray[np.uint8]
     indices: NDArray[np.int64]
     digests: list[bytes]
+    sizes: list[tuple[int, int]]
+    """(width, height) before they were resized."""
     rejected: list[Rejected]
     losses: Counter[str]
     """How many images lose something on their way to pixels, by CUT, REDUCED and DIM."""
@@ -192,23 +194,24 @@ def _probe(indices: NDArray[np.int64]) -> tuple[Counter[tuple[int, int]], bool]:
 def _decode(
     indices: NDArray[np.int64], shape: tuple[int, int, int], size: int, resize: int
 ) -> Decoded:
-    images, kept, rejected = [], [], []
+    images, kept, sizes, rejected = [], [], [], []
     losses: Counter[str] = Counter()
     for index in indices:
         name = f"image {index}"
         try:
             name, opened = _opened(index)
             with opened as image:
-                lost = _losses(image)
+                lost, size_before = _losses(image), image.size
                 images.append(load_image(image, shape[0], shape[2], resize))
             kept.append(index)
+            sizes.append(size_before)
             losses.update(lost)
         except BROKEN as error:  # `ImageError` among them
             rejected.append(Rejected(file=name, reason=str(error)))
     stack = np.stack(images) if images else np.empty((0, *shape), np.uint8)
     seen = centre(stack, size)
     digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in seen]
-    return Decoded(stack, np.array(kept, np.int64), digests, rejected, losses)
+    return Decoded(stack, np.array(kept, np.int64), digests, sizes, rejected, losses)
 
 
 def _losses(image: Image.Image) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 from collections import Counter, defaultdict
@@ -21,11 +22,13 @@ from pipeline.data.params import Data
 from pipeline.data.records import (
     CALIBRATION,
     MANIFEST,
+    ORIGINS,
     PACKED,
     RAW,
     SPLITS,
     Fetched,
     Manifest,
+    Origin,
     Rejected,
     Split,
 )
@@ -87,6 +90,7 @@ def prepare(
             with (
                 ArrayWriter(scratch / f"{split}_images.npy", shapes[split], np.uint8) as images,
                 ArrayWriter(scratch / f"{split}_labels.npy", (), np.int64) as labels,
+                (scratch / f"{split}_{ORIGINS}").open("w") as origins,
             ):
                 parts = decoder.decode(
                     splits[split], shapes[split], f"prepare {split}", size=size, resize=stored
@@ -94,6 +98,8 @@ def prepare(
                 for part in parts:
                     images.append(part.images)
                     labels.append(samples.labels[part.indices])
+                    for index, before in zip(part.indices, part.sizes, strict=True):
+                        origins.write(Origin(samples.name(int(index)), *before).line())
                     tally.add(split, part)
         warnings = [*samples.warnings, *tally.lossy(), *tally.suspicious(samples)]
         chosen = _calibration_set(data, scratch, size, random, warnings)
@@ -114,9 +120,15 @@ def prepare(
             layout=samples.layout,
             rejected=tuple(tally.rejected),
             warnings=tuple(warnings),
+            made_for=settings_digest(data, seed),
         )
         manifest.write(scratch / MANIFEST)
     return manifest
+
+
+def settings_digest(data: Data, seed: int) -> str:
+    """SHA-256 of what `prepare` reads of params.yaml: tells packed images of other settings."""
+    return hashlib.sha256(f"{data.model_dump_json()} {seed}".encode()).hexdigest()
 
 
 def _check_space(packed: Path, needed: int) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,9 @@ Split = Literal["train", "val", "test"]
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
+ORIGINS = "origins.jsonl"
+"""In the folder of the packed splits, behind the split's name: a line for each image."""
+
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images [N, H, W, C], raw pixels, and their labels [N]."""
 
@@ -43,6 +47,19 @@ class Fetched(Record):
         """Raise `PipelineError` for a file that is missing, damaged or of another run."""
         for name, digest in cls.read(folder / FETCHED).digests.items():
             checked(folder / name, digest)
+
+
+class Origin(NamedTuple):
+    """What a packed image was made from."""
+
+    name: str
+    """Of its file, or `image INDEX` of a source without files."""
+    width: int
+    height: int
+
+    def line(self) -> str:
+        """As a line of the file `ORIGINS`."""
+        return json.dumps(self) + "\n"
 
 
 class Rejected(Record):
@@ -65,13 +82,14 @@ class Manifest(Record):
     )
     channels: int
     counts: dict[Split, dict[str, int]] = Field(description="images per split and class")
-    digests: dict[str, str] = Field(description="SHA-256 of each array file, by file name")
+    digests: dict[str, str] = Field(description="SHA-256 of each file beside it, by file name")
     calibration_digest: str
     mean: tuple[float, ...] = Field(description="of the train split per channel, in [0, 255]")
     std: tuple[float, ...] = Field(description="of the train split per channel, in [0, 255]")
     layout: str = Field("", description="how classes and splits were found, where not by the set")
     rejected: tuple[Rejected, ...]
     warnings: tuple[str, ...] = Field((), description="findings that are suspicious but not fatal")
+    made_for: str = Field("", description="digest of the group `data` and the seed")
 
     def size(self, split: Split) -> int:
         """Images in a split."""
@@ -96,6 +114,14 @@ def load_stored(split: Split, folder: Path = PACKED) -> Arrays:
     names = [f"{split}_{part}.npy" for part in ("images", "labels")]
     files = [checked(folder / name, digests.get(name)) for name in names]
     return np.load(files[0], mmap_mode="r"), np.load(files[1])
+
+
+def load_origins(split: Split, folder: Path = PACKED) -> list[Origin]:
+    """The origin of every image of a split, in their order; `PipelineError` as of `load_split`."""
+    name = f"{split}_{ORIGINS}"
+    file = checked(folder / name, Manifest.read(folder / MANIFEST).digests.get(name))
+    with file.open() as lines:
+        return [Origin(*json.loads(line)) for line in lines]
 
 
 def load_calibration(manifest: Manifest, folder: Path = CALIBRATION) -> NDArray[np.uint8]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.accuracy.metrics import calibration_error
 from pipeline.accuracy.records import Mistake
@@ -17,6 +14,7 @@ from pipeline.compile.records import check_owner
 from pipeline.core.errors import PipelineError
 from pipeline.data.recall import WORST, Recall, interval
 from pipeline.data.records import PACKED, Manifest, load_split
+from pipeline.report.rendering import data_uri
 from pipeline.report.results import UNKNOWN, Row
 from pipeline.report.sections import Section
 
@@ -161,13 +159,4 @@ def thumbnails(found: list[Answers]) -> dict[int, str]:
     """Every image among the mistakes as a data URI of a PNG, by its index in the test split."""
     places = sorted({mistake.image for one in found for mistake in one.evidence.mistakes})
     images, _ = load_split("test")
-    return {place: _data_uri(images[place]) for place in places}
-
-
-def _data_uri(image: NDArray[np.uint8]) -> str:
-    """`image` is [H, W, C] with one channel or three."""
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return {place: data_uri(images[place], _THUMBNAIL) for place in places}

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from pipeline.accuracy.paired import too_few
@@ -25,6 +22,7 @@ from pipeline.report.device_rows import LEFT_ALIGNED, on_devices
 from pipeline.report.params import ReportParams
 from pipeline.report.pareto import pareto
 from pipeline.report.provenance import artifacts_section, circumstances_section
+from pipeline.report.rendering import inline, render, style
 from pipeline.report.results import (
     REPORTS,
     UNKNOWN,
@@ -72,7 +70,7 @@ def report(params: ReportParams) -> None:
     context = {
         "title": "edgestill report",
         "about": _about(params, manifest, benchmark),
-        "drawn": {name: _inline(name, svg) for name, svg in drawn.items()},
+        "drawn": {name: inline(name, svg) for name, svg in drawn.items()},
         "plots": {name: file.name for name, file in PLOTS.items()},
         **_results(params, rows),
         **_sections(params, rows, manifest, benchmark, artifacts),
@@ -80,38 +78,13 @@ def report(params: ReportParams) -> None:
         "networks": _networks_section(networks, manifest),
         "unsure": _unsure(params, manifest),
     }
-    context["style"] = Markup(_render("report.css.j2", {}))
-    context["script"] = Markup(_render("report.js.j2", {}))
+    context["style"] = style()
+    context["script"] = Markup(render("report/report.js.j2", {}))
     pages = {PLOTS[name]: svg for name, svg in drawn.items()}
-    pages[MARKDOWN] = _render("report.md.j2", context)
-    pages[HTML] = _render("report.html.j2", context)
+    pages[MARKDOWN] = render("report/report.md.j2", context)
+    pages[HTML] = render("report/report.html.j2", context)
     for file, content in pages.items():
         write_whole(file, content)
-
-
-def _render(template: str, context: dict[str, Any]) -> str:
-    """Fill in a template of this package; unknown names are errors, HTML is escaped."""
-    environment = jinja2.Environment(
-        autoescape=template.endswith(".html.j2"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["literal"] = _literal
-    source = files("pipeline.report").joinpath(template).read_text(encoding="utf-8")
-    return environment.from_string(source).render(context)
-
-
-def _literal(text: str) -> str:
-    """Escape `text` for GitHub's Markdown, for a line or a cell of a table.
-
-    Only what Markdown would interpret is escaped: neither an underscore within a word nor
-    brackets without a target.
-    """
-    escaped = re.sub(r"[\\`*<>|~$]|\](?=[\[(])|&(?=#?\w+;)", r"\\\g<0>", text)
-    at_edges = r"(?<![^\W_])_|_(?![^\W_])"
-    return re.sub(at_edges, r"\\_", escaped).replace("\n", " ")
 
 
 def _about(params: ReportParams, manifest: Manifest, benchmark: BenchmarkRecord) -> str:
@@ -251,9 +224,3 @@ def _devices_section(rows: list[Row]) -> Section:
         "outside" if one.failed else "measured" if one.current else "stale" for one in found
     )
     return Section.of("On devices", [one.cells() for one in found], LEFT_ALIGNED, marks)
-
-
-def _inline(name: str, svg: str) -> Markup:
-    """An SVG file as an element of the page; its ids get the prefix `name` and a dash."""
-    body = re.sub(r" *<metadata>.*?</metadata>\n", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    return Markup(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body))

@@ -17,11 +17,12 @@ def circumstances_section(
     sizes = ", ".join(f"{split} {manifest.size(split):,}" for split in manifest.counts)
     side, reference = manifest.image_size, benchmark.reference.latency_ms
     settings, machine = params.benchmark, benchmark.fingerprint
+    arrays = {name: digest for name, digest in manifest.digests.items() if name.endswith(".npy")}
     rows = [
         ("Profile", f"{params.profile}, seed {params.seed}"),
         ("Data", f"{manifest.source}; licence: {manifest.licence}"),
         ("Images", f"{sizes}; {side} x {side}, {manifest.channels} channel(s)"),
-        ("Packed arrays", _digests(manifest.digests)),
+        ("Packed arrays", _digests(arrays)),
         ("Rejected files", f"{len(manifest.rejected)}"),
         ("Calibration set", manifest.calibration_digest[:16]),
         (

@@ -25,7 +25,14 @@ from pipeline.data.decoding import CUT, DIM, REDUCED
 from pipeline.data.images import load_image
 from pipeline.data.params import Data
 from pipeline.data.prepare import _auto_size, _split, prepare, summary
-from pipeline.data.records import Manifest, load_calibration, load_split, load_stored
+from pipeline.data.records import (
+    SPLITS,
+    Manifest,
+    load_calibration,
+    load_origins,
+    load_split,
+    load_stored,
+)
 from pipeline.data.sources import Samples, fetch
 from pipeline.data.torchvision_sets import _makers
 
@@ -486,3 +493,18 @@ def test_a_broken_file_can_leave_a_class_too_small(images: Path, tmp_path: Path)
     (images / "rare" / "001.png").write_bytes(b"no image")
     with pytest.raises(PipelineError, match=r"`rare` has no image in the .* broken ones"):
         packed(data(images), tmp_path)
+
+
+def test_every_packed_image_has_its_file_and_size(images: Path, tmp_path: Path) -> None:
+    noise(5, (30, 20)).save(images / "cat" / "wide.png")
+    (images / "dog" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    packed(data(images, max_rejected=0.1, image_size=12), tmp_path)
+    for split in SPLITS:
+        pixels, _ = load_split(split, tmp_path / "packed")
+        origins = load_origins(split, tmp_path / "packed")
+        assert len(origins) == len(pixels)
+        for image, origin in zip(pixels, origins, strict=True):
+            with Image.open(images / origin.name) as opened:
+                assert opened.size == (origin.width, origin.height)
+                if opened.size == (12, 12):
+                    assert (np.asarray(opened) == image).all()

@@ -1,0 +1,1 @@
+"""`python -m pipeline look`: the packed images on a page, before anything is trained on them."""
