@@ -78,7 +78,8 @@ def write_packed(params: Params, classes: Sequence[str], largest: int = 12) -> N
         sizes = np.bincount(labels, minlength=len(classes)).tolist()
         counts[split] = dict(zip(classes, sizes, strict=True))
     Manifest(
-        source="noise", licence="none", classes=tuple(classes), image_size=12, channels=1,
+        source="noise", licence="none", classes=tuple(classes), image_size=12,
+        stored_size=12, channels=1,
         counts=counts, digests={file.name: sha256(file) for file in PACKED.iterdir()},
         calibration_digest="c" * 64, mean=(128.0,), std=(64.0,), rejected=(),
         made_for=settings_digest(params.data, params.seed),
@@ -117,7 +118,7 @@ def test_the_command_says_what_it_found_and_where_the_page_is(
         "look into: 1 of 13 test images are near-duplicates of val images, "
         "1 of them with another label",
         "0 of 12 train images are near-duplicates of earlier train images",
-        "1 of 38 images are smaller than 96 px and enlarged",
+        "1 of 38 images are below 110 px and are enlarged",
         "the 2 classes of train have 6 to 6 images",
         "look into: broken files left out: 1; further warnings of prepare: 4",
         f"The page: {(folder / PAGE).as_uri()}",

@@ -110,7 +110,7 @@ def _findings(packed: Packed, duplicates: list[Duplicates]) -> list[Finding]:
     small, total = _enlarged(packed), sum(map(manifest.size, SPLITS))
     found.append(
         Finding(
-            f"{small:,} of {total:,} images are smaller than {manifest.stored_size} px and enlarged",
+            f"{small:,} of {total:,} images are below {manifest.stored_size} px and are enlarged",
             suspicious=10 * small > total,
         )
     )
@@ -228,7 +228,7 @@ def _size_plot(packed: Packed) -> Markup | None:
         axes.hist(sides, np.geomspace(low, high, 49).tolist(), color="#2f81f7", alpha=0.8)
         axes.axvline(size, color=INK, lw=1.2, ls="--")
         axes.annotate(
-            f"packed at {size} px", (size, 1), xycoords=axes.get_xaxis_transform(),
+            f"resized to {size} px", (size, 1), xycoords=axes.get_xaxis_transform(),
             xytext=(0, 3), textcoords="offset points", ha="center",
         )  # fmt: skip
         axes.set_xlabel("shorter side, px")
