@@ -28,7 +28,8 @@ from pipeline.data.records import (
     Rejected,
     Split,
 )
-from pipeline.data.sources import Samples, check_class_names, find_source
+from pipeline.data.sources import Samples, check_class_names
+from pipeline.data.unlabelled import FILE, all_samples, keep_labels
 
 SMALL = 64
 """`image_size: auto`: square images of one size up to this many pixels keep it."""
@@ -62,10 +63,11 @@ def prepare(
             run.
     """
     Fetched.check(raw)
-    samples = find_source(data).samples(data, raw)
+    samples = all_samples(data, raw)
     check_class_names(samples.classes, samples.source)
     random = np.random.default_rng(seed)
     splits = _split(samples, data, random)
+    unlabelled = _unlabelled(samples, splits, data, random)
     with (
         Decoder(samples, data, raw) as decoder,
         # The large folder is renamed first: the time between the two renames is next to nothing.
@@ -74,8 +76,9 @@ def prepare(
     ):
         size, channels = _shape(decoder, data)
         shape = (size, size, channels)
-        _check_space(packed, sum(map(len, splits.values())) * math.prod(shape))
-        tally = _Tally(limit=data.max_rejected * sum(map(len, splits.values())))
+        total = sum(map(len, splits.values())) + len(unlabelled)
+        _check_space(packed, total * math.prod(shape))
+        tally = _Tally(limit=data.max_rejected * total)
         for split in SPLITS:
             with (
                 ArrayWriter(scratch / f"{split}_images.npy", shape, np.uint8) as images,
@@ -85,7 +88,16 @@ def prepare(
                     images.append(part.images)
                     labels.append(samples.labels[part.indices])
                     tally.add(split, part)
+        count = 0
+        if len(unlabelled):
+            with ArrayWriter(scratch / FILE, shape, np.uint8) as images:
+                for part in decoder.decode(unlabelled, shape, "prepare unlabelled"):
+                    images.append(part.images[tally.new(part, samples)])
+            count = images.rows
+            if not count:
+                (scratch / FILE).unlink()
         warnings = [*samples.warnings, *tally.lossy(), *tally.suspicious(samples)]
+        warnings += tally.repeated()
         chosen = _calibration_set(data, scratch, random, warnings)
         np.save(calibration_scratch / "images.npy", chosen)
         mean, std = tally.statistics()
@@ -96,6 +108,7 @@ def prepare(
             image_size=size,
             channels=channels,
             counts={split: _counts(samples, scratch, split) for split in SPLITS},
+            unlabelled=count,
             digests={file.name: sha256(file) for file in sorted(scratch.iterdir())},
             calibration_digest=sha256(calibration_scratch / "images.npy"),
             mean=mean,
@@ -124,6 +137,7 @@ def summary(manifest: Manifest) -> list[str]:
     """What a person should know of the packed images, line by line."""
     sizes = ", ".join(f"{manifest.size(split):,} {split}" for split in manifest.counts)
     lines = [f"{manifest.source}: {manifest.layout}"] if manifest.layout else []
+    sizes += f" and {manifest.unlabelled:,} unlabelled" if manifest.unlabelled else ""
     lines += [f"{sizes} images of {manifest.image_size} px, {len(manifest.classes)} classes"]
     lines += [f"warning: {warning}" for warning in manifest.warnings]
     if manifest.rejected:
@@ -174,6 +188,23 @@ def _check_enough(samples: Samples, train: NDArray[np.int64], cut: list[Split]) 
         )
 
 
+def _unlabelled(
+    samples: Samples,
+    splits: dict[Split, NDArray[np.int64]],
+    data: Data,
+    random: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Indices of the images without labels, those that `data.labels` takes out of train first."""
+    unlabelled = np.flatnonzero(samples.splits == "unlabelled").astype(np.int64)
+    if data.labels is not None:
+        train = splits["train"]
+        kept = keep_labels(samples.labels[train], data.labels, samples.classes, random)
+        splits["train"], unlabelled = train[kept], np.concatenate([train[~kept], unlabelled])
+    if data.limit is not None and len(unlabelled) > data.limit:
+        unlabelled = np.sort(random.permutation(unlabelled)[: data.limit])
+    return unlabelled
+
+
 def _shape(decoder: Decoder, data: Data) -> tuple[int, int]:
     """Image size and channels; `auto` is decided by the images' headers."""
     if data.image_size != "auto" and data.channels != "auto":
@@ -202,11 +233,55 @@ class _Tally:
     limit: float
     rejected: list[Rejected] = field(default_factory=list)
     losses: Counter[str] = field(default_factory=Counter)
+    images: int = 0
     seen: dict[bytes, list[tuple[Split, int]]] = field(default_factory=lambda: defaultdict(list))
+    unlabelled: set[bytes] = field(default_factory=set)
+    same: list[str] = field(default_factory=list)
+    """Images without labels that are left out, as others have their pixels."""
     histogram: NDArray[np.int64] | None = None
     """Of the train pixels, int64 [C, 256]."""
 
     def add(self, split: Split, part: Decoded) -> None:
+        self.count(part)
+        for index, digest in zip(part.indices, part.digests, strict=True):
+            self.seen[digest].append((split, int(index)))
+        if split == "train" and len(part.images):
+            channels = part.images.shape[-1]
+            flat = part.images.reshape(-1, channels)
+            counts = np.stack([np.bincount(flat[:, c], minlength=256) for c in range(channels)])
+            self.histogram = counts if self.histogram is None else self.histogram + counts
+
+    def new(self, part: Decoded, samples: Samples) -> NDArray[np.bool_]:
+        """Which images of a part without labels have pixels that no image before them has.
+
+        Raises:
+            PipelineError: for a file of `data.unlabelled` with the pixels of one in val or test.
+        """
+        self.count(part)
+        new = np.zeros(len(part.indices), bool)
+        for row, (index, digest) in enumerate(zip(part.indices, part.digests, strict=True)):
+            name = samples.name(int(index))
+            for split, other in self.seen.get(digest, ()):
+                if split in ("val", "test") and samples.splits[index] == "unlabelled":
+                    raise PipelineError(
+                        f"has the same pixels as {samples.name(other)} in {split}, which no "
+                        "network may learn from",
+                        where=name,
+                        fix="remove all images of val and test from `data.unlabelled`",
+                    )
+            new[row] = digest not in self.seen and digest not in self.unlabelled
+            self.unlabelled.add(digest)
+            if not new[row]:
+                self.same.append(name)
+        return new
+
+    def repeated(self) -> list[str]:
+        """A warning of images without labels that are left out."""
+        what = "unlabelled images are left out, whose pixels other images have"
+        return [_warning(what, self.same)] if self.same else []
+
+    def count(self, part: Decoded) -> None:
+        """Count what was rejected or lost; `PipelineError` for too many broken files."""
         self.rejected += part.rejected
         self.losses += part.losses
         if len(self.rejected) > self.limit:
@@ -216,13 +291,7 @@ class _Tally:
                 f"\n    {shown}",
                 fix="repair or remove them, or raise `data.max_rejected`",
             )
-        for index, digest in zip(part.indices, part.digests, strict=True):
-            self.seen[digest].append((split, int(index)))
-        if split == "train" and len(part.images):
-            channels = part.images.shape[-1]
-            flat = part.images.reshape(-1, channels)
-            counts = np.stack([np.bincount(flat[:, c], minlength=256) for c in range(channels)])
-            self.histogram = counts if self.histogram is None else self.histogram + counts
+        self.images += len(part.images)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel of the train pixels, from the histogram."""
@@ -235,8 +304,7 @@ class _Tally:
 
     def lossy(self) -> list[str]:
         """Warnings: how many images lose something on their way to pixels."""
-        total = sum(map(len, self.seen.values()))
-        return [f"{count} of {total} {what}" for what, count in self.losses.items()]
+        return [f"{count} of {self.images} {what}" for what, count in self.losses.items()]
 
     def suspicious(self, samples: Samples) -> list[str]:
         """Warnings: the same pixels in train and test (or val), the same pixels with two labels."""

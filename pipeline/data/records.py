@@ -61,6 +61,7 @@ class Manifest(Record):
     channels: int
     counts: dict[Split, dict[str, int]] = Field(description="images per split and class")
     digests: dict[str, str] = Field(description="SHA-256 of each array file, by file name")
+    unlabelled: int = Field(0, description="images without labels")
     calibration_digest: str
     mean: tuple[float, ...] = Field(description="of the train split per channel, in [0, 255]")
     std: tuple[float, ...] = Field(description="of the train split per channel, in [0, 255]")
