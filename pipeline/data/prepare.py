@@ -29,7 +29,7 @@ from pipeline.data.records import (
     Split,
 )
 from pipeline.data.sources import Samples, check_class_names
-from pipeline.data.unlabelled import FILE, all_samples, keep_labels
+from pipeline.data.unlabelled import FILE, all_samples, choose_unlabelled
 
 SMALL = 64
 """`image_size: auto`: square images of one size up to this many pixels keep it."""
@@ -67,7 +67,7 @@ def prepare(
     check_class_names(samples.classes, samples.source)
     random = np.random.default_rng(seed)
     splits = _split(samples, data, random)
-    unlabelled = _unlabelled(samples, splits, data, random)
+    splits["train"], unlabelled = choose_unlabelled(samples, splits["train"], data, random)
     with (
         Decoder(samples, data, raw) as decoder,
         # The large folder is renamed first: the time between the two renames is next to nothing.
@@ -88,14 +88,12 @@ def prepare(
                     images.append(part.images)
                     labels.append(samples.labels[part.indices])
                     tally.add(split, part)
-        count = 0
-        if len(unlabelled):
-            with ArrayWriter(scratch / FILE, shape, np.uint8) as images:
+        with ArrayWriter(scratch / FILE, shape, np.uint8) as images:
+            if len(unlabelled):
                 for part in decoder.decode(unlabelled, shape, "prepare unlabelled"):
                     images.append(part.images[tally.new(part, samples)])
-            count = images.rows
-            if not count:
-                (scratch / FILE).unlink()
+        if not images.rows:
+            (scratch / FILE).unlink()
         warnings = [*samples.warnings, *tally.lossy(), *tally.suspicious(samples)]
         warnings += tally.repeated()
         chosen = _calibration_set(data, scratch, random, warnings)
@@ -108,7 +106,7 @@ def prepare(
             image_size=size,
             channels=channels,
             counts={split: _counts(samples, scratch, split) for split in SPLITS},
-            unlabelled=count,
+            unlabelled=images.rows,
             digests={file.name: sha256(file) for file in sorted(scratch.iterdir())},
             calibration_digest=sha256(calibration_scratch / "images.npy"),
             mean=mean,
@@ -186,23 +184,6 @@ def _check_enough(samples: Samples, train: NDArray[np.int64], cut: list[Split]) 
             where=samples.source,
             fix="add images of it, or remove its folder",
         )
-
-
-def _unlabelled(
-    samples: Samples,
-    splits: dict[Split, NDArray[np.int64]],
-    data: Data,
-    random: np.random.Generator,
-) -> NDArray[np.int64]:
-    """Indices of the images without labels, those that `data.labels` takes out of train first."""
-    unlabelled = np.flatnonzero(samples.splits == "unlabelled").astype(np.int64)
-    if data.labels is not None:
-        train = splits["train"]
-        kept = keep_labels(samples.labels[train], data.labels, samples.classes, random)
-        splits["train"], unlabelled = train[kept], np.concatenate([train[~kept], unlabelled])
-    if data.limit is not None and len(unlabelled) > data.limit:
-        unlabelled = np.sort(random.permutation(unlabelled)[: data.limit])
-    return unlabelled
 
 
 def _shape(decoder: Decoder, data: Data) -> tuple[int, int]:

@@ -100,25 +100,31 @@ def reader(data: Data, raw: Path) -> Read:
     return lambda i: read(i) if i < first else Path(files[i])
 
 
-def keep_labels(
-    labels: NDArray[np.int64], each: int, classes: tuple[str, ...], random: np.random.Generator
-) -> NDArray[np.bool_]:
-    """Which of `labels` [N] `data.labels` keeps: `each` of every class, at random.
+def choose_unlabelled(
+    samples: Samples, train: NDArray[np.int64], data: Data, random: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What of `train` keeps its labels, and all images without: indices into `samples`.
 
     Raises:
-        PipelineError: for a class that has not so many.
+        PipelineError: for a class with fewer images than `data.labels`.
     """
-    kept = np.zeros(len(labels), bool)
-    for label, name in enumerate(classes):
-        its = np.flatnonzero(labels == label)
-        if len(its) < each:
-            raise PipelineError(
-                f"{each} labels of each class are asked for; `{name}` has {len(its)} in train",
-                where="params.yaml: data.labels",
-                fix="lower it, or set it to null",
-            )
-        kept[random.permutation(its)[:each]] = True
-    return kept
+    unlabelled = np.flatnonzero(samples.splits == "unlabelled").astype(np.int64)
+    if data.labels is not None:
+        kept = np.zeros(len(train), bool)
+        for label, name in enumerate(samples.classes):
+            its = np.flatnonzero(samples.labels[train] == label)
+            if len(its) < data.labels:
+                raise PipelineError(
+                    f"{data.labels} labels of each class are asked for; `{name}` has {len(its)} in "
+                    "train",
+                    where="params.yaml: data.labels",
+                    fix="lower it, or set it to null",
+                )
+            kept[random.permutation(its)[: data.labels]] = True
+        train, unlabelled = train[kept], np.concatenate([train[~kept], unlabelled])
+    if data.limit is not None and len(unlabelled) > data.limit:
+        unlabelled = np.sort(random.permutation(unlabelled)[: data.limit])
+    return train, unlabelled
 
 
 class Joined:
