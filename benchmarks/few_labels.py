@@ -52,10 +52,12 @@ ALONE, ALL, TAUGHT = "student: labels alone", "student: all images", "teacher: a
 class Trial:
     """The networks of one seed."""
 
-    def __init__(self, params: Params, fabric: Fabric, seed: int, limit: int | None) -> None:
+    def __init__(
+        self, params: Params, fabric: Fabric, seed: int, asked: argparse.Namespace
+    ) -> None:
         """Prepare the data; the seed decides which images keep their labels."""
-        self.params, self.fabric, self.seed = params, fabric, seed
-        data = params.data.model_copy(update={"labels": LABELS, "limit": limit})
+        self.params, self.fabric, self.seed, self.epochs = params, fabric, seed, asked.epochs
+        data = params.data.model_copy(update={"labels": LABELS, "limit": asked.limit})
         self.manifest: Manifest = prepare(data, seed)
 
     def go(self) -> dict[str, dict[str, float]]:
@@ -116,7 +118,7 @@ class Trial:
         size, known = self.manifest.image_size, int((views.labels >= 0).sum())
         about = Facts(len(views), size, pretrained=False, unlabelled=len(views) - known)
         recipe = plan_recipe(training, about, "teachers" if name == TAUGHT else "students")
-        epochs = plan_views(shown, about).epochs
+        epochs = self.epochs or plan_views(shown, about).epochs
         key = f"{name} {self.seed}".replace(" ", "-").replace(":", "")
         val = load_split("val")
         run = Run(name, key, self.seed, recipe, epochs, 1e9, curves=False)
@@ -148,12 +150,10 @@ def main() -> None:
     options = argparse.ArgumentParser(description="student with and without unlabelled images")
     options.add_argument("--seeds", type=count, default=3)
     options.add_argument("--limit", type=count, help="keep so many images per split")
-    options.add_argument("--epochs", type=count, help="of students, of all images")
+    options.add_argument("--epochs", type=count, help="of all networks; auto by default")
     options.add_argument("--save", action="store_true", help=f"write {RESULTS}, after each seed")
     arguments = options.parse_args()
     params = load_params()
-    changed = {} if arguments.epochs is None else {"epochs": arguments.epochs}
-    params = params.model_copy(update={"views": params.views.model_copy(update=changed)})
     fabric = Fabric(accelerator="cpu", devices=1)
     fabric.launch()
     result: dict[str, Any] = {
@@ -167,7 +167,7 @@ def main() -> None:
         try:
             fetch(params.data)
             for seed in range(1, arguments.seeds + 1):
-                result["seeds"][seed] = Trial(params, fabric, seed, arguments.limit).go()
+                result["seeds"][seed] = Trial(params, fabric, seed, arguments).go()
                 result["summary"] = summary(result["seeds"])
                 if arguments.save:
                     write_whole(home / RESULTS, json.dumps(result, indent=2) + "\n")
