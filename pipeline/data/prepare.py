@@ -218,7 +218,9 @@ class _Tally:
     seen: dict[bytes, list[tuple[Split, int]]] = field(default_factory=lambda: defaultdict(list))
     unlabelled: set[bytes] = field(default_factory=set)
     same: list[str] = field(default_factory=list)
-    """Images without labels that are left out, as others have their pixels."""
+    """Images without labels that are left out, as others have their pixels; of those, ..."""
+    leaked: list[str] = field(default_factory=list)
+    """... files of `data.unlabelled` that are in val or test."""
     histogram: NDArray[np.int64] | None = None
     """Of the train pixels, int64 [C, 256]."""
 
@@ -233,31 +235,33 @@ class _Tally:
             self.histogram = counts if self.histogram is None else self.histogram + counts
 
     def new(self, part: Decoded, samples: Samples) -> NDArray[np.bool_]:
-        """Which images of a part without labels have pixels that no image before them has.
-
-        Raises:
-            PipelineError: for a file of `data.unlabelled` with the pixels of one in val or test.
-        """
+        """Which images of a part without labels have pixels that no image before them has."""
         self.count(part)
         new = np.zeros(len(part.indices), bool)
         for row, (index, digest) in enumerate(zip(part.indices, part.digests, strict=True)):
-            name = samples.name(int(index))
-            for split, other in self.seen.get(digest, ()):
-                if split in ("val", "test") and samples.splits[index] == "unlabelled":
-                    raise PipelineError(
-                        f"has the same pixels as {samples.name(other)} in {split}, which no "
-                        "network may learn from",
-                        where=name,
-                        fix="remove all images of val and test from `data.unlabelled`",
-                    )
-            new[row] = digest not in self.seen and digest not in self.unlabelled
+            same = [f"{split}: {samples.name(i)}" for split, i in self.seen.get(digest, ())]
+            new[row] = not same and digest not in self.unlabelled
             self.unlabelled.add(digest)
             if not new[row]:
-                self.same.append(name)
+                self.same.append(" = ".join([samples.name(int(index)), *same]))
+                given = samples.splits[index] == "unlabelled"
+                if given and any(not name.startswith("train: ") for name in same):
+                    self.leaked.append(self.same[-1])
         return new
 
     def repeated(self) -> list[str]:
-        """A warning of images without labels that are left out."""
+        """A warning of images without labels that are left out.
+
+        Raises:
+            PipelineError: for files of `data.unlabelled` with the pixels of val or test.
+        """
+        if self.leaked:
+            raise PipelineError(
+                _warning("have the pixels of val or test, from which no network may learn",
+                         self.leaked),
+                where="images of `data.unlabelled`",
+                fix="remove these files from that folder",
+            )  # fmt: skip
         what = "unlabelled images are left out, whose pixels other images have"
         return [_warning(what, self.same)] if self.same else []
 
