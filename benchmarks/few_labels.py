@@ -134,14 +134,14 @@ class Trial:
 
 
 def summary(seeds: dict[int, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation over seeds."""
+    """Mean over seeds and, of several, their standard deviation."""
     found = {}
     for name in next(iter(seeds.values())):
         row = {}
         for split in ("val", "test"):
             values = np.array([its[name][split] for its in seeds.values()])
             row |= {f"{split}_mean": float(values.mean())}
-            row |= {f"{split}_sd": float(values.std(ddof=1)) if len(values) > 1 else 0.0}
+            row |= {f"{split}_sd": float(values.std(ddof=1))} if len(values) > 1 else {}
         found[name] = row
     return found
 
@@ -174,8 +174,7 @@ def main() -> None:
         finally:
             os.chdir(home)
     for name, its in result["summary"].items():
-        print(f"{name:<30}val {its['val_mean']:.4f} +- {its['val_sd']:.4f}, "
-              f"test {its['test_mean']:.4f} +- {its['test_sd']:.4f}")  # fmt: skip
+        print(f"{name:<25}" + "".join(f"{what:>12} {value:.4f}" for what, value in its.items()))
 
 
 if __name__ == "__main__":
