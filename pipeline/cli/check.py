@@ -19,6 +19,7 @@ from pipeline.cli.rehearsal import Shape
 from pipeline.compile.ladder import find_rung
 from pipeline.core.errors import PipelineError
 from pipeline.data.sources import find_source
+from pipeline.data.unlabelled import list_unlabelled
 from pipeline.distill.losses.registry import find_loss
 from pipeline.distill.objective import Distillation
 from pipeline.networks.build import build_network
@@ -26,6 +27,7 @@ from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
 from pipeline.networks.pretrained import start_from
 from pipeline.training.auto import Facts, plan_recipe
+from pipeline.training.few_labels import check_unmixed
 from pipeline.training.recipe import check_recipe
 
 _CLASSES, _SIZE, _CHANNELS, _IMAGES = 10, 64, 3, 10_000  # stand-ins for what the data decides
@@ -79,6 +81,8 @@ def check(params: Params) -> None:
         PipelineError: for the first mistake.
     """
     check_settings(params)
+    unlabelled = list_unlabelled(params.data.unlabelled)
+    share = 0.5 if unlabelled or params.data.labels is not None else 1.0
     shape = shape_of(params)
     size, channels = shape.image_size, shape.channels
     build = partial(build_network, classes=shape.classes, channels=channels)
@@ -91,13 +95,18 @@ def check(params: Params) -> None:
         network = build(teacher.network, image_size=own)
         _check_weights(network, teacher.network, params, channels)
         teachers[name] = PixelsToLogits(network, normalisation, own)
+        if share < 1 and teacher.views.unlabelled != 0:
+            check_unmixed(teacher.views.augment, name)
     for name in params.students.enabled:
         student = params.students.zoo[name]
         network = build(student, image_size=size)
         _check_weights(network, student, params, channels)
         model = PixelsToLogits(network, normalisation)
         losses = params.distill.losses
-        Distillation(model, teachers, losses, student.taps, params.teachers, pixels)
+        Distillation(
+            model, teachers, losses, student.taps, params.teachers, pixels,
+            labelled_share=1.0 if params.views.unlabelled == 0 else share,
+        )  # fmt: skip
 
 
 def check_settings(params: Params) -> None:

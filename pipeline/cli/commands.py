@@ -99,11 +99,14 @@ def _check(parsed: argparse.Namespace) -> int:
     from pipeline.cli.params import load_params
     from pipeline.cli.rehearsal import rehearse
     from pipeline.core.errors import PipelineError
+    from pipeline.data.unlabelled import list_unlabelled
 
     params = load_params()
     check_lock()
     check(params)
     print("params.yaml: no mistakes found", flush=True)
+    if unlabelled := list_unlabelled(params.data.unlabelled):
+        print(f"{params.data.unlabelled}: {len(unlabelled):,} images without labels", flush=True)
     if not parsed.export:
         return 0
     shape = shape_of(params)

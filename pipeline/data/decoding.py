@@ -28,7 +28,8 @@ from pipeline.core.progress import track
 from pipeline.data.images import BROKEN, SIXTEEN_BIT, centre, is_grey, load_image, open_image
 from pipeline.data.params import Data
 from pipeline.data.records import Rejected
-from pipeline.data.sources import Read, Samples, find_source
+from pipeline.data.sources import Read, Samples
+from pipeline.data.unlabelled import reader
 
 CHUNK = 64
 CHUNK_BYTES = 4 << 20
@@ -81,8 +82,8 @@ class Decoder:
         self._pool.shutdown(cancel_futures=True)
 
     def probe(self) -> tuple[Counter[tuple[int, int]], bool]:
-        """How often each (width, height) occurs, and whether all images are grey."""
-        count = len(self._samples.labels)
+        """How often each (width, height) occurs, and whether all are grey, of those with labels."""
+        count = int((self._samples.labels >= 0).sum())
         step = 1 if self._samples.files is not None else max(1, count // PROBED)
         sizes: Counter[tuple[int, int]] = Counter()
         grey = True
@@ -159,7 +160,7 @@ def _open_worker(data: Data, raw: Path) -> None:
     """In each worker: open the source, and watch the parent, which may be killed."""
     global _read
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _read = find_source(data).reader(data, raw)
+    _read = reader(data, raw)
     gc.freeze()  # a search for garbage in torchvision at exit takes 2 s
 
 
@@ -209,7 +210,7 @@ def _decode(
         except BROKEN as error:  # `ImageError` among them
             rejected.append(Rejected(file=name, reason=str(error)))
     stack = np.stack(images) if images else np.empty((0, *shape), np.uint8)
-    seen = centre(stack, size)
+    seen = centre(stack, (size, size))
     digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in seen]
     return Decoded(stack, np.array(kept, np.int64), digests, sizes, rejected, losses)
 

@@ -104,17 +104,17 @@ def index_folder(folder: Path) -> FolderIndex:
             found += [(file, split, label) for file in images]
             insides.append([path.name for path in its.folders if path.parent == root / name])
     _check_order(insides, folder)
-    digests = _digests([file for file, _, _ in found])
+    digests = file_digests([file for file, _, _ in found])
     entries = tuple(
-        IndexedFile(path=_relative(file, folder), split=split, label=label, sha256=digest)
+        IndexedFile(path=relative_name(file, folder), split=split, label=label, sha256=digest)
         for (file, split, label), digest in zip(found, digests, strict=True)
     )
     return FolderIndex(
         folder=str(folder),
         classes=classes,
         files=entries,
-        ignored=tuple(_relative(file, folder) for file in ignored),
-        skipped=tuple(_relative(path, folder) for path in skipped),
+        ignored=tuple(relative_name(file, folder) for file in ignored),
+        skipped=tuple(relative_name(path, folder) for path in skipped),
         layout=_layout(roots, folder),
     )
 
@@ -242,7 +242,7 @@ def _classes(folders: dict[Path, list[Path]], roots: dict[Path, Split]) -> tuple
     return train
 
 
-def _digests(files: list[Path]) -> list[str]:
+def file_digests(files: list[Path]) -> list[str]:
     """SHA-256 of each file, computed on all cores; an interrupt drops the remaining files."""
     parts = [files[start : start + _PART] for start in range(0, len(files), _PART)]
     pool = ThreadPoolExecutor()
@@ -262,7 +262,8 @@ def _digest(file: Path) -> str:
         ) from None
 
 
-def _relative(file: Path, folder: Path) -> str:
+def relative_name(file: Path, folder: Path) -> str:
+    """The path of `file` below `folder`; `PipelineError` unless it is UTF-8."""
     name = file.relative_to(folder).as_posix()
     try:
         name.encode()

@@ -221,13 +221,14 @@ def _to_pixels(image: Image.Image, size: int, channels: int, resize: int) -> NDA
     if turn is not None:
         image = image.transpose(turn)
     pixels = np.asarray(image, dtype=np.uint8).reshape(resize, resize, channels)
-    return centre(pixels, size)
+    return centre(pixels, (size, size))
 
 
-def centre(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """The centre of square images [..., H, W, C], [..., `size`, `size`, C]; nothing is copied."""
-    start = (images.shape[-2] - size) // 2
-    return images[..., start : start + size, start : start + size, :]
+def centre(images: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """The centre of images [..., H, W, C], of `shape` = (height, width); nothing is copied."""
+    height, width = shape
+    top, left = (images.shape[-3] - height) // 2, (images.shape[-2] - width) // 2
+    return images[..., top : top + height, left : left + width, :]
 
 
 def _reduce(image: Image.Image, shortest: int) -> tuple[float, float]:

@@ -29,6 +29,9 @@ Epochs = Annotated[Whole, Field(ge=0, le=100_000)]
 
 Pixels = Annotated[Whole, Field(ge=8, le=1024)]
 
+UNLABELLED = Path("data/unlabelled")
+"""The project's own folder of images without labels, which may be empty."""
+
 
 def _usable(folder: Path) -> Path:
     """Refuse a folder that holds data/raw or lies in it: `fetch` would depend on its own output."""
@@ -49,13 +52,19 @@ class Data(Group):
     """Which images, and how they are packed."""
 
     overridable: ClassVar[bool] = True
-    graph_keys: ClassVar[tuple[str, ...]] = ("folder",)
+    graph_keys: ClassVar[tuple[str, ...]] = ("folder", "unlabelled")
 
     source: Text = Field(description="the name of a registered source: torchvision, folder, ...")
     name: Text = Field(description="which set of the source; of torchvision.datasets, a class")
     options: dict[str, Any] = Field({}, description="further arguments of the source")
     folder: Annotated[Location, AfterValidator(_usable)] = Field(
         description="an ImageFolder, or archives that are already at hand"
+    )
+    unlabelled: Annotated[Location, AfterValidator(_usable)] = Field(
+        UNLABELLED, description="images without labels, in any folders"
+    )
+    labels: Count | None = Field(
+        None, description="keep so many labels of each class; the rest of train is unlabelled"
     )
     image_size: Literal["auto"] | Pixels = "auto"
     stored_size: Literal["auto", "same"] | Pixels = Field(
@@ -99,6 +108,11 @@ class Views(Group):
 
     epochs: Literal["auto"] | Epochs = "auto"
     augment: Literal["auto"] | Augment = "auto"
+    unlabelled: Literal["auto"] | Fraction = Field(
+        "auto", description="share of an epoch's images that have no labels"
+    )
+    most_unlabelled: ClassVar[float] = 7 / 8
+    """What `unlabelled: auto` is at most; less where there are fewer such images."""
 
 
 class ViewPlan(Group):

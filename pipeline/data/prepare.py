@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, whole_folder
 from pipeline.core.text import printable
-from pipeline.data.decoding import Decoded, Decoder
+from pipeline.data.decoding import Decoder
+from pipeline.data.findings import NAMED, Tally
 from pipeline.data.images import centre
 from pipeline.data.packing import ArrayWriter, draw
 from pipeline.data.params import Data
@@ -29,10 +30,10 @@ from pipeline.data.records import (
     Fetched,
     Manifest,
     Origin,
-    Rejected,
     Split,
 )
-from pipeline.data.sources import Samples, check_class_names, find_source
+from pipeline.data.sources import Samples, check_class_names
+from pipeline.data.unlabelled import FILE, all_samples, choose_unlabelled
 
 SMALL = 64
 """`image_size: auto`: square images of one size up to this many pixels keep it."""
@@ -47,9 +48,6 @@ PHOTO, MANY, OF_MANY = 224, 50_000, 128
 STORED = 1.15
 """`stored_size: auto`: the shorter side of photos is resized to so many times their size, of which
 networks see the centre. A random crop of three quarters of the area is then not enlarged."""
-
-NAMED = 20
-"""Files named in a warning; further ones are only counted."""
 
 
 def prepare(
@@ -70,10 +68,11 @@ def prepare(
             run.
     """
     Fetched.check(raw)
-    samples = find_source(data).samples(data, raw)
+    samples = all_samples(data, raw)
     check_class_names(samples.classes, samples.source)
     random = np.random.default_rng(seed)
     splits = _split(samples, data, random)
+    splits["train"], unlabelled = choose_unlabelled(samples, splits["train"], data, random)
     with (
         Decoder(samples, data, raw) as decoder,
         # The large folder is renamed first: the time between the two renames is next to nothing.
@@ -82,26 +81,32 @@ def prepare(
     ):
         size, stored, channels = _shape(decoder, data)
         # Random crops are cut from all of a train image; everything else looks at its centre.
-        shapes = dict.fromkeys(SPLITS, (size, size, channels))
-        shapes["train"] = (stored, stored, channels)
-        _check_space(packed, sum(len(splits[split]) * math.prod(shapes[split]) for split in SPLITS))
-        tally = _Tally(limit=data.max_rejected * sum(map(len, splits.values())))
+        whole = (stored, stored, channels)
+        shapes = dict.fromkeys(SPLITS, (size, size, channels)) | {"train": whole}
+        needed = sum(len(splits[split]) * math.prod(shapes[split]) for split in SPLITS)
+        _check_space(packed, needed + len(unlabelled) * math.prod(whole))
+        tally = Tally(data.max_rejected * (sum(map(len, splits.values())) + len(unlabelled)))
+        decode = partial(decoder.decode, size=size, resize=stored)
         for split in SPLITS:
             with (
                 ArrayWriter(scratch / f"{split}_images.npy", shapes[split], np.uint8) as images,
                 ArrayWriter(scratch / f"{split}_labels.npy", (), np.int64) as labels,
                 (scratch / f"{split}_{ORIGINS}").open("w") as origins,
             ):
-                parts = decoder.decode(
-                    splits[split], shapes[split], f"prepare {split}", size=size, resize=stored
-                )
-                for part in parts:
+                for part in decode(splits[split], shapes[split], f"prepare {split}"):
                     images.append(part.images)
                     labels.append(samples.labels[part.indices])
                     for index, before in zip(part.indices, part.sizes, strict=True):
                         origins.write(Origin(samples.name(int(index)), *before).line())
                     tally.add(split, part)
+        with ArrayWriter(scratch / FILE, whole, np.uint8) as images:
+            if len(unlabelled):
+                for part in decode(unlabelled, whole, "prepare unlabelled"):
+                    images.append(part.images[tally.new(part, samples)])
+        if not images.rows:
+            (scratch / FILE).unlink()
         warnings = [*samples.warnings, *tally.lossy(), *tally.suspicious(samples)]
+        warnings += tally.repeated()
         chosen = _calibration_set(data, scratch, size, random, warnings)
         np.save(calibration_scratch / "images.npy", chosen)
         mean, std = tally.statistics()
@@ -113,6 +118,7 @@ def prepare(
             stored_size=stored,
             channels=channels,
             counts={split: _counts(samples, scratch, split) for split in SPLITS},
+            unlabelled=images.rows,
             digests={file.name: sha256(file) for file in sorted(scratch.iterdir())},
             calibration_digest=sha256(calibration_scratch / "images.npy"),
             mean=mean,
@@ -148,6 +154,7 @@ def summary(manifest: Manifest) -> list[str]:
     """What a person should know of the packed images, line by line."""
     sizes = ", ".join(f"{manifest.size(split):,} {split}" for split in manifest.counts)
     lines = [f"{manifest.source}: {manifest.layout}"] if manifest.layout else []
+    sizes += f" and {manifest.unlabelled:,} unlabelled" if manifest.unlabelled else ""
     cut = ""
     if manifest.stored_size != manifest.image_size:
         cut = f", the centre of {manifest.stored_size}"
@@ -239,70 +246,6 @@ def _auto_size(sizes: Counter[tuple[int, int]], median: float) -> int:
     return min(size, OF_MANY) if sizes.total() > MANY else size
 
 
-@dataclass
-class _Tally:
-    """Statistics and findings that are collected while the images are packed."""
-
-    limit: float
-    rejected: list[Rejected] = field(default_factory=list)
-    losses: Counter[str] = field(default_factory=Counter)
-    seen: dict[bytes, list[tuple[Split, int]]] = field(default_factory=lambda: defaultdict(list))
-    histogram: NDArray[np.int64] | None = None
-    """Of the train pixels, int64 [C, 256]."""
-
-    def add(self, split: Split, part: Decoded) -> None:
-        self.rejected += part.rejected
-        self.losses += part.losses
-        if len(self.rejected) > self.limit:
-            shown = "\n    ".join(f"{r.file}: {r.reason}" for r in self.rejected[:NAMED])
-            raise PipelineError(
-                f"{len(self.rejected)} broken files are more than `data.max_rejected` allows:"
-                f"\n    {shown}",
-                fix="repair or remove them, or raise `data.max_rejected`",
-            )
-        for index, digest in zip(part.indices, part.digests, strict=True):
-            self.seen[digest].append((split, int(index)))
-        if split == "train" and len(part.images):
-            channels = part.images.shape[-1]
-            flat = part.images.reshape(-1, channels)
-            counts = np.stack([np.bincount(flat[:, c], minlength=256) for c in range(channels)])
-            self.histogram = counts if self.histogram is None else self.histogram + counts
-
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation per channel of the train pixels, from the histogram."""
-        assert self.histogram is not None
-        values = np.arange(256)
-        total = self.histogram.sum(axis=1)
-        mean = self.histogram @ values / total
-        std = np.sqrt(np.maximum(self.histogram @ values**2 / total - mean**2, 1e-12))
-        return tuple(mean.tolist()), tuple(std.tolist())
-
-    def lossy(self) -> list[str]:
-        """Warnings: how many images lose something on their way to pixels."""
-        total = sum(map(len, self.seen.values()))
-        return [f"{count} of {total} {what}" for what, count in self.losses.items()]
-
-    def suspicious(self, samples: Samples) -> list[str]:
-        """Warnings: the same pixels in train and test (or val), the same pixels with two labels."""
-        leaks: dict[str, list[str]] = defaultdict(list)
-        torn: list[str] = []
-        for places in self.seen.values():
-            names = [f"{split}: {samples.name(index)}" for split, index in places]
-            found = {split for split, _ in places}
-            for other in ("test", "val"):
-                if "train" in found and other in found:
-                    leaks[other].append(" = ".join(names))
-            if len({int(samples.labels[index]) for _, index in places}) > 1:
-                torn.append(" = ".join(names))
-        warnings = [_warning(f"images are in train and in {k}", v) for k, v in leaks.items()]
-        return warnings + ([_warning("images have two labels", torn)] if torn else [])
-
-
-def _warning(what: str, groups: list[str]) -> str:
-    more = f" and {len(groups) - NAMED} more" if len(groups) > NAMED else ""
-    return f"{len(groups)} {what}: {'; '.join(groups[:NAMED])}{more}"
-
-
 def _counts(samples: Samples, folder: Path, split: Split) -> dict[str, int]:
     labels = np.load(folder / f"{split}_labels.npy")
     counts = np.bincount(labels, minlength=len(samples.classes))
@@ -330,4 +273,4 @@ def _calibration_set(
             f"train has {count} images: the calibration set has not {data.calibration_images}"
         )
     chosen = draw(labels, count, random)
-    return centre(images[chosen], size)
+    return centre(images[chosen], (size, size))

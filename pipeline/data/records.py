@@ -82,6 +82,7 @@ class Manifest(Record):
     )
     channels: int
     counts: dict[Split, dict[str, int]] = Field(description="images per split and class")
+    unlabelled: int = Field(0, description="images without labels")
     digests: dict[str, str] = Field(description="SHA-256 of each file beside it, by file name")
     calibration_digest: str
     mean: tuple[float, ...] = Field(description="of the train split per channel, in [0, 255]")
@@ -105,7 +106,8 @@ def load_split(split: Split, folder: Path = PACKED) -> Arrays:
         PipelineError: where `prepare` has not written them, or they were changed since.
     """
     images, labels = load_stored(split, folder)
-    return centre(images, Manifest.read(folder / MANIFEST).image_size), labels
+    size = Manifest.read(folder / MANIFEST).image_size
+    return centre(images, (size, size)), labels
 
 
 def load_stored(split: Split, folder: Path = PACKED) -> Arrays:

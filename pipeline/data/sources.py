@@ -79,9 +79,12 @@ def fetch(data: Data, out: Path = RAW) -> None:
     Raises:
         PipelineError: where the images are not available or not usable.
     """
+    from pipeline.data.unlabelled import INDEX, index_unlabelled  # which imports this module
+
     source = find_source(data)
     with whole_folder(out) as scratch:
         source.fetch(data, scratch)
+        index_unlabelled(data.unlabelled, scratch / INDEX)
         files = sorted(file for file in scratch.rglob("*") if file.is_file())
         digests = {file.relative_to(scratch).as_posix(): sha256(file) for file in files}
         Fetched(digests=digests).write(scratch / FETCHED)

@@ -7,8 +7,7 @@ again, in any batch, order or process.
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,9 +25,11 @@ from pipeline.data.augment import (
     mixup,
     resized_crop,
 )
+from pipeline.data.images import centre
 from pipeline.data.params import Augment
-from pipeline.data.records import PACKED, load_split, load_stored
+from pipeline.data.records import Arrays
 from pipeline.data.trivial import LEVELS, NARROW, OPERATIONS, trivial
+from pipeline.data.unlabelled import Joined
 
 STREAMS = (
     "flip",
@@ -55,12 +56,15 @@ def seed_of(purpose: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:6], "big")
 
 
-def draw(options: Augment, samples: int, channels: int, *, seed: int, epoch: int) -> Draws:
+def draw(
+    options: Augment, samples: int, channels: int, *, seed: int, epoch: int, labelled: int = 0
+) -> Draws:
     """All draws that `options` need for a split of `samples` images in one epoch.
 
     They come from the counter-based generator Philox (Salmon et al. 2011), keyed by seed, epoch
     and stream: enabling an option does not change the draws of the others. All but the partners
-    are the same for a longer split. At most 88 bytes per sample.
+    are the same for a longer split. At most 88 bytes per sample. The first `labelled` samples are
+    partners of each other, and so are the others: a mixture has all of its labels or none.
     """
 
     def stream(name: str) -> np.random.Generator:
@@ -93,7 +97,9 @@ def draw(options: Augment, samples: int, channels: int, *, seed: int, epoch: int
             256, size=(samples, channels), dtype=np.uint8
         )
     if options.mixup or options.cutmix:
-        draws["partner"] = stream("partner").permutation(samples).astype(np.int32)
+        random, parts = stream("partner"), (np.arange(labelled), np.arange(labelled, samples))
+        partners = [random.permutation(part) for part in parts if len(part)]
+        draws["partner"] = np.concatenate(partners).astype(np.int32)
         draws["takes_mixup"] = uniform("takes_mixup") < _mixup_share(options)
     if options.mixup:
         share = stream("mixup").beta(options.mixup, options.mixup, samples)
@@ -111,17 +117,6 @@ def _mixup_share(options: Augment) -> float:
     return 1.0 if options.mixup else 0.0
 
 
-def train_views(augment: Augment, *, classes: int, seed: int, folder: Path = PACKED) -> Views:
-    """The views of the packed train split; see `Views`.
-
-    Raises:
-        PipelineError: where `prepare` has not written it, or it was changed since.
-    """
-    images, labels = load_split("train", folder)
-    whole, _ = load_stored("train", folder)
-    return Views(images, labels, augment, classes=classes, seed=seed, whole=whole)
-
-
 class Views:
     """The views of a split; that of sample i in epoch e is a function of (seed, e, i).
 
@@ -133,23 +128,27 @@ class Views:
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: NDArray[np.uint8] | Joined,
         labels: NDArray[np.int64],
         augment: Augment,
         *,
         classes: int,
         seed: int,
-        whole: NDArray[np.uint8] | None = None,
+        size: int | None = None,
+        known: Arrays | None = None,
     ) -> None:
         """The views of `images` under `augment`.
 
         Args:
             images: uint8 [N, H, W, C], C is 1 or 3; may be memory-mapped.
-            labels: int64 [N] in [0, classes).
+            labels: int64 [N] in [0, classes); -1 for images without a label, which come last.
             augment: the augmentation.
             classes: how many there are.
             seed: of all draws.
-            whole: what `images` are the centres of; random crops are cut from it. None: `images`.
+            size: height and width of the views; None: those of `images`. Random crops are cut from
+                all of an image, other views from its centre.
+            known: what is evaluated: the centres of the images with labels, each once, and their
+                labels; all by default.
 
         Raises:
             ValueError: where there are not as many labels as images.
@@ -157,9 +156,17 @@ class Views:
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images, but {len(labels)} labels")
         self.images, self.labels = images, labels
-        self._whole = images if whole is None else whole
+        height, width = images.shape[1:3]
+        self._shape = (height, width) if size is None else (size, size)
+        self._labelled = int((labels >= 0).sum())
+        self.known = known or (centre(cast("NDArray[np.uint8]", images), self._shape), labels)
         self.augment, self._classes, self._seed = augment, classes, seed
         self._drawn: tuple[int, Draws] | None = None
+
+    @property
+    def labelled_share(self) -> float:
+        """Share of the samples that have a label."""
+        return self._labelled / len(self)
 
     def __len__(self) -> int:
         """Samples per epoch."""
@@ -177,7 +184,7 @@ class Views:
 
         Returns:
             Pixels uint8 [B, H, W, C], and labels int64 [B]; with MixUp or CutMix, class
-            probabilities float32 [B, classes], the exact shares of the two images.
+            probabilities float32 [B, classes], the exact shares of the two images, or 0 of none.
         """
         draws = self._draws(epoch)
         if "partner" not in draws:
@@ -194,7 +201,10 @@ class Views:
         if drawn is None or drawn[0] != epoch:
             self._drawn = None  # frees the old draws before the new ones are made
             channels = self.images.shape[3]
-            draws = draw(self.augment, len(self), channels, seed=self._seed, epoch=epoch)
+            draws = draw(
+                self.augment, len(self), channels,
+                seed=self._seed, epoch=epoch, labelled=self._labelled,
+            )  # fmt: skip
             self._drawn = drawn = epoch, draws
         return drawn[1]
 
@@ -213,14 +223,13 @@ class Views:
         def put(array: NDArray[Any]) -> torch.Tensor:
             return torch.from_numpy(array).to(device)
 
-        n, (height, width) = len(samples), self.images.shape[1:3]
+        n, (height, width), whole = len(samples), self._shape, self.images[samples]
         if "crop" in draws:
             assert self.augment.crop is not None
-            whole = self._whole[samples]
             crop = crop_boxes(draws["crop"][samples], self.augment.crop, *whole.shape[1:3])
-            pixels = resized_crop(put(whole), put(crop), (height, width))
+            pixels = resized_crop(put(whole), put(crop), self._shape)
         else:
-            pixels = put(self.images[samples])
+            pixels = put(centre(whole, self._shape))
         if "flip" in draws or "shift" in draws:
             flip = draws["flip"][samples] if "flip" in draws else np.zeros(n, bool)
             shift = draws["shift"][samples] if "shift" in draws else np.zeros((n, 2), np.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from pipeline.distill.taps import Taps, tap_shapes
 from pipeline.distill.teachers import combine
 from pipeline.networks.pixels import PixelsToLogits
 from pipeline.training.devices import gather
+from pipeline.training.few_labels import on_labelled
 from pipeline.training.objective import Objective, Terms
 from pipeline.training.params import Teachers
 
@@ -37,6 +39,7 @@ class Distillation(Objective):
         pixels: uint8 [N, H, W, C]; a forward pass on the first image gives the adapters' shapes.
         label_smoothing: of `cross_entropy`, in [0, 1).
         log_prior: added to the student's logits in `cross_entropy`, [C]; see `log_prior`.
+        labelled_share: of the samples of an epoch; terms that need labels use those samples only.
 
     Raises:
         PipelineError: for a wrong loss, option, tap or teacher.
@@ -54,12 +57,16 @@ class Distillation(Objective):
         pixels: torch.Tensor,
         label_smoothing: float = 0.0,
         log_prior: torch.Tensor | None = None,
+        labelled_share: float = 1.0,
     ) -> None:
         super().__init__()
         self.model = student
         self.register_buffer("log_prior", log_prior, persistent=False)
         self.label_smoothing = label_smoothing
+        self.labelled_share = labelled_share
         self.settings = settings
+        if labelled_share < 1:
+            _check_labels_are_rare(terms, settings)
         self.terms = [(key, term, find_loss(term)) for key, term in _keys(terms).items()]
         self._needs_logits = needs_logits(terms)
         # A mapping, as submodules would be trained, counted and saved.
@@ -129,9 +136,12 @@ class Distillation(Objective):
         if loss.target == "labels":
             options.setdefault("label_smoothing", self.label_smoothing)
             logits = logits if self.log_prior is None else logits + self.log_prior
-            return loss(logits, labels, **options)
+            return on_labelled(partial(loss, **options), labels, self.labelled_share, logits)
         if loss.target == "logits":
             assert taught is not None
+            if loss.needs_labels and not loss.batchwise:
+                function = partial(loss, **options)
+                return on_labelled(function, labels, self.labelled_share, logits, taught)
             tensors = [logits, taught, *([labels] if loss.needs_labels else [])]
             return loss(*map(gather, tensors) if loss.batchwise else tensors, **options)
         whose = _whose(term, self.settings)
@@ -173,6 +183,21 @@ class Distillation(Objective):
             elif loss.target == "levels":
                 found[key] = ReviewAdapter(ours, theirs)
         return nn.ModuleDict(found)
+
+
+def _check_labels_are_rare(terms: tuple[LossTerm, ...], settings: Teachers) -> None:
+    """Refuse what needs the label of every image."""
+    needing = [
+        term.name for term in terms if (its := find_loss(term)).needs_labels and its.batchwise
+    ]
+    if settings.combine == "best" and len(settings.enabled) > 1:
+        needing.append("teachers.combine: best")
+    if needing:
+        raise PipelineError(
+            f"`{needing[0]}` needs the label of every image, and some have none",
+            where="distill.losses" if "combine" not in needing[0] else "params.yaml",
+            fix="choose another, or set `views.unlabelled: 0`",
+        )
 
 
 def _size(shape: torch.Size) -> str:

@@ -26,7 +26,8 @@ from pipeline.core.progress import track
 from pipeline.data import augment, trivial, views
 from pipeline.data.params import ViewPlan
 from pipeline.data.records import PACKED, Manifest
-from pipeline.data.views import Views, seed_of, train_views
+from pipeline.data.unlabelled import FILE, epoch_images, load_shown
+from pipeline.data.views import Views, seed_of
 from pipeline.distill.params import RecordingParams
 from pipeline.distill.records import TEACHER_LOGITS, TeacherLogitsRecord
 from pipeline.distill.teachers import load_teacher, teacher_digest
@@ -46,10 +47,13 @@ _DONE = "epochs_done"
 
 
 def student_views(params: RecordingParams, manifest: Manifest) -> Views:
-    """The views of the train split that students see, the same for all of them."""
+    """The views that students see, the same for all of them."""
     seed, classes = seed_of("views", params.seed), len(manifest.classes)
-    augment = recorded_plan(params, manifest).augment
-    return train_views(augment, classes=classes, seed=seed)
+    plan, shown = recorded_plan(params, manifest), load_shown(manifest, params.views)
+    return Views(
+        shown.images, shown.labels, plan.augment,
+        classes=classes, seed=seed, size=manifest.image_size, known=shown.known,
+    )  # fmt: skip
 
 
 def recorded_plan(params: RecordingParams, manifest: Manifest) -> ViewPlan:
@@ -58,8 +62,8 @@ def recorded_plan(params: RecordingParams, manifest: Manifest) -> ViewPlan:
     They are the epochs of a student that starts from weights. A student from random weights needs
     more where images are few, and sees the same views again.
     """
-    size = manifest.image_size
-    return plan_views(params.views, Facts(manifest.size("train"), size, pretrained=True))
+    images = sum(epoch_images(manifest, params.views))
+    return plan_views(params.views, Facts(images, manifest.image_size, pretrained=True))
 
 
 def wanted(params: RecordingParams, manifest: Manifest) -> TeacherLogitsRecord:
@@ -68,6 +72,8 @@ def wanted(params: RecordingParams, manifest: Manifest) -> TeacherLogitsRecord:
     parts = [plan.model_dump_json(), str(params.seed)]
     parts += [manifest.digests[f"train_{part}.npy"] for part in ("images", "labels")]
     parts += [str(manifest.image_size)]
+    if manifest.unlabelled:
+        parts += [manifest.digests[FILE], str(params.views.unlabelled)]
     parts += [sha256(Path(str(module.__file__))) for module in (augment, trivial, views)]
     recorded = params.teacher_logits.record and plan.epochs > 0
     names = params.teachers.enabled if recorded else ()
@@ -76,7 +82,7 @@ def wanted(params: RecordingParams, manifest: Manifest) -> TeacherLogitsRecord:
         teachers={name: teacher_digest(name) for name in names},
         views=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
         epochs=plan.epochs,
-        samples=manifest.size("train"),
+        samples=sum(epoch_images(manifest, params.views)),
         classes=len(manifest.classes),
         top_k=None if top_k is None or top_k >= len(manifest.classes) else top_k,
     )

@@ -72,7 +72,7 @@ def distill_student(
         built, network, params.checkpoints, manifest.classes, manifest.channels
     ) or (normalisation, None)
     fold_normalisation(built, own, normalisation)
-    about = facts(manifest, manifest.image_size, started)
+    about = facts(manifest, manifest.image_size, params.views, started)
     recipe = plan_recipe(params.distill.training, about, "students")
     plan = plan_views(params.views, about)
     if fabric.is_global_zero:
@@ -128,9 +128,10 @@ def lessons(
         distill.losses,
         network.taps,
         params.teachers,
-        torch.from_numpy(views.images[:1].copy()).to(fabric.device),
+        torch.from_numpy(views.known[0][:1].copy()).to(fabric.device),
         recipe.label_smoothing,
         log_prior(manifest.counts["train"].values(), recipe.balance),
+        views.labelled_share,
     )
     digests = {teacher: teacher_digest(teacher) for teacher in running}
     return Lessons(objective, views, recorded, (distill, params.teachers, digests, expected, plan))

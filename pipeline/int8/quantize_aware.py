@@ -107,5 +107,5 @@ def rounded(params: QuantizeAwareParams, card: ModelCard, manifest: Manifest) ->
         "warmup": 0.0,
         "freeze": "none",
     }
-    about = facts(manifest, manifest.image_size, card.started_from)
+    about = facts(manifest, manifest.image_size, params.views, card.started_from)
     return plan_recipe(params.distill.training, about, "students").model_copy(update=update)

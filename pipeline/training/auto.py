@@ -12,6 +12,7 @@ from typing import Literal
 
 from pipeline.data.params import Augment, ViewPlan, Views
 from pipeline.data.records import Manifest
+from pipeline.data.unlabelled import epoch_images
 from pipeline.networks.records import StartedFrom
 from pipeline.training.params import Recipe, Training
 
@@ -29,6 +30,9 @@ FINE_TUNING = 8
 
 MOST_IMAGES: dict[Kind, int] = {"teachers": 256, "students": 128}
 """In a batch. Students take more and smaller steps."""
+
+FEW_LABELS = 64
+"""In a batch of teachers that learn from images without labels, too: they gain by more steps."""
 
 MOST_PIXELS = 32 * 224 * 224
 """In a batch, which bounds the memory of a step."""
@@ -57,7 +61,7 @@ class Facts:
     """What the rules depend on."""
 
     images: int
-    """In the train split."""
+    """That an epoch shows, of the train split and of those without labels."""
     size: int
     """Height and width of the network's input, in pixels."""
     pretrained: bool
@@ -66,20 +70,24 @@ class Facts:
     """Whether its classifier does not, but the rest does."""
     imbalance: float = 1.0
     """Train images of the largest class per image of the smallest."""
+    unlabelled: int = 0
+    """Of `images`, those without labels."""
 
 
-def facts(manifest: Manifest, size: int, started: StartedFrom | None = None) -> Facts:
+def facts(manifest: Manifest, size: int, views: Views, started: StartedFrom | None = None) -> Facts:
     """The facts about packed data and a network that takes images of `size` pixels.
 
     Args:
         manifest: of the packed data.
         size: height and width of the network's input.
+        views: which images it sees.
         started: the weights that it starts from; None for random ones.
     """
     new_head = started is not None and bool(started.new)
     counts = manifest.counts["train"].values()
+    known, unknown = epoch_images(manifest, views)
     imbalance = max(counts) / min(counts)
-    return Facts(manifest.size("train"), size, started is not None, new_head, imbalance)
+    return Facts(known + unknown, size, started is not None, new_head, imbalance, unknown)
 
 
 def plan_views(views: Views, about: Facts) -> ViewPlan:
@@ -103,7 +111,8 @@ def plan_recipe(training: Training, about: Facts, kind: Kind) -> Recipe:
         kind: of the network.
     """
     fitting = min(MOST_PIXELS / about.size**2, max(about.images / STEPS, FEWEST))
-    found_size = max(2, min(MOST_IMAGES[kind], 2 ** int(math.log2(fitting)), about.images))
+    most = FEW_LABELS if kind == "teachers" and about.unlabelled else MOST_IMAGES[kind]
+    found_size = max(2, min(most, 2 ** int(math.log2(fitting)), about.images))
     batch = found_size if training.batch_size == "auto" else training.batch_size
     if about.pretrained:
         lr = FINE_TUNING_LR * math.sqrt(batch / 32)
@@ -136,8 +145,9 @@ def tell(
         "sampling": ", every class equally often",
         "logit_adjusted": f", logits adjusted to classes that differ {about.imbalance:.1f}-fold",
     }
+    unlabelled = f" ({about.unlabelled:,} of them unlabelled)" if about.unlabelled else ""
     print(
-        f"{name}: {about.images:,} images at {about.size} px, {plan.epochs} epochs in batches of "
-        f"{recipe.batch_size}, {recipe.optimizer} at {recipe.lr:.2g}{freeze[recipe.freeze]}"
-        f"{balance[recipe.balance]}"
+        f"{name}: {about.images:,} images{unlabelled} at {about.size} px, {plan.epochs} epochs "
+        f"in batches of {recipe.batch_size}, {recipe.optimizer} at {recipe.lr:.2g}"
+        f"{freeze[recipe.freeze]}{balance[recipe.balance]}"
     )

@@ -32,15 +32,26 @@ def epoch_order(
 ) -> NDArray[np.int64]:
     """The samples of an epoch in their order, indices [N] into `labels` [N].
 
-    With `sampling`, every part of the order that begins at its start has each class equally often,
-    give or take one, and each sample of a class equally often, give or take one. A sample that
-    comes several times has the same view, and the same recorded teacher logits, each time.
+    Samples without a label stand at equal distances, so that every batch has its share of them. Of
+    the others, with `sampling`, every part of the order that begins at its start has each class
+    equally often, give or take one, and each sample of a class equally often, give or take one. A
+    sample that comes several times has the same view, and the same recorded teacher logits, each
+    time.
 
     Args:
-        labels: of the train split.
+        labels: of the train split; negative ones are unknown.
         balance: anything but `sampling` gives a permutation.
         random: decides the order.
     """
+    known, unknown = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
+    parts = known[_drawn(labels[known], balance, random)], random.permutation(unknown)
+    places = [(np.arange(len(part)) + 0.5) / max(len(part), 1) for part in parts]
+    return np.concatenate(parts)[np.concatenate(places).argsort(kind="stable")]
+
+
+def _drawn(
+    labels: NDArray[np.int64], balance: Balance, random: np.random.Generator
+) -> NDArray[np.int64]:
     samples = len(labels)
     if balance != "sampling":
         return random.permutation(samples)

@@ -66,7 +66,7 @@ def fit(
     saved = load_checkpoint(run.key, fabric.device)
     start = None
     if run.training.freeze != "none" and saved is None:
-        model, train = objective.model.to(fabric.device), (views.images, views.labels)
+        model, train = objective.model.to(fabric.device), views.known
         flip, balance = views.augment.flip, run.training.balance
         start = fit_classifier(model, train, val, flip=flip, balance=balance, name=run.name)
         if fabric.is_global_zero:
@@ -149,7 +149,7 @@ class _Loop:
         run, optimizer = self.run, self.optimizer
         before = {name: value.clone() for name, value in self.objective.state_dict().items()}
         precision = self.fabric.strategy.precision.state_dict()
-        samples, seconds = np.arange(run.training.batch_size), 0.0
+        samples = np.linspace(0, len(self.views) - 1, run.training.batch_size).astype(np.int64)
         self._set_mode()
         for _ in range(2):  # the first one allocates memory and compiles kernels
             start = time.perf_counter()
@@ -341,7 +341,7 @@ def _evaluate_only(
 ) -> Fitted:
     """No training: one row of the curves, with the losses of the unchanged network."""
     model = objective.to(fabric.device).model
-    train_loss, _ = evaluate(model, views.images, views.labels)
+    train_loss, _ = evaluate(model, *views.known)
     val_loss, top1 = evaluate(model, *val)
     row = Epoch(train_loss=train_loss, val_loss=val_loss, val_top1=top1, lr=0.0)
     quiet = not (fabric.is_global_zero and run.curves)

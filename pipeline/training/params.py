@@ -103,6 +103,21 @@ class Training(Regularisation):
     )
 
 
+class Consistency(Group):
+    """How a teacher learns from images without labels (FixMatch, arXiv 2001.07685)."""
+
+    weight: Annotated[Positive, Field(le=1e6)] = Field(1.0, description="of its loss")
+    threshold: Fraction = Field(
+        0.95, description="probability from which an own answer teaches the strongly changed view"
+    )
+
+
+class TeacherViews(Views):
+    """The views of a teacher, who learns most from labels."""
+
+    most_unlabelled: ClassVar[float] = 1 / 2
+
+
 class Teacher(Group):
     """One teacher: its network, and how it is trained."""
 
@@ -110,8 +125,9 @@ class Teacher(Group):
         "auto", description="height and width that images are resized to; auto: not resized"
     )
     network: Network
-    views: Views
+    views: TeacherViews
     training: Training = Training()
+    consistency: Consistency = Consistency()
 
 
 class Teachers(Group):

@@ -1,4 +1,4 @@
-"""Stage `train_teacher`: a network that learns from labels only."""
+"""Stage `train_teacher`: a network that learns from labels, and from images without them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.core.errors import PipelineError
+from pipeline.data.params import ViewPlan
 from pipeline.data.records import PACKED, Manifest
-from pipeline.data.views import seed_of, train_views
+from pipeline.data.unlabelled import load_shown
+from pipeline.data.views import Views, seed_of
 from pipeline.networks.build import build_network
 from pipeline.networks.inference import set_up_torch
 from pipeline.networks.pixels import PixelsToLogits
@@ -16,8 +18,9 @@ from pipeline.networks.records import TEACHERS, Normalisation
 from pipeline.training.auto import facts, plan_recipe, plan_views, tell
 from pipeline.training.balance import log_prior
 from pipeline.training.devices import launch
+from pipeline.training.few_labels import Consistent, PairedViews, check_unmixed
 from pipeline.training.objective import Objective, Terms
-from pipeline.training.params import TeacherParams
+from pipeline.training.params import Recipe, TeacherParams
 from pipeline.training.task import Task, train_and_write
 
 
@@ -70,7 +73,7 @@ def train_teacher(params: TeacherParams, name: str) -> None:
     normalisation, started = start_from(
         network, teacher.network, params.checkpoints, manifest.classes, manifest.channels
     ) or (Normalisation(mean=manifest.mean, std=manifest.std), None)
-    about = facts(manifest, size, started)
+    about = facts(manifest, size, teacher.views, started)
     plan = plan_views(teacher.views, about)
     recipe = plan_recipe(teacher.training, about, "teachers")
     if fabric.is_global_zero:
@@ -83,8 +86,7 @@ def train_teacher(params: TeacherParams, name: str) -> None:
         )
     resized = None if size == manifest.image_size else size
     model = PixelsToLogits(network, normalisation, resized)
-    classes, seed = len(manifest.classes), seed_of(name, params.seed)
-    views = train_views(plan.augment, classes=classes, seed=seed)
+    objective, views = _lessons(params, name, model, manifest, plan, recipe)
     task = Task(
         name=name,
         kind="teachers",
@@ -97,6 +99,28 @@ def train_teacher(params: TeacherParams, name: str) -> None:
         settings=(teacher, plan, normalisation),
         started_from=started,
     )
-    prior = log_prior(manifest.counts["train"].values(), recipe.balance)
-    objective = Supervised(model, recipe.label_smoothing, prior)
     train_and_write(fabric, task, manifest, objective, views)
+
+
+def _lessons(
+    params: TeacherParams,
+    name: str,
+    model: PixelsToLogits,
+    manifest: Manifest,
+    plan: ViewPlan,
+    recipe: Recipe,
+) -> tuple[Objective, Views]:
+    """What the teacher learns from: labels, and its own answers where images have none."""
+    shown = load_shown(manifest, params.teachers.zoo[name].views)
+    few = len(shown.images) > len(shown.known[0])
+    views = (PairedViews if few else Views)(
+        shown.images, shown.labels, plan.augment,
+        classes=len(manifest.classes), seed=seed_of(name, params.seed), size=manifest.image_size,
+        known=shown.known,
+    )  # fmt: skip
+    prior = log_prior(manifest.counts["train"].values(), recipe.balance)
+    if not few:
+        return Supervised(model, recipe.label_smoothing, prior), views
+    check_unmixed(plan.augment, name)
+    its, share = params.teachers.zoo[name].consistency, views.labelled_share
+    return Consistent(model, recipe.label_smoothing, its, share, prior), views

@@ -21,6 +21,7 @@ TRAINING = TREE["distill"]["training"]
 MISSING = TREE["teachers"]["zoo"]["resnet"] | {
     "network": {"arch": "resnet10t", "weights": "none.pth"}
 }
+MIXED = TREE["teachers"]["zoo"]["resnet"] | {"views": {"augment": {"mixup": 0.2}}}
 EARLY = {"name": "hint", "weight": 1, "taps": ["early"]}
 HEADLESS = {"features_only": True}
 
@@ -44,6 +45,14 @@ def test_what_is_shipped_is_right(tmp_path: Path, profile: str) -> None:
     ("groups", "said"),
     [
         ({"data": {"source": "folder", "folder": "/nowhere"}}, "there is no such folder"),
+        (
+            {"data": {"unlabelled": "/nowhere"}},
+            "data.unlabelled: /nowhere: there is no such folder",
+        ),
+        (
+            {"data": {"labels": 9}, "teachers": {"zoo": {"resnet": MIXED}}},
+            "leave out `mixup` and `cutmix`, or set `unlabelled: 0`",
+        ),
         ({"data": {"source": "foldr"}}, "no `foldr` among the sources; did you mean `folder`"),
         (
             {"distill": {"losses": [{"name": "kll", "weight": 1}]}},

@@ -174,7 +174,7 @@ def test_views_are_those_that_students_are_trained_on(
     views = student_views(params, manifest)
     assert views.augment.crop == 0.5  # found by `auto` at 96 px
     every = np.arange(len(views))
-    known = [views.images, *(views.batch(epoch, every, "cpu")[0].numpy() for epoch in (0, 1))]
+    known = [views.known[0], *(views.batch(epoch, every, "cpu")[0].numpy() for epoch in (0, 1))]
     rows = np.stack(shown[: 2 * 3 * look_page.IMAGES]).reshape(2, 3, look_page.IMAGES, 96, 96, 3)
     for sheet in rows:
         places = [

@@ -298,15 +298,16 @@ def test_a_memory_mapped_split_gives_the_same_views(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("asked", [{"crop": 0.5}, ALL, {"flip": True}], ids=["crop", "all", "flip"])
-def test_crops_are_cut_from_larger_images_of_which_nothing_else_is_read(
+def test_crops_are_cut_from_all_of_an_image_and_other_views_from_its_centre(
     asked: dict[str, Any],
 ) -> None:
     """Every image is one colour on the left and another on the right, at both sizes."""
-    images, labels = np.zeros((N, 10, 10, 3), np.uint8), split()[1]
-    larger = np.zeros((N, 14, 14, 3), np.uint8)
-    images[:, :, 5:] = larger[:, :, 7:] = split()[0][:, :1, :1]
-    made = Views(images, labels, options(asked), classes=CLASSES, seed=17, whole=larger)
+    larger, labels = np.zeros((N, 14, 14, 3), np.uint8), split()[1]
+    larger[:, :, 7:] = split()[0][:, :1, :1]
+    images = larger[:, 2:-2, 2:-2]
+    made = Views(larger, labels, options(asked), classes=CLASSES, seed=17, size=10)
     plain = Views(images, labels, options(asked), classes=CLASSES, seed=17)
+    assert np.array_equal(made.known[0], images)
     found, expected = everyone(made)[0], everyone(plain)[0]
     assert found.shape == expected.shape
     if "crop" not in asked:

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.cli.params import Params
 from pipeline.core.files import sha256
+from pipeline.data.prepare import prepare
 from pipeline.distill.recording import record_teacher_logits
 from pipeline.distill.records import TeacherLogitsRecord
 from pipeline.distill.student import distill_student
@@ -71,6 +72,23 @@ def test_two_teachers_of_different_sizes_teach_one_student(
     distill_student(params, STUDENT)
     online = ModelMetrics.read(Path(f"metrics/students/{STUDENT}.json"))
     assert online.top1 == pytest.approx(recorded.top1, abs=0.02)
+
+
+def test_images_without_labels_teach_in_every_stage(
+    configured: Callable[..., Params], fashion: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = configured()
+    Path("data").unlink()  # the link to what all tests share
+    few = {"labels": 10, "limit": 300, "calibration_images": 32}
+    manifest = prepare(params.data.model_copy(update=few), 1, fashion / "data/raw")
+    assert (manifest.size("train"), manifest.unlabelled) == (100, 200)
+    teach(params)
+    assert TeacherLogitsRecord.read(Path("models/teacher_logits/record.json")).samples == 300
+    distill_student(params, STUDENT)
+    told = capsys.readouterr().out
+    assert "resnet: 400 images (200 of them unlabelled) at 28 px" in told
+    assert f"{STUDENT}: 300 images (200 of them unlabelled) at 28 px" in told
+    assert 0.05 < ModelMetrics.read(Path(f"metrics/students/{STUDENT}.json")).top1 <= 1
 
 
 def test_a_student_alone_needs_no_teacher(configured: Callable[..., Params]) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pipeline.training.auto import Facts, plan_recipe
 from pipeline.training.balance import epoch_order, log_prior
 from pipeline.training.head import _minimise
-from pipeline.training.params import Training
+from pipeline.training.params import Balance, Training
 from pipeline.training.teacher import Supervised
 from tests.training.conftest import model
 
@@ -43,6 +43,16 @@ def test_of_equal_classes_sampling_is_a_permutation() -> None:
 def test_without_sampling_the_order_is_what_it_was() -> None:
     for balance in ("none", "logit_adjusted"):
         assert np.array_equal(order(5, balance), np.random.default_rng(5).permutation(58))
+
+
+@pytest.mark.parametrize("balance", ["none", "sampling"])
+def test_every_batch_has_its_share_of_images_without_labels(balance: Balance) -> None:
+    labels = np.concatenate([np.repeat([0, 1], (80, 20)), np.full(700, -1)])
+    shown = epoch_order(labels, balance, np.random.default_rng(0))
+    assert set((labels[shown].reshape(-1, 8) >= 0).sum(1)) == {1}
+    assert np.array_equal(np.sort(shown[labels[shown] < 0]), np.arange(100, 800))
+    counts = np.bincount(labels[shown[labels[shown] >= 0]])
+    assert counts.tolist() == ([50, 50] if balance == "sampling" else [80, 20])
 
 
 def test_the_adjusted_cross_entropy_is_that_of_the_paper() -> None:

@@ -94,7 +94,7 @@ def open_packed(params: Params) -> Packed:
             fix=_PREPARE,
         )
     views = student_views(params, manifest)
-    train = views.images, views.labels
+    train = views.known
     arrays = {split: train if split == "train" else load_split(split) for split in SPLITS}
     return Packed(
         manifest=manifest,
