@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.patches import keep_freed_memory
 from pipeline.core.progress import track
 from pipeline.data.images import BROKEN, SIXTEEN_BIT, centre, is_grey, load_image, open_image
 from pipeline.data.params import Data
@@ -159,6 +160,7 @@ _read: Read
 def _open_worker(data: Data, raw: Path) -> None:
     """In each worker: open the source, and watch the parent, which may be killed."""
     global _read
+    keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _read = reader(data, raw)
     gc.freeze()  # a search for garbage in torchvision at exit takes 2 s
@@ -211,7 +213,7 @@ def _decode(
             rejected.append(Rejected(file=name, reason=str(error)))
     stack = np.stack(images) if images else np.empty((0, *shape), np.uint8)
     seen = centre(stack, (size, size))
-    digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in seen]
+    digests = [hashlib.sha256(np.ascontiguousarray(one).data).digest()[:16] for one in seen]
     return Decoded(stack, np.array(kept, np.int64), digests, sizes, rejected, losses)
 
 
