@@ -5,14 +5,12 @@ of 500 and of 1,600 pixels. All times are CPU times, so that other work on the m
 little, and what is compared alternates in one run.
 
 - decoding: `load_image` in one process; Pillow alone opens the file, decodes all of it, and resizes
-  the centre square to 224 pixels (bilinear).
+  the centre square to 258 pixels (bilinear), the stored size of 224.
 - prepare: the whole stage, with all of its processes, on N and on four times as many photos of 500
-  pixels. The difference of the two is what further images cost; start-up drops out. It is compared
-  with Pillow alone as above, and with Pillow resizing train images to both sizes that are stored.
-  Memory is the highest sum over all processes of their own pages and their share of common ones
-  (PSS).
+  pixels. The difference of the two is what further images cost; start-up drops out. Memory is the
+  highest sum over all processes of their own pages and their share of common ones (PSS).
 - training: EfficientNet-Lite0 by `fit`, on what `prepare` packed. A step of the loop, with random
-  crops of larger images read from the disk, beside a step of plain torch on one batch in memory.
+  crops of stored images read from the disk, beside a step of plain torch on one batch in memory.
   Peak anonymous memory (RssAnon) of `fit` with a fitted classifier, validation and checkpoints for
   N and four times as many images at about equal steps, and of the plain steps, each in its own
   process.
@@ -47,10 +45,12 @@ from benchmarks.shared import count, one_device
 from benchmarks.training_memory import MIB, Watch
 from pipeline.core.errors import PipelineError, run
 from pipeline.core.files import write_whole
-from pipeline.data.images import load_image, load_sizes
+from pipeline.data.images import load_image
 from pipeline.data.params import Augment
+from pipeline.data.params import Views as Asked
 from pipeline.data.records import MANIFEST, PACKED, Manifest, load_split
-from pipeline.data.views import Views, train_views
+from pipeline.data.unlabelled import load_shown
+from pipeline.data.views import Views
 from pipeline.latency.fingerprint import read_fingerprint
 from pipeline.networks.build import build_network, tool_versions
 from pipeline.networks.params import Network
@@ -62,14 +62,11 @@ from pipeline.training.teacher import Supervised
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "scale.json"
-SIZE, LARGER, BATCH, TIMES, ROUNDS = 224, 258, 32, 4, 5
+SIZE, STORED, BATCH, TIMES, ROUNDS = 224, 258, 32, 4, 5
 SIDES = (500, 1600)
 CLASSES = ("ants", "bees")
 ARCH = "efficientnet_lite0"
 LOOK_SECONDS = 0.02
-TRAIN = 0.81
-"""The share of images that are in train: test is cut first, then val."""
-
 PARTS = ("decoding", "prepare", "training")
 
 
@@ -99,10 +96,8 @@ def decoding(folder: Path) -> dict[str, float]:
     """CPU milliseconds per image of each way, medians over rounds."""
     files = sorted(folder.rglob("*.jpg"))
     ways: dict[str, Callable[[Path], Any]] = {
-        "pillow": lambda file: by_pillow(file, (SIZE,)),
-        "pillow, two sizes": lambda file: by_pillow(file, (SIZE, LARGER)),
-        "ours": lambda file: load_image(file, SIZE, 3),
-        "ours, two sizes": lambda file: load_sizes(file, (SIZE, LARGER), 3),
+        "pillow": lambda file: by_pillow(file, STORED),
+        "ours": lambda file: load_image(file, SIZE, 3, STORED),
         "ours, decoding alone": drafted,
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
@@ -115,17 +110,17 @@ def decoding(folder: Path) -> dict[str, float]:
 def drafted(file: Path) -> None:
     """The part of `load_image` that no other resizing could save: decoding at the reduced size."""
     with Image.open(io.BytesIO(file.read_bytes())) as image:
-        image.draft(None, (2 * SIZE, 2 * SIZE))
+        image.draft(None, (2 * STORED, 2 * STORED))
         image.load()
 
 
-def project(folder: Path, photos: Path, stored: str) -> None:
+def project(folder: Path, photos: Path) -> None:
     """A folder in which the stages run on `photos`."""
     folder.mkdir(exist_ok=True)
     tree = yaml.safe_load((ROOT / "params.yaml").read_text())
     tree["data"] |= {
         "source": "folder", "folder": str(photos), "image_size": SIZE, "channels": 3,
-        "stored_size": stored, "val_fraction": 0.1, "test_fraction": 0.1,
+        "stored_size": STORED, "val_fraction": 0.1, "test_fraction": 0.1,
         "calibration_images": 32,
     }  # fmt: skip
     (folder / "jpegs").symlink_to(photos)
@@ -206,8 +201,11 @@ def recipe(freeze: str) -> Recipe:
 
 
 def photo_views(manifest: Manifest) -> Views:
-    augment = Augment(flip=True, shift=0, crop=0.5)
-    return train_views(augment, classes=len(manifest.classes), seed=1)
+    shown, augment = load_shown(manifest, Asked()), Augment(flip=True, shift=0, crop=0.5)
+    return Views(
+        shown.images, shown.labels, augment,
+        classes=len(manifest.classes), seed=1, size=SIZE, known=shown.known,
+    )  # fmt: skip
 
 
 def plain(network: PixelsToLogits) -> Callable[[], None]:
@@ -298,7 +296,7 @@ def training(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     few, many = arguments.images, TIMES * arguments.images
     for images in (few, many):
         here = folder / str(images)
-        project(here, folder / f"jpegs-{images}", "auto")
+        project(here, folder / f"jpegs-{images}")
         for stage in ("fetch", "prepare"):
             started(here, f"stages.{stage}")
     threads = ("--threads", arguments.threads) if arguments.threads else ()
@@ -319,17 +317,15 @@ def preparing(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """CPU milliseconds per further image, and peaks of memory, for N and more images."""
     few, many = arguments.images, TIMES * arguments.images
     ways: dict[str, tuple[object, ...]] = {
-        "same": ("stages.prepare",),
-        "auto": ("stages.prepare",),
-        "pillow": ("benchmarks.pillow_alone", "jpegs", SIZE),
-        "pillow, two sizes": ("benchmarks.pillow_alone", "jpegs", SIZE, LARGER),
+        "prepare": ("stages.prepare",),
+        "pillow": ("benchmarks.pillow_alone", "jpegs", STORED),
     }
     seconds: dict[str, dict[int, list[float]]] = {way: {few: [], many: []} for way in ways}
     peaks: dict[str, dict[int, list[int]]] = {way: {few: [], many: []} for way in ways}
     for images in (few, many):
-        for stored in ways:
-            here = folder / f"{stored}-{images}"
-            project(here, folder / f"jpegs-{images}", stored if stored == "same" else "auto")
+        for way in ways:
+            here = folder / f"{way}-{images}"
+            project(here, folder / f"jpegs-{images}")
             started(here, "stages.fetch")
     for _ in range(ROUNDS):
         for way, command in ways.items():
@@ -352,7 +348,7 @@ def preparing(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     for side in SIDES if "decoding" in result else ():
         ways = result["decoding"][str(side)]
-        print(f"\nCPU ms per image of {side} px, to {SIZE} px")
+        print(f"\nCPU ms per image of {side} px, to {STORED} px")
         for name, taken in ways.items():
             print(f"  {name:24}{taken:8.2f}  {ways['pillow'] / taken:6.2f} x Pillow's rate")
     if "prepare" in result:
@@ -370,15 +366,12 @@ def show(result: dict[str, Any]) -> None:
 def show_prepare(result: dict[str, Any]) -> None:
     few, many = map(str, result["images"])
     print(f"\nprepare, JPEGs of 500 px; peaks with {few} and {many} images")
-    alone, both = (result[way]["ms"] for way in ("pillow", "pillow, two sizes"))
-    for stored, like in (("same", alone), ("auto", alone + TRAIN * (both - alone))):
-        found = result[stored]
+    alone = result["pillow"]["ms"]
+    for way in ("pillow", "prepare"):
+        found = result[way]
         peaks = " and ".join(f"{found['pss'][n] / MIB:.0f}" for n in (few, many))
-        print(
-            f"  stored_size: {stored:6}{found['ms']:6.2f} ms, {alone / found['ms']:.2f} of "
-            f"Pillow's rate to {SIZE} px, {like / found['ms']:.2f} of its rate to the "
-            f"same sizes; {peaks} MiB"
-        )
+        share = alone / found["ms"]
+        print(f"  {way:8}{found['ms']:6.2f} ms, {share:.2f} of Pillow's rate; {peaks} MiB")
 
 
 def main() -> None:
