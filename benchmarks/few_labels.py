@@ -74,7 +74,7 @@ class Trial:
         shown = load_shown(self.manifest, self.params.views)
         views, training = self.views(Views, shown), self.params.distill.training
         enabled = self.params.teachers.model_copy(update={"enabled": (TEACHER,), "weights": {}})
-        first = torch.from_numpy(shown.images[:1].copy())
+        first = torch.from_numpy(shown.known[0][:1].copy())
         distilled = Distillation(
             self.student(), {TEACHER: teacher}, TERMS, {}, enabled, first,
             labelled_share=views.labelled_share,
@@ -92,7 +92,8 @@ class Trial:
         """Mirrored and shifted images."""
         return kind(
             shown.images, shown.labels, AUGMENT, classes=len(self.manifest.classes),
-            seed=seed_of(kind.__name__, self.seed), known=shown.known,
+            seed=seed_of(kind.__name__, self.seed), size=self.manifest.image_size,
+            known=shown.known,
         )  # fmt: skip
 
     def model(self, network: Network, normalisation: Normalisation) -> PixelsToLogits:

@@ -51,7 +51,7 @@ def _apply(tree: Any, changes: list[tuple[tuple[Any, ...], str, Any]]) -> Any:
         node = tree
         for key in path:
             node = _child(node, key)
-        if not isinstance(node, dict | list) or (isinstance(node, list) and last >= len(node)):
+        if not isinstance(node, dict) and not _is_place(node, last):
             continue  # an earlier change took it away
         if how == "=":
             node[last] = deepcopy(value)
@@ -65,7 +65,12 @@ def _apply(tree: Any, changes: list[tuple[tuple[Any, ...], str, Any]]) -> Any:
 def _child(node: Any, key: Any) -> Any:
     if isinstance(node, dict):
         return node.get(key)
-    return node[key] if isinstance(node, list) and key < len(node) else None
+    return node[key] if _is_place(node, key) else None
+
+
+def _is_place(node: Any, key: Any) -> bool:
+    """Whether `node` is a list and `key` an index of it, not a key of a mapping that was there."""
+    return isinstance(node, list) and isinstance(key, int) and key < len(node)
 
 
 def as_json(tree: Any) -> str:

@@ -159,7 +159,8 @@ class Views:
         height, width = images.shape[1:3]
         self._shape = (height, width) if size is None else (size, size)
         self._labelled = int((labels >= 0).sum())
-        self.known = known or (centre(cast("NDArray[np.uint8]", images), self._shape), labels)
+        own = cast("NDArray[np.uint8]", images)
+        self.known = known or (own if size is None else centre(own, self._shape), labels)
         self.augment, self._classes, self._seed = augment, classes, seed
         self._drawn: tuple[int, Draws] | None = None
 

@@ -107,7 +107,9 @@ def test_crops_of_larger_images_are_recorded_and_of_others_refused(
     params = taught(views={"epochs": 1, "augment": {"flip": True, "crop": 0.5}})
     manifest = Manifest.read(PACKED / "manifest.json")
     packed = PACKED / "train_images.npy"
-    np.save(packed, load_split("train")[0].repeat(2, axis=1).repeat(2, axis=2))
+    larger = load_split("train")[0].repeat(2, axis=1).repeat(2, axis=2)
+    packed.unlink()  # other tests have a link to the same file
+    np.save(packed, larger)
     digests = manifest.digests | {packed.name: sha256(packed)}
     stored = 2 * manifest.image_size
     manifest = manifest.model_copy(update={"stored_size": stored, "digests": digests})
