@@ -106,10 +106,11 @@ def test_crops_of_larger_images_are_recorded_and_of_others_refused(
 ) -> None:
     params = taught(views={"epochs": 1, "augment": {"flip": True, "crop": 0.5}})
     manifest = Manifest.read(PACKED / "manifest.json")
+    shared = PACKED.parent.resolve()  # which other tests read
+    PACKED.parent.unlink()
+    shutil.copytree(shared, PACKED.parent)
     packed = PACKED / "train_images.npy"
-    larger = load_split("train")[0].repeat(2, axis=1).repeat(2, axis=2)
-    packed.unlink()  # other tests have a link to the same file
-    np.save(packed, larger)
+    np.save(packed, load_split("train")[0].repeat(2, axis=1).repeat(2, axis=2))
     digests = manifest.digests | {packed.name: sha256(packed)}
     stored = 2 * manifest.image_size
     manifest = manifest.model_copy(update={"stored_size": stored, "digests": digests})
