@@ -42,7 +42,7 @@ STEPS = 12
 
 FEWEST = 8
 
-FINE_TUNING_LR = 0.0004
+FINE_TUNING_LR = 0.001
 """Of AdamW for a batch of 32; the last layer's."""
 
 FEW_IMAGES = 10_000
