@@ -47,7 +47,8 @@ PHOTO, MANY, OF_MANY = 224, 50_000, 128
 
 STORED = 1.15
 """`stored_size: auto`: the shorter side of photos is resized to so many times their size, of which
-networks see the centre. A random crop of three quarters of the area is then not enlarged."""
+networks see the centre, but not enlarged for it. A random crop of three quarters of the area then
+has as many pixels as a network takes."""
 
 
 def prepare(
@@ -223,9 +224,8 @@ def _shape(decoder: Decoder, data: Data) -> tuple[int, int, int]:
     size = _auto_size(sizes, median) if data.image_size == "auto" else data.image_size
     channels = (1 if grey else 3) if data.channels == "auto" else data.channels
     stored = size if data.stored_size in ("auto", "same") else int(data.stored_size)
-    larger = 2 * round(STORED * size / 2)
-    if data.stored_size == "auto" and size > SMALL and median >= larger:
-        stored = larger
+    if data.stored_size == "auto" and size > SMALL:
+        stored = max(size, min(round(STORED * size), int(median)))
     if not size <= stored <= 2 * size:
         raise PipelineError(
             f"{stored} px are {'less' if stored < size else 'more than twice as much'} than the "

@@ -137,7 +137,7 @@ def test_photos_are_stored_larger_and_seen_as_bundles_cut_them(tmp_path: Path) -
     for seed, name in enumerate(("cat", "dog")):
         fill(tmp_path / "images" / name, 8, seed, (110, 90))
     manifest = packed(data(tmp_path / "images", image_size=70), tmp_path)
-    assert manifest.stored_size == 80  # 1.15 * 70, even
+    assert manifest.stored_size == 80  # 1.15 * 70
     files = list((tmp_path / "images").rglob("*.png"))
     known = {load_image(file, 70, 3, 80).tobytes(): load_image(file, 80, 3) for file in files}
     whole, _ = load_stored("train", tmp_path / "packed")
@@ -177,6 +177,10 @@ def test_small_images_are_stored_as_they_are_unless_asked_otherwise(
 ) -> None:
     assert packed(data(images), tmp_path / "auto").stored_size == 12
     assert packed(data(images, stored_size=24), tmp_path / "set").stored_size == 24
+    for seed, name in enumerate(("cat", "dog")):
+        fill(tmp_path / "medium" / name, 8, seed, (75, 90))
+    medium = packed(data(tmp_path / "medium", image_size=70), tmp_path / "as large")
+    assert medium.stored_size == 75
     small = data(images, image_size=70)  # of 12 px: enlarging them once more gains nothing
     assert packed(small, tmp_path / "enlarged").stored_size == 70
 
