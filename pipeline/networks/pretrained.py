@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -128,6 +126,7 @@ def load_weights_of(
                 f"the network's is {list(own[name].shape)}",
             )
         if tensor is not None and not (new_head and name in head):
+            _check_values(own[name], tensor, other, file)
             chosen[name] = tensor
     backbone = [name for name in needed if name not in head]
     missing = [name for name in backbone if name not in chosen]
@@ -167,8 +166,8 @@ def read_state_dict(file: Path) -> dict[str, torch.Tensor]:
             where=str(file),
             fix="save the state dict alone: `torch.save(model.state_dict(), FILE)`",
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as e:
-        reason = str(e).partition("\n")[0] or "it ends too early"
+    except Exception as error:  # a damaged pickle is a program that can end in any of them
+        reason = str(error).partition("\n")[0] or "it ends too early"
         raise PipelineError(
             f"not a weights file, or a damaged one: {reason}",
             where=str(file),
@@ -220,6 +219,24 @@ def _adapted(own: torch.Tensor, given: torch.Tensor, channels: int) -> torch.Ten
     if _fits(own, given) and own.shape[1] == channels == 1:
         return given.sum(1, keepdim=True)
     return None
+
+
+def _check_values(own: torch.Tensor, given: torch.Tensor, name: str, file: Path) -> None:
+    """Raise `PipelineError` for a tensor that is not made of finite floating-point numbers."""
+    if not own.is_floating_point():
+        return
+    found = None
+    if given.is_meta or given.layout != torch.strided or not given.is_floating_point():
+        layout = "without values" if given.is_meta else str(given.layout).removeprefix("torch.")
+        found = f"is {str(given.dtype).removeprefix('torch.')}, {layout}"
+    elif not given.float().isfinite().all():
+        found = "has values that are infinite or no numbers"
+    if found:
+        raise PipelineError(
+            f"the tensor `{name}` {found}",
+            where=str(file),
+            fix="give weights of float32, float16 or bfloat16 as they were trained",
+        )
 
 
 def _head(model: nn.Module, own: Mapping[str, torch.Tensor]) -> list[str]:

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,7 +19,7 @@ from pipeline.networks.build import build_network
 from pipeline.networks.folding import fold_normalisation
 from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
-from pipeline.networks.pretrained import start_from
+from pipeline.networks.pretrained import read_state_dict, start_from
 from pipeline.networks.records import Normalisation, StartedFrom
 
 RGB = {"mean": [124.0, 116.0, 104.0], "std": [58.0, 57.0, 57.5]}
@@ -134,6 +135,46 @@ def test_what_does_not_fit_is_one_error_that_names_the_file(
         start(RESNET, tmp_path)
     assert refused.value.where == str(tmp_path / "file.pth") and refused.value.fix
     assert "\n" not in refused.value.what
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensor: torch.full_like(tensor, torch.nan), "infinite or no numbers"),
+        (lambda tensor: (100 * tensor).to(torch.int8), "int8"),
+        (lambda tensor: tensor.to(torch.complex64), "complex64"),
+        (lambda tensor: tensor.to_sparse(), "sparse_coo"),
+        (lambda tensor: tensor.to("meta"), "without values"),
+    ],
+    ids=["nan", "int8", "complex", "sparse", "meta"],
+)
+def test_tensors_that_are_no_finite_numbers_are_named(
+    change: Any, said: str, tmp_path: Path
+) -> None:
+    tensors = build(RESNET, 2).state_dict()
+    name = next(name for name, tensor in tensors.items() if tensor.ndim == 4)
+    torch.save(tensors | {name: change(tensors[name])}, tmp_path / "file.pth")
+    with pytest.raises(PipelineError, match=rf"the tensor `{name}` .*{said}"):
+        start(RESNET, tmp_path)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "pickle"])
+def test_no_damage_of_a_file_is_a_traceback(zipped: bool, tmp_path: Path) -> None:
+    file, random = tmp_path / "file.pth", np.random.default_rng(5)
+    torch.save({"x": torch.ones(3)}, file, _use_new_zipfile_serialization=zipped)
+    whole = file.read_bytes()
+    refused = 0
+    for _ in range(150):
+        content = bytearray(whole)
+        for place in random.integers(0, len(whole), 4):
+            content[place] = random.integers(0, 256)
+        file.write_bytes(content)
+        try:
+            read_state_dict(file)
+        except PipelineError as error:
+            assert error.where == str(file)
+            refused += 1
+    assert refused > 30
 
 
 def test_a_file_whose_normalisation_is_not_known_is_refused(tmp_path: Path) -> None:
