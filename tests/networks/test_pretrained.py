@@ -158,6 +158,7 @@ def test_tensors_that_are_no_finite_numbers_are_named(
         start(RESNET, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "pickle"])
 def test_no_damage_of_a_file_is_a_traceback(zipped: bool, tmp_path: Path) -> None:
     file, random = tmp_path / "file.pth", np.random.default_rng(5)
