@@ -116,8 +116,10 @@ def distil(folder: Path, student: str) -> Scores:
     return trained(folder, f"students/{student}")
 
 
-def measure(work: Path, photos: Path, checkpoints: Path, seed: int, *, whole: bool) -> None:
-    """All rows for one seed, into `work`/seed-S.json; the clone is deleted then."""
+def measure(
+    work: Path, photos: Path, checkpoints: Path, seed: int, *, whole: bool, scratch: bool
+) -> None:
+    """The rows for one seed, into `work`/seed-S.json; the clone is deleted then."""
     folder = work / f"seed-{seed}"
     if not (folder / ".dvc").is_dir():
         shutil.rmtree(folder, ignore_errors=True)
@@ -134,11 +136,12 @@ def measure(work: Path, photos: Path, checkpoints: Path, seed: int, *, whole: bo
         "teacher": trained(folder, "teachers/lite2"),
         "student, float": trained(folder, "students/lite0"),
         **{f"student, int8, {name}": compiled(folder, name) for name in RUNTIMES},
-        "from scratch, distilled": distil(folder, "scratch"),
     }
-    alone = [{"name": "cross_entropy", "weight": 1.0}]
-    configure(folder, photos, checkpoints, seed, alone)
-    rows["from scratch, alone"] = distil(folder, "alone")
+    if scratch:
+        rows["from scratch, distilled"] = distil(folder, "scratch")
+        alone = [{"name": "cross_entropy", "weight": 1.0}]
+        configure(folder, photos, checkpoints, seed, alone)
+        rows["from scratch, alone"] = distil(folder, "alone")
     manifest = Manifest.read(folder / "data/packed" / MANIFEST)
     images = {split: manifest.size(split) for split in ("train", "val", "test")}
     result = {"seed": seed, "images": images, "seconds": seconds, "rows": rows}
@@ -156,9 +159,10 @@ def summarise(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     for name in seeds[0]["rows"]:
         found[name] = {}
         for split in ("val", "test"):
-            values = [one["rows"][name][split] for one in seeds]
+            values = [one["rows"][name][split] for one in seeds if name in one["rows"]]
             mean, images = statistics.mean(values), seeds[0]["images"][split]
             found[name][split] = {
+                "seeds": len(values),
                 "mean": mean,
                 "sd": statistics.stdev(values) if len(values) > 1 else None,
                 "interval": list(wilson(mean * images, images)),
@@ -191,6 +195,9 @@ def main() -> int:
     options.add_argument("--checkpoints", type=Path, required=True,
                          help="folder with lite0.pth and lite2.pth")  # fmt: skip
     options.add_argument("--seeds", type=count, default=3)
+    options.add_argument(
+        "--no-scratch", action="store_true", help="leave out the student from scratch"
+    )
     options.add_argument("--work", type=Path, default=WORK, help=f"{WORK} by default")
     options.add_argument("--save", action="store_true", help=f"write {RESULTS}")
     arguments = options.parse_args()
@@ -201,7 +208,8 @@ def main() -> int:
     for seed in range(SEED, SEED + arguments.seeds):
         file = work / f"seed-{seed}.json"
         if not file.exists():
-            measure(work, photos, checkpoints, seed, whole=seed == SEED)
+            scratch = not arguments.no_scratch
+            measure(work, photos, checkpoints, seed, whole=seed == SEED, scratch=scratch)
         seeds.append(json.loads(file.read_text()))
         print(f"seed {seed}: {json.dumps(seeds[-1]['rows'])}", flush=True)
     result = {
