@@ -1,8 +1,8 @@
 """What a few hundred photos of two classes come to: fine-tuned, distilled, quantized, from scratch.
 
 The real stages run in a clone of the working tree, one per seed. For the first seed that is all of
-`dvc repro`, timed by stage; for the others everything up to the compiled artifacts. Val and test
-come from the folder and `data.seed`, so seeds differ in training alone. The rows:
+`dvc repro`, timed by stage; for the others everything up to the compiled artifacts. Val is the
+folder's own; the seed decides what is cut from train for test, and the training. The rows:
 
 - linear probe: a classifier fitted by L-BFGS on the frozen features of EfficientNet-Lite0 with its
   own normalisation; its penalty is chosen on val.
