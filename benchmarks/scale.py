@@ -127,17 +127,6 @@ def project(folder: Path, photos: Path) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(tree))
 
 
-def common(pid: int) -> int:
-    """The PSS of a process, in bytes; 0 where it has ended."""
-    try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    return 0
-
-
 def started(folder: Path, *command: object, watched: bool = True) -> tuple[str, float, int]:
     """Run a module in `folder`.
 
@@ -159,10 +148,11 @@ def started(folder: Path, *command: object, watched: bool = True) -> tuple[str, 
         nonlocal peak
         while not done.wait(LOOK_SECONDS):
             try:
-                tree = [process.pid, *(one.pid for one in psutil.Process(process.pid).children())]
+                its = psutil.Process(process.pid)
+                tree = [its, *its.children()]
+                peak = max(peak, sum(one.memory_full_info().pss for one in tree))
             except psutil.NoSuchProcess:
-                return
-            peak = max(peak, sum(map(common, tree)))
+                continue  # one has just ended; the next look counts the others
 
     watching = threading.Thread(target=look)
     if watched:

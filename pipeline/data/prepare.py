@@ -6,6 +6,7 @@ import hashlib
 import math
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, whole_folder
 from pipeline.core.text import printable
-from pipeline.data.decoding import Decoder
+from pipeline.data.decoding import Decoded, Decoder
 from pipeline.data.findings import NAMED, Tally
 from pipeline.data.images import centre
 from pipeline.data.packing import ArrayWriter, draw
@@ -89,17 +90,8 @@ def prepare(
         tally = Tally(data.max_rejected * (sum(map(len, splits.values())) + len(unlabelled)))
         decode = partial(decoder.decode, size=size, resize=stored)
         for split in SPLITS:
-            with (
-                ArrayWriter(scratch / f"{split}_images.npy", shapes[split], np.uint8) as images,
-                ArrayWriter(scratch / f"{split}_labels.npy", (), np.int64) as labels,
-                (scratch / f"{split}_{ORIGINS}").open("w") as origins,
-            ):
-                for part in decode(splits[split], shapes[split], f"prepare {split}"):
-                    images.append(part.images)
-                    labels.append(samples.labels[part.indices])
-                    for index, before in zip(part.indices, part.sizes, strict=True):
-                        origins.write(Origin(samples.name(int(index)), *before).line())
-                    tally.add(split, part)
+            parts = decode(splits[split], shapes[split], f"prepare {split}")
+            _pack(parts, samples, split, shapes[split], tally, scratch)
         with ArrayWriter(scratch / FILE, whole, np.uint8) as images:
             if len(unlabelled):
                 for part in decode(unlabelled, whole, "prepare unlabelled"):
@@ -131,6 +123,28 @@ def prepare(
         )
         manifest.write(scratch / MANIFEST)
     return manifest
+
+
+def _pack(
+    parts: Iterable[Decoded],
+    samples: Samples,
+    split: Split,
+    shape: tuple[int, int, int],
+    tally: Tally,
+    folder: Path,
+) -> None:
+    """Write the images, labels and origins of a split into `folder`, part by part."""
+    with (
+        ArrayWriter(folder / f"{split}_images.npy", shape, np.uint8) as images,
+        ArrayWriter(folder / f"{split}_labels.npy", (), np.int64) as labels,
+        (folder / f"{split}_{ORIGINS}").open("w") as origins,
+    ):
+        for part in parts:
+            images.append(part.images)
+            labels.append(samples.labels[part.indices])
+            for index, before in zip(part.indices, part.sizes, strict=True):
+                origins.write(Origin(samples.name(int(index)), *before).line())
+            tally.add(split, part)
 
 
 def settings_digest(data: Data, seed: int) -> str:
@@ -217,7 +231,8 @@ def _shape(decoder: Decoder, data: Data) -> tuple[int, int, int]:
     """
     sizes: Counter[tuple[int, int]] = Counter()
     grey = False
-    if "auto" in (data.image_size, data.stored_size, data.channels):
+    photos = data.image_size == "auto" or data.image_size > SMALL
+    if "auto" in (data.image_size, data.channels) or (photos and data.stored_size == "auto"):
         sizes, grey = decoder.probe()
     shorter = np.repeat([min(size) for size in sizes], list(sizes.values()))
     median = float(np.median(shorter)) if len(shorter) else 0.0

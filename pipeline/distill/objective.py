@@ -17,6 +17,7 @@ from pipeline.distill.params import LossTerm
 from pipeline.distill.taps import Taps, tap_shapes
 from pipeline.distill.teachers import combine
 from pipeline.networks.pixels import PixelsToLogits
+from pipeline.training.balance import adjusted
 from pipeline.training.devices import gather
 from pipeline.training.few_labels import on_labelled
 from pipeline.training.objective import Objective, Terms
@@ -135,7 +136,7 @@ class Distillation(Objective):
         options: dict[str, bool | float] = dict(term.options)
         if loss.target == "labels":
             options.setdefault("label_smoothing", self.label_smoothing)
-            logits = logits if self.log_prior is None else logits + self.log_prior
+            logits = adjusted(logits, self.log_prior)
             return on_labelled(partial(loss, **options), labels, self.labelled_share, logits)
         if loss.target == "logits":
             assert taught is not None

@@ -27,6 +27,11 @@ def log_prior(counts: Iterable[int], balance: Balance) -> torch.Tensor | None:
     return (images / images.sum()).log().float()
 
 
+def adjusted(logits: torch.Tensor, prior: torch.Tensor | None) -> torch.Tensor:
+    """Logits [N, C] as the cross entropy takes them; `prior` is that of `log_prior`."""
+    return logits if prior is None else logits + prior
+
+
 def epoch_order(
     labels: NDArray[np.int64], balance: Balance, random: np.random.Generator
 ) -> NDArray[np.int64]:

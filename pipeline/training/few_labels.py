@@ -16,6 +16,7 @@ from pipeline.data.records import Arrays
 from pipeline.data.unlabelled import UNKNOWN, Joined
 from pipeline.data.views import Views, seed_of
 from pipeline.networks.pixels import PixelsToLogits
+from pipeline.training.balance import adjusted
 from pipeline.training.objective import Objective, Terms
 from pipeline.training.params import Consistency
 
@@ -141,7 +142,7 @@ class Consistent(Objective):
         logits, labels = self.model(pixels[~weak]), labels[~weak]
 
         def supervised(own: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-            own = own if self.log_prior is None else own + self.log_prior
+            own = adjusted(own, self.log_prior)
             return F.cross_entropy(own, truth, label_smoothing=self.label_smoothing)
 
         confidence, answer = answers.max(1)

@@ -20,7 +20,7 @@ from pipeline.data.packing import draw
 from pipeline.data.records import Arrays
 from pipeline.networks.inference import predict
 from pipeline.networks.pixels import PixelsToLogits
-from pipeline.training.balance import log_prior
+from pipeline.training.balance import adjusted, log_prior
 from pipeline.training.params import Balance
 
 MOST_IMAGES = 20_000
@@ -152,8 +152,7 @@ def _minimise(
 
     def loss() -> float:
         solver.zero_grad()
-        logits = features @ weight.T + bias
-        logits = logits if prior is None else logits + prior
+        logits = adjusted(features @ weight.T + bias, prior)
         value = F.cross_entropy(logits, labels, weight=shares)
         value = value + penalty * weight.square().sum()
         value.backward()  # type: ignore[no-untyped-call]

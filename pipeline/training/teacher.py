@@ -16,7 +16,7 @@ from pipeline.networks.pixels import PixelsToLogits
 from pipeline.networks.pretrained import start_from
 from pipeline.networks.records import TEACHERS, Normalisation
 from pipeline.training.auto import facts, plan_recipe, plan_views, tell
-from pipeline.training.balance import log_prior
+from pipeline.training.balance import adjusted, log_prior
 from pipeline.training.devices import launch
 from pipeline.training.few_labels import Consistent, PairedViews, check_unmixed
 from pipeline.training.objective import Objective, Terms
@@ -44,9 +44,7 @@ class Supervised(Objective):
         recorded: torch.Tensor | None = None,  # noqa: ARG002 - students use it
         progress: float = 0.0,  # noqa: ARG002
     ) -> Terms:
-        logits = self.model(pixels)
-        if self.log_prior is not None:
-            logits = logits + self.log_prior
+        logits = adjusted(self.model(pixels), self.log_prior)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return {"cross_entropy": loss}
 
