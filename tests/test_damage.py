@@ -43,7 +43,6 @@ from pipeline.distill.recording import record_teacher_logits
 from pipeline.distill.student import distill_student
 from pipeline.export.onnx import export_student
 from pipeline.export.params import ExportParams
-from pipeline.int8.stage import QuantizeAwareParams, train_quantize_aware
 from pipeline.latency.benchmark import benchmark
 from pipeline.latency.fingerprint import update_fingerprint
 from pipeline.latency.params import BenchmarkParams
@@ -64,7 +63,6 @@ STAGES: dict[str, Callable[[], object]] = {
     "record_teacher": lambda: record_teacher_logits(load(RecordingParams)),
     "distill": lambda: distill_student(load(DistillParams), STUDENT),
     "export": lambda: export_student(STUDENT, load(ExportParams).export.opset),
-    "quantize_aware": lambda: train_quantize_aware(load(QuantizeAwareParams), STUDENT),
     "compile": lambda: list(compile_student(load(CompileParams), "onnxruntime", STUDENT)),
     "collect": lambda: collect(load(ArtifactParams)),
     "benchmark": lambda: benchmark(load(BenchmarkParams)),
@@ -133,7 +131,7 @@ def params() -> None:
     tree["students"]["enabled"] = [STUDENT]
     precisions = {"onnxruntime": {"precisions": ["fp32", "int8"]}}
     tree["backends"] = {"enabled": [*precisions], **precisions}
-    tree["quantize"] |= {"rungs": ["default", "quantize_aware"], "max_drop": 0.0}
+    tree["quantize"] |= {"rungs": ["default", "float_layers"], "max_drop": 0.0}
     tree["benchmark"] = {"threads": 1, "rounds": 2, "extra_rounds": 0, "min_runs": 5,
                          "min_seconds": 0.001, "batch": 0}  # fmt: skip
     Path("params.yaml").write_text(yaml.safe_dump(tree))

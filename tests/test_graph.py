@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "dvc.yaml").read_text()
 STAGES = yaml.safe_load(TEXT)["stages"]
 ROOMS = (  # the order of docs/architecture.md, the lowest first
-    "core", "data", "networks", "training", "distill", "export", "int8", "backends",
+    "core", "data", "networks", "training", "distill", "export", "backends",
     "accuracy", "compile", "latency", "bundle", "report", "gate", "cli",
 )  # fmt: skip
 SPEC_ALONE = ("collect", "report")

@@ -12,11 +12,12 @@ from pipeline.compile.params import CompileParams
 from pipeline.core.errors import PipelineError
 from pipeline.core.params import PARAMS_FILE, load
 from pipeline.data.params import PrepareParams
+from pipeline.distill.params import DistillParams
+from pipeline.export.params import ExportParams
 from pipeline.gate.params import GateParams
-from pipeline.int8.stage import QuantizeAwareParams
 
 
-class Params(GateParams, BundleParams, CompileParams, QuantizeAwareParams, PrepareParams):
+class Params(GateParams, BundleParams, CompileParams, ExportParams, DistillParams, PrepareParams):
     """Every group of params.yaml. Unknown groups are errors; each stage reads a part of these."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

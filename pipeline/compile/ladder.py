@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.backends.base.job import Compiled, Compiler, Job, opened_bytes
+from pipeline.compile.params import Quantize
 from pipeline.compile.records import Attempt
 from pipeline.compile.rungs.base import Rung, Situation
 from pipeline.core import plugins
 from pipeline.core.errors import PipelineError
-from pipeline.int8.params import Quantize
 
 KIND = "rungs"
 DEFAULT = "default"

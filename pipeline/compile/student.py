@@ -44,7 +44,6 @@ from pipeline.networks.records import STUDENTS, Layers, ModelCard
 MIN_FLOAT_AGREEMENT = 0.99
 """Below this share of torch's answers an fp32 artifact is broken, not imprecise."""
 
-_RETRAINED = "its weights are those of quantization-aware training, not the float student's"
 _NAMED = 5  # float layers in an error
 
 
@@ -154,14 +153,15 @@ def _climb(
 
 def _job(artifact: Artifact) -> Job:
     exported = check_export(artifact.student)
-    manifest = Manifest.read(PACKED / MANIFEST)
+    manifest, weights = Manifest.read(PACKED / MANIFEST), STUDENTS / artifact.student
     return Job(
         artifact=artifact,
         onnx=exported / "model.onnx",
-        weights=STUDENTS / artifact.student,
+        weights=weights,
         calibration=load_calibration(manifest),
         layers=Layers.read(exported / "layers.json").layers,
         manifest=manifest,
+        rounded=ModelCard.read_beside(weights).int8_share > 0,
     )
 
 
@@ -258,7 +258,6 @@ def _record(
 ) -> ArtifactRecord:
     """Write artifact.json, the last file of the folder."""
     artifact, int8 = job.artifact, job.artifact.int8
-    retrained = job.weights != STUDENTS / artifact.student
     record = ArtifactRecord(
         **asdict(artifact),
         model_file=compiled.model_file,
@@ -277,7 +276,7 @@ def _record(
             for file in sorted(folder.rglob("*"))
             if file.is_file()
         },
-        notes=(*compiled.notes, *inside.notes, *((_RETRAINED,) if retrained else ())),
+        notes=(*compiled.notes, *inside.notes),
     )
     record.write(folder / ARTIFACT_FILE)
     return record

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pipeline.core.params import (
     Amount,
     Count,
+    Fraction,
     Group,
     Location,
     Name,
@@ -66,6 +67,9 @@ class Distill(Group):
     overridable: ClassVar[bool] = True
 
     losses: tuple[LossTerm, ...] = Field(min_length=1, max_length=100)
+    int8_share: Fraction = Field(
+        0.2, description="of all steps, the last ones, that compute under int8's rounding"
+    )
     training: Training
 
     @model_validator(mode="after")

@@ -89,6 +89,7 @@ def distill_student(
         epochs=plan.epochs,
         seed=params.seed,
         settings=taught.settings,
+        int8_share=params.distill.int8_share,
         started_from=started,
     )
     train_and_write(fabric, task, manifest, taught.objective, taught.views, taught.recorded)

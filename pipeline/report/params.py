@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from pipeline.compile.params import Quantize
 from pipeline.core.params import Fraction, Group, Positive, Text
-from pipeline.int8.params import Quantize
 from pipeline.latency.params import BenchmarkParams
 from pipeline.training.params import Teachers
 

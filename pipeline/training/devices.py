@@ -8,16 +8,19 @@ import os
 import signal
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives  # dist.nn is deprecated
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.core.errors import PipelineError
-from pipeline.networks.inference import training_device
+from pipeline.networks.inference import evaluate, training_device
+from pipeline.networks.pixels import PixelsToLogits
 from pipeline.training.params import Regularisation
 
 DEVICES = "EDGESTILL_DEVICES"
@@ -174,3 +177,24 @@ def _waited(found: torch.Tensor) -> torch.Tensor:
     """A plain tensor from the asynchronous one that a collective returns."""
     plain: torch.Tensor = collectives.wait_tensor(found)  # type: ignore[no-untyped-call]
     return plain
+
+
+def evaluate_on_ranks(
+    fabric: Fabric, model: PixelsToLogits, images: NDArray[np.uint8], labels: NDArray[np.int64]
+) -> tuple[float, float]:
+    """Mean cross entropy and top-1: see `evaluate`; each rank computes its share of the images."""
+    rank, ranks = fabric.global_rank, fabric.world_size
+    loss, top1 = evaluate(model, images[rank::ranks], labels[rank::ranks])
+    if ranks == 1:
+        return loss, top1
+    share = len(labels[rank::ranks])
+    sums = torch.tensor([loss * share, top1 * share, share], dtype=torch.float64)
+    loss, correct, count = over_ranks(fabric, sums, "sum").tolist()
+    return loss / count, round(correct) / count
+
+
+def over_ranks(fabric: Fabric, value: torch.Tensor, how: Literal["sum", "mean"]) -> torch.Tensor:
+    """The sum or the mean of `value` over all ranks, on each of them."""
+    reduced = fabric.all_reduce(value.to(fabric.device), reduce_op=how)
+    assert isinstance(reduced, torch.Tensor)
+    return reduced

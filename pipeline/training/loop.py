@@ -24,12 +24,13 @@ from pipeline.training.balance import epoch_order
 from pipeline.training.checkpoints import load_checkpoint, save_checkpoint
 from pipeline.training.curves import Curves
 from pipeline.training.depthwise import small_depthwise
-from pipeline.training.devices import synchronise_batch_norm
+from pipeline.training.devices import evaluate_on_ranks, over_ranks, synchronise_batch_norm
 from pipeline.training.estimate import WORTH_AN_ESTIMATE, check_time
 from pipeline.training.head import fit_classifier
 from pipeline.training.objective import DivergedError, Fitted, Objective, Recording, Run
 from pipeline.training.recipe import build_optimizer, build_schedule, steps_per_epoch
 from pipeline.training.records import Epoch
+from pipeline.training.rounding import Rounding
 
 _LOOK_EVERY = 50
 """Steps between checks of the loss, each of which makes the host wait for the GPU."""
@@ -47,7 +48,8 @@ def fit(
 
     The order of samples, their views and dropout depend on the seed and the step only. A run that
     was stopped is resumed from its checkpoint and ends with the same bits. With `ema`, the moving
-    average of the model's weights is evaluated and kept. Only rank 0 writes files.
+    average of the model's weights is evaluated and kept. Where the run ends in a phase under int8's
+    rounding, only its epochs are kept, and are evaluated under rounding. Only rank 0 writes files.
 
     Args:
         fabric: launched.
@@ -109,6 +111,7 @@ class _Loop:
         self.step = 0
         self.rows: list[dict[str, float]] = []
         self.start = start
+        self.rounding = Rounding(run.int8, run.epochs, self.steps)
         self.best: dict[str, torch.Tensor] = {}
         if start is not None:
             self.best = _copied(self.model)
@@ -125,20 +128,26 @@ class _Loop:
         if self.step == 0 and run.epochs * self.steps >= WORTH_AN_ESTIMATE:
             self._estimate()
         curves = Curves(run.name, self.rows, tensorboard=run.training.tensorboard, quiet=quiet)
-        while len(self.rows) < run.epochs:
-            epoch = len(self.rows)
-            self._train_epoch(epoch)
-            row = self._close_epoch()
-            curves.log(row)
-            if first:
-                print(
-                    f"{run.name} {epoch + 1}/{run.epochs}: "
-                    f"train loss {row['train_loss']:.3f}, val loss {row['val_loss']:.3f}, "
-                    f"val top-1 {row['val_top1']:.4f}"
-                )
+        with self.rounding:
+            while len(self.rows) < run.epochs:
+                epoch = len(self.rows)
+                self._train_epoch(epoch)
+                row = self._close_epoch()
+                curves.log(row)
+                if first:
+                    how = " under int8's rounding" if self.rounding.grids else ""
+                    print(
+                        f"{run.name} {epoch + 1}/{run.epochs}: "
+                        f"train loss {row['train_loss']:.3f}, val loss {row['val_loss']:.3f}, "
+                        f"val top-1 {row['val_top1']:.4f}{how}"
+                    )
         self.model.load_state_dict(self.best)
         top1s = self._top1s()
-        return Fitted(top1s.index(max(top1s)), max(top1s))
+        best = max(top1s)
+        reached = best
+        if self.rounding.grids:  # until here under rounding
+            _, reached = evaluate_on_ranks(self.fabric, self.model, *self.val)
+        return Fitted(top1s.index(best), reached)
 
     def _estimate(self) -> None:
         """Tell how long the run will take, from two steps that are undone.
@@ -191,6 +200,7 @@ class _Loop:
             done=todo.start * size,
             quiet=not self.fabric.is_global_zero,
         ):
+            self.rounding.reach(self.step, self._models())
             self.schedule.step_update(self.step)
             self._train_step(epoch, order[i * size : (i + 1) * size])
             self.step += 1
@@ -243,7 +253,7 @@ class _Loop:
 
     def _check_finite(self) -> None:
         """Raise `DivergedError` for an infinite loss or NaN; all ranks check at the same steps."""
-        loss = self._over_ranks(self._loss(), "sum").item()
+        loss = over_ranks(self.fabric, self._loss(), "sum").item()
         if not math.isfinite(loss):
             raise self._diverged(f"the loss became {loss} by step {self.step}")
 
@@ -253,16 +263,13 @@ class _Loop:
 
     def _close_epoch(self) -> dict[str, float]:
         """Evaluate on val, keep the best state, save a checkpoint; the row of the curves."""
-        shipped = self.model if self.ema is None else self.ema.module
-        assert isinstance(shipped, PixelsToLogits)
-        val_loss, top1 = self._evaluate(shipped)
+        shipped = self._models()[-1]
+        val_loss, top1 = evaluate_on_ranks(self.fabric, shipped, *self.val)
         if not math.isfinite(val_loss):
             epoch = len(self.rows) + 1
             raise self._diverged(f"the loss on val is {val_loss} after epoch {epoch}")
-        if top1 > max(self._top1s()):
-            self.best = _copied(shipped)
         means = {
-            name: self._over_ranks(value, "mean").item() / self.steps
+            name: over_ranks(self.fabric, value, "mean").item() / self.steps
             for name, value in self.sums.items()
         }
         row = {
@@ -273,32 +280,26 @@ class _Loop:
         }
         if len(means) > 1:
             row |= {f"loss_{name}": value for name, value in means.items()}
+        best_before = max(self._top1s())
         self.rows.append(row)
+        if self._top1s()[-1] > best_before:
+            self.best = _copied(shipped)
         self.sums = {}
         self._save()
         return row
 
     def _top1s(self) -> list[float]:
-        """Top-1 on val before the first epoch (below 0: not measured) and after each epoch."""
-        start = -1.0 if self.start is None else self.start
-        return [start, *(row["val_top1"] for row in self.rows)]
+        """Top-1 on val before the first epoch and after each; below 0 where that is not to be kept.
 
-    def _evaluate(self, model: PixelsToLogits) -> tuple[float, float]:
-        """Mean cross entropy and top-1 on val, each rank on its share."""
-        images, labels = self.val
-        rank, ranks = self.fabric.global_rank, self.fabric.world_size
-        loss, top1 = evaluate(model, images[rank::ranks], labels[rank::ranks])
-        if ranks == 1:
-            return loss, top1
-        share = len(labels[rank::ranks])
-        sums = torch.tensor([loss * share, top1 * share, share], dtype=torch.float64)
-        loss, correct, count = self._over_ranks(sums, "sum").tolist()
-        return loss / count, round(correct) / count
+        Of a run that ends under rounding these are the epochs before that.
+        """
+        start, first = -1.0 if self.start is None else self.start, self.rounding.first_epoch
+        after = [row["val_top1"] for row in self.rows]
+        return [start, *(-1.0 if epoch < first else top1 for epoch, top1 in enumerate(after))]
 
-    def _over_ranks(self, value: torch.Tensor, how: str) -> torch.Tensor:
-        reduced = self.fabric.all_reduce(value.to(self.fabric.device), reduce_op=how)
-        assert isinstance(reduced, torch.Tensor)
-        return reduced
+    def _models(self) -> tuple[PixelsToLogits, ...]:
+        """The model, and the moving average of its weights if there is one."""
+        return (self.model,) if self.ema is None else (self.model, self.ema.module)
 
     def _state(self) -> dict[str, Any]:
         state = {
@@ -306,6 +307,7 @@ class _Loop:
             "rows": self.rows,
             "start": self.start,
             "best": self.best,
+            "grids": self.rounding.state(),
             "sums": self.sums,
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -322,6 +324,7 @@ class _Loop:
         self.start = state["start"]
         self.step, self.rows = state["step"], state["rows"]
         self.best = state["best"]
+        self.rounding.restore(state["grids"], self._models())
         # The checkpoint has the sums of rank 0, which count for all ranks in the mean over them.
         mine = self.fabric.world_size if self.fabric.is_global_zero else 0
         self.sums = {name: mine * value for name, value in state["sums"].items()}

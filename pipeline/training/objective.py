@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from torch import nn
 from pipeline.core.errors import PipelineError
 from pipeline.networks.pixels import PixelsToLogits
 from pipeline.training.params import Recipe
+from pipeline.training.rounding import Int8Phase
 
 Terms = dict[str, torch.Tensor]
 """The weighted terms of an objective by name; their sum is the loss."""
@@ -44,6 +46,11 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def no_weight_decay(self) -> set[str]:
+        """The network's parameters that its authors do not decay, by name; timm asks for this."""
+        names: Callable[[], Iterable[str]] = getattr(self.model.network, "no_weight_decay", set)
+        return {f"model.network.{name}" for name in names()}
+
 
 class Recording(Protocol):
     """Teacher logits by epoch and sample."""
@@ -62,6 +69,7 @@ class Fitted:
     best_epoch: int
     """From 1; 0 for a network that was not trained, or whose fitted classifier stayed the best."""
     val_top1: float
+    """In float."""
 
 
 @dataclass(frozen=True)
@@ -76,5 +84,6 @@ class Run:
     epochs: int
     checkpoint_seconds: float
     """Time between checkpoints within an epoch; there is one after every epoch as well."""
+    int8: Int8Phase | None = None
     curves: bool = True
     """Whether the curves are written to metrics/."""

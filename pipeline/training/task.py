@@ -14,7 +14,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, whole_folder
 from pipeline.core.records import METRICS
 from pipeline.data.recall import Recall, interval
-from pipeline.data.records import Manifest, load_split
+from pipeline.data.records import Manifest, load_calibration, load_split
 from pipeline.data.views import Views
 from pipeline.networks.build import parameter_count, tool_versions
 from pipeline.networks.inference import predict
@@ -27,6 +27,7 @@ from pipeline.training.loop import fit
 from pipeline.training.objective import Fitted, Objective, Recording, Run
 from pipeline.training.params import Recipe
 from pipeline.training.records import ModelMetrics, curve_files
+from pipeline.training.rounding import Int8Phase
 
 CHECKPOINT_SECONDS = "EDGESTILL_CHECKPOINT_SECONDS"
 """Environment variable: seconds of work that an interruption may cost, 60 by default.
@@ -50,7 +51,8 @@ class Task:
     seed: int
     settings: object
     """Everything else that decides the result; with all fields above it makes the run's key."""
-    curves: bool = True
+    int8_share: float = 0.0
+    """Share of all steps, the last ones, that compute under int8's rounding."""
     started_from: StartedFrom | None = None
 
 
@@ -84,11 +86,14 @@ def train_and_write(
         views: the train images.
         recorded: teacher logits for `views`, if there are any.
     """
-    key = run_key(task, manifest.digests)
-    fitted = fit_task(fabric, task, key, objective, views, recorded)
+    key = run_key(task, manifest.digests, manifest.calibration_digest)
+    objective.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    int8 = Int8Phase(task.int8_share, load_calibration(manifest)) if task.int8_share else None
+    run = Run(task.name, key, task.seed, task.training, task.epochs, checkpoint_seconds(), int8)
+    fitted = fit(fabric, objective, views, load_split("val"), run, recorded)
     if fabric.is_global_zero:
         model = objective.model
-        card = model_card(task, manifest, model, fitted)
+        card = _card(task, manifest, model, fitted)
         images, labels = load_split("test")
         recall = Recall.of(predict(model, images).numpy(), labels)
         with whole_folder(task.folder) as scratch:
@@ -110,23 +115,7 @@ def train_and_write(
     fabric.barrier()
 
 
-def fit_task(
-    fabric: Fabric,
-    task: Task,
-    key: str,
-    objective: Objective,
-    views: Views,
-    recorded: Recording | None = None,
-) -> Fitted:
-    """Fit on `views`, choose the epoch on val; the caller deletes the checkpoint `key` later."""
-    objective.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run = Run(
-        task.name, key, task.seed, task.training, task.epochs, checkpoint_seconds(), task.curves
-    )
-    return fit(fabric, objective, views, load_split("val"), run, recorded)
-
-
-def model_card(task: Task, manifest: Manifest, model: PixelsToLogits, fitted: Fitted) -> ModelCard:
+def _card(task: Task, manifest: Manifest, model: PixelsToLogits, fitted: Fitted) -> ModelCard:
     """The card of the network that `task` trained."""
     return ModelCard(
         arch=task.network.arch,
@@ -143,6 +132,7 @@ def model_card(task: Task, manifest: Manifest, model: PixelsToLogits, fitted: Fi
         seed=task.seed,
         epochs=task.epochs,
         recipe=task.training.model_dump(),
+        int8_share=task.int8_share if fitted.best_epoch else 0.0,
         best_epoch=fitted.best_epoch,
         val_top1=fitted.val_top1,
         data_digest=manifest.digests["train_images.npy"],

@@ -15,14 +15,12 @@ from pipeline.backends.base.job import Compiled, Job, Recipe
 from pipeline.backends.onnxruntime.compile import Compiler
 from pipeline.backends.onnxruntime.spec import BACKEND
 from pipeline.compile.ladder import Climbed, climb, find_rung
+from pipeline.compile.params import Quantize
+from pipeline.compile.sensitivity import most_sensitive
 from pipeline.core.errors import PipelineError
-from pipeline.core.files import sha256
 from pipeline.data.answers import top1
 from pipeline.export.evaluate import logits_of
 from pipeline.export.onnx import export_onnx
-from pipeline.int8.params import Quantize
-from pipeline.int8.records import QUANTIZE_AWARE, STATUS, QuantizeAwareStatus
-from pipeline.int8.sensitivity import most_sensitive
 from pipeline.networks.weights import load_pixels_to_logits, save_model
 from tests.compile.conftest import SHIPPED
 
@@ -76,7 +74,7 @@ def test_a_loss_that_chance_explains_does_not_climb(
 @one_student
 def test_a_default_that_is_good_enough_is_all_that_is_made(int8: Job, tmp_path: Path) -> None:
     judge = Scripted([0.897])
-    result = climbed(int8, tmp_path, ("ranges", "quantize_aware"), judge)
+    result = climbed(int8, tmp_path, ("ranges", "float_layers"), judge)
     (attempt,) = result.attempts
     assert (attempt.rung, attempt.kept, attempt.failure) == ("default", True, None)
     assert attempt.val_top1 == 0.897 and attempt.val_drop == pytest.approx(0.003)
@@ -185,56 +183,6 @@ def test_a_tool_that_breaks_in_a_later_rung_leaves_the_sound_artifact(
     assert first.kept and (tmp_path / "model.onnx").read_bytes() == judge.seen[0]
     told = {"ValueError: nan in scale", "RuntimeError: "}
     assert len(failed) == 2 and {attempt.failure for attempt in failed} <= told
-
-
-@pytest.fixture
-def trained(int8: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the stage `quantize_aware` writes: other weights, by a tenth smaller in the head."""
-    monkeypatch.chdir(tmp_path)
-    folder = QUANTIZE_AWARE / int8.artifact.student
-    folder.mkdir(parents=True)
-    model, card = load_pixels_to_logits(int8.weights)
-    with torch.no_grad():
-        model.network.get_classifier().weight *= 0.9
-    save_model(folder, model.network, card)
-    export_onnx(*load_pixels_to_logits(folder), opset=20, file=folder / "model.onnx")
-    digest = sha256(folder / "model.onnx")
-    QuantizeAwareStatus(trained=True, onnx_digest=digest).write(folder / STATUS)
-    return folder
-
-
-@one_student
-def test_the_rung_quantize_aware_takes_the_weights_of_its_stage(
-    int8: Job, trained: Path, tmp_path: Path
-) -> None:
-    judge = Scripted([0.8, 0.7, 0.81, 0.82, 0.899])
-    (tmp_path / "made").mkdir()
-    result = climbed(int8, tmp_path / "made", ("ranges", "quantize_aware"), judge)
-    assert (result.job.weights, result.job.onnx) == (trained, trained / "model.onnx")
-    *_, plain, best = result.attempts
-    assert (plain.rung, best.rung) == ("quantize_aware", "quantize_aware")
-    assert plain.recipe == str(Recipe())  # first as the student, then as its best attempt
-    assert best.recipe == str(Recipe(ranges=Compiler.ranges[1])) and best.kept
-    assert judge.seen[3] not in judge.seen[:3], "other weights, other bytes"
-
-
-@one_student
-@pytest.mark.parametrize("status", ["none", "not trained"])
-def test_without_these_weights_the_rung_has_failed_and_the_ladder_goes_on(
-    int8: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    if status == "not trained":
-        file = QUANTIZE_AWARE / int8.artifact.student / STATUS
-        QuantizeAwareStatus(trained=False, reason="nobody asked").write(file)
-    (tmp_path / "made").mkdir()
-    judge = Scripted([0.8, 0.899])
-    result = climbed(int8, tmp_path / "made", ("quantize_aware", "float_layers"), judge)
-    first, failed, last = result.attempts
-    assert (failed.rung, failed.val_top1, failed.kept) == ("quantize_aware", None, False)
-    assert failed.failure and str(QUANTIZE_AWARE / int8.artifact.student) in failed.failure
-    assert ("nobody asked" in failed.failure) == (status == "not trained")
-    assert (first.rung, last.rung, last.kept) == ("default", "float_layers", True)
 
 
 @one_student

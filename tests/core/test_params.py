@@ -20,7 +20,6 @@ from pipeline.data.params import FetchParams, PrepareParams
 from pipeline.distill.params import DistillParams, RecordingParams
 from pipeline.export.params import ExportParams
 from pipeline.gate.params import GateParams
-from pipeline.int8.stage import QuantizeAwareParams
 from pipeline.latency.params import BenchmarkParams
 from pipeline.report.params import ReportParams
 from pipeline.training.params import TeacherParams
@@ -29,7 +28,7 @@ SHIPPED = Path(__file__).parents[2] / "params.yaml"
 TREE = yaml.safe_load(SHIPPED.read_text())
 SELECTIONS = (
     FetchParams, PrepareParams, TeacherParams, RecordingParams, DistillParams, ExportParams,
-    QuantizeAwareParams, CompileParams, BenchmarkParams, BundleParams, ReportParams, GateParams,
+    CompileParams, BenchmarkParams, BundleParams, ReportParams, GateParams,
 )  # fmt: skip
 
 
@@ -169,7 +168,7 @@ NUMBERS = {
     "distill.losses": ([{"name": "kl", "weight": math.inf}], [{"name": "kl", "weight": 1e300}]),
     "students.zoo.mnv4_small_050.stem_stride": (True, 3),
     "quantize.float_layers": (10**30,),
-    "quantize_aware.lr": (1e30,),
+    "distill.int8_share": (1, -0.1),
     "benchmark.threads": (10**30, 0),
     "benchmark.rounds": (10**30,),
     "benchmark.min_seconds": (1e300, math.inf),

@@ -30,6 +30,7 @@ from pipeline.training.devices import launch
 from pipeline.training.loop import fit
 from pipeline.training.objective import Fitted, Objective, Recording, Run
 from pipeline.training.params import Recipe
+from pipeline.training.rounding import Int8Phase
 from pipeline.training.teacher import Supervised
 from tests.sharing import made_once
 
@@ -133,10 +134,11 @@ def run(
     augment: Augment = AUGMENT,
     checkpoint_seconds: float = 60.0,
     recorded: Recording | None = None,
+    int8: Int8Phase | None = None,
 ) -> Fitted:
     """Fit a bare model on its labels, or any objective."""
     objective = Supervised(of, 0.0) if isinstance(of, PixelsToLogits) else of
-    made = Run("net", key, 5, training, epochs, checkpoint_seconds)
+    made = Run("net", key, 5, training, epochs, checkpoint_seconds, int8)
     fabric = launch(training)
     return fit(fabric, objective, views(augment), split(2), made, recorded)
 

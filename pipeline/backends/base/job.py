@@ -62,6 +62,9 @@ class Job:
     layers: tuple[Layer, ...] = ()
     """The student's conv and linear layers, in order of execution."""
     recipe: Recipe = Recipe()
+    rounded: bool = False
+    """Whether the student learnt under int8's rounding, to ranges that span the calibration set:
+    such ranges suit it, and its biases need no correction."""
 
     def refusals(
         self, tool: str, kinds: tuple[type[Exception], ...] = (Exception,)

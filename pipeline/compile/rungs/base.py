@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pipeline.backends.base.job import Compiler, Job
-from pipeline.int8.params import Quantize
+from pipeline.compile.params import Quantize
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pipeline.backends.base.job import Job
+from pipeline.compile.params import Quantize
 from pipeline.compile.rungs.base import Situation
-from pipeline.int8.params import Quantize
 
 
 def candidates(situation: Situation) -> Iterator[Job]:
@@ -24,7 +24,7 @@ def _kept(job: Job, settings: Quantize) -> Iterator[tuple[str, ...]]:
     layer rounds the input of the sensitive one. A layer whose share of the network is too large is
     skipped, because an artifact with its largest layers in float is neither small nor fast.
     """
-    from pipeline.int8.sensitivity import most_sensitive  # it takes seconds to import torch
+    from pipeline.compile.sensitivity import most_sensitive  # it takes seconds to import torch
 
     costs = _shares(job)
     order = list(costs)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from pipeline.int8.fake_quantization import (
+from pipeline.networks.fake_quantization import (
     PIXELS,
     Grid,
     calibrate,
@@ -22,7 +23,7 @@ from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits
 from pipeline.networks.records import ModelCard
 from tests import students as drawn
-from tests.int8.conftest import int8_logits, make_uneven, trained
+from tests.networks.conftest import int8_logits, make_uneven, trained
 from tests.training.conftest import TINY, model, same, split, weights
 
 IMAGES = split(1)[0]
@@ -111,11 +112,15 @@ def test_every_layer_takes_rounded_inputs_and_weights(network: Network) -> None:
     assert grids.keys() == layers.keys()
     assert [path for path, grid in grids.items() if grid == PIXELS] == ["conv_stem"]
     seen: dict[str, torch.Tensor] = {}
+    used: dict[str, torch.Tensor] = {}
+
+    def note(path: str, layer: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        seen[path], used[path] = inputs[0], layer.weight.detach()
+
     with fake_quantization(student.network, grids):
         for path, layer in layers.items():
-            layer.register_forward_hook(lambda _, x, __, path=path: seen.update({path: x[0]}))
+            layer.register_forward_pre_hook(functools.partial(note, path))
         predict(student, IMAGES)
-        used = {path: layer.weight.detach() for path, layer in layers.items()}
     for path, grid in grids.items():
         steps = seen[path] / grid.scale + grid.zero_point
         torch.testing.assert_close(steps, steps.round().clamp(0, 255), atol=1e-3, rtol=0)

@@ -7,7 +7,7 @@ where an input is outside its range (straight-through estimator, arXiv 1308.3432
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrize
 
 from pipeline.networks import grid
 from pipeline.networks.inference import predict
@@ -90,6 +89,7 @@ def fake_quantization(network: nn.Module, grids: Mapping[str, Grid]) -> Iterator
     not rounded; the next layer rounds its input. Batch norm uses its running statistics in
     training mode, too, while its scale and shift can be trained. It is not folded: a factor per
     output channel does not change the rounding of a weight that has a scale per output channel.
+    Autocast is off, as lower precision would round again, to another grid.
 
     Afterwards the network computes in float again, with the parameters that training has changed.
 
@@ -101,14 +101,14 @@ def fake_quantization(network: nn.Module, grids: Mapping[str, Grid]) -> Iterator
     with ExitStack() as undo:
         for path, its in grids.items():
             layer = layers[path]
-            undo.callback(layer.register_forward_pre_hook(partial(_round_input, its)).remove)
-            parametrize.register_parametrization(layer, "weight", _RoundedWeight())
-            undo.callback(
-                parametrize.remove_parametrizations, layer, "weight", leave_parametrized=False
-            )
+            undo.callback(layer.register_forward_pre_hook(partial(_round, its)).remove)
+            hook = layer.register_forward_hook(_plain, always_call=True)
+            undo.callback(hook.remove)
         for module in network.modules():
             if isinstance(module, _BatchNorm):
                 undo.callback(module.register_forward_pre_hook(_freeze).remove)
+        network.__dict__["forward"] = partial(_in_float32, network.forward)
+        undo.callback(network.__dict__.pop, "forward")
         yield
 
 
@@ -146,13 +146,19 @@ class _Round(torch.autograd.Function):
         return torch.ops.aten.hardtanh_backward(gradient, x, low, high), None
 
 
-class _RoundedWeight(nn.Module):
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return round_weight(weight)
-
-
-def _round_input(its: Grid, _module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _round(its: Grid, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    # An attribute of the instance hides the parameter, which keeps its name and its place.
+    layer.__dict__["weight"] = round_weight(layer.get_parameter("weight"))
     return round_input(inputs[0], its), *inputs[1:]
+
+
+def _plain(layer: nn.Module, _inputs: object, _output: object) -> None:
+    layer.__dict__.pop("weight", None)
+
+
+def _in_float32(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return forward(x.float())
 
 
 def _freeze(module: nn.Module, _inputs: tuple[Any, ...]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.int8.fake_quantization import calibrate, fake_quantization
+from pipeline.networks.fake_quantization import calibrate, fake_quantization
 from pipeline.networks.inference import predict
 from pipeline.networks.weights import load_pixels_to_logits
 

@@ -1,1 +1,0 @@
-"""int8 in torch: fake quantization, sensitivity, quantization-aware training."""

@@ -1,0 +1,61 @@
+"""The last phase of a run, in which a student learns under int8's rounding.
+
+One set of weights then serves every precision: it is about as accurate in float, and what a
+quantizer adds later is what the weights have learnt with (arXiv 1712.05877).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.networks.fake_quantization import Grid, calibrate, fake_quantization
+from pipeline.networks.pixels import PixelsToLogits
+
+
+@dataclass(frozen=True)
+class Int8Phase:
+    """What a run needs to end in such a phase."""
+
+    share: float
+    """Of all steps, in (0, 1]; at least one step."""
+    images: NDArray[np.uint8]
+    """The calibration set [N, H, W, C]; it fixes the ranges when the phase begins."""
+
+
+class Rounding(ExitStack):
+    """The phase of one run. Leaving this context makes the models plain again."""
+
+    def __init__(self, phase: Int8Phase | None, epochs: int, steps: int) -> None:
+        """The phase of a run of `epochs` epochs of `steps` steps; None: the run has none."""
+        super().__init__()
+        self.grids: dict[str, Grid] | None = None
+        self._phase, self._first = phase, epochs * steps
+        if phase is not None:
+            self._first = min(round((1 - phase.share) * self._first), self._first - 1)
+        self.first_epoch = self._first // steps if phase is not None else 0
+        """From 0: the first one that ends under rounding. Those before it are not kept."""
+
+    def reach(self, step: int, models: Sequence[PixelsToLogits]) -> None:
+        """Begin, before the first step of the phase; all models take the ranges of the first."""
+        if self._phase is not None and step == self._first:
+            self._begin(calibrate(models[0], self._phase.images), models)
+
+    def state(self) -> dict[str, Any] | None:
+        """For a checkpoint: None before the phase."""
+        return self.grids and {path: astuple(grid) for path, grid in self.grids.items()}
+
+    def restore(self, state: dict[str, Any] | None, models: Sequence[PixelsToLogits]) -> None:
+        """Go on from what `state` returned."""
+        if state is not None:
+            self._begin({path: Grid(*values) for path, values in state.items()}, models)
+
+    def _begin(self, grids: dict[str, Grid], models: Sequence[PixelsToLogits]) -> None:
+        self.grids = grids
+        for model in models:
+            self.enter_context(fake_quantization(model.network, grids))

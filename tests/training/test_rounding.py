@@ -1,0 +1,134 @@
+"""The phase under int8's rounding: when it begins, what is kept, and that it leaves no trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.networks.fake_quantization import Grid, calibrate, fake_quantization
+from pipeline.networks.inference import evaluate, predict
+from pipeline.networks.pixels import PixelsToLogits
+from pipeline.training import loop as room
+from pipeline.training import rounding
+from pipeline.training.params import Recipe
+from pipeline.training.records import read_curve
+from pipeline.training.rounding import Int8Phase, Rounding
+from tests.training.conftest import TRAINING, model, run, same, split, weights
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+IMAGES = split(3, 32)[0]
+HALF = Int8Phase(0.5, IMAGES)
+"""Of 3 epochs of 6 steps: from the tenth step, within the second epoch."""
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def changed(**changes: object) -> Recipe:
+    return TRAINING.model_copy(update=changes)
+
+
+@pytest.mark.parametrize(
+    ("share", "first", "epoch"), [(0.5, 9, 1), (1.0, 0, 0), (1e-9, 17, 2), (1 / 3, 12, 2)]
+)
+def test_it_takes_its_share_of_the_last_steps_and_at_least_one(
+    share: float, first: int, epoch: int
+) -> None:
+    student = model()
+    phase = Rounding(Int8Phase(share, IMAGES), epochs=3, steps=6)
+    assert phase.first_epoch == epoch
+    with phase:
+        begun = []
+        for step in range(18):
+            phase.reach(step, (student,))
+            begun.append(phase.grids is not None)
+    assert begun == [step >= first for step in range(18)]
+
+
+def test_until_then_a_run_is_the_one_without_it_and_then_statistics_stay() -> None:
+    plain, rounded = model(), model()
+    run(plain, "a")
+    before = read_curve("net")
+    run(rounded, "b", int8=HALF)
+    after = read_curve("net")
+    assert after[0] == before[0] and after[1] != before[1]
+    assert not same(weights(plain), weights(rounded))
+
+
+def test_batch_norms_keep_their_statistics_in_it() -> None:
+    student = model()
+    before = weights(student)
+    run(student, "a", int8=Int8Phase(1.0, IMAGES))
+    after = weights(student)
+    kept = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
+    assert kept == {name for name in before if name.endswith(STATISTICS)}
+
+
+def judged(student: PixelsToLogits, grids: dict[str, Grid]) -> float:
+    with fake_quantization(student.network, grids):
+        return evaluate(student, *split(2))[1]
+
+
+@pytest.mark.parametrize("training", [TRAINING, changed(ema=0.9)], ids=["plain", "averaged"])
+def test_its_best_epoch_is_kept_and_the_result_is_a_plain_network(
+    training: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[dict[str, Grid]] = []
+
+    def remember(*of: Any) -> dict[str, Grid]:
+        found.append(calibrate(*of))
+        return found[-1]
+
+    monkeypatch.setattr(rounding, "calibrate", remember)
+    student = model()
+    kinds = {path: type(module) for path, module in student.named_modules()}
+    names = {name for name, _ in student.named_parameters()}
+    fitted = run(student, "a", training, int8=HALF)
+    rows = [row.val_top1 for row in read_curve("net")]
+    assert fitted.best_epoch in (2, 3) and len(found) == 1
+    assert judged(student, found[0]) == max(rows[1:]) == rows[fitted.best_epoch - 1]
+    assert evaluate(student, *split(2))[1] == fitted.val_top1
+    assert {path: type(module) for path, module in student.named_modules()} == kinds
+    assert {name for name, _ in student.named_parameters()} == names
+    assert not any(module._forward_hooks for module in student.modules())
+    assert not any(module._forward_pre_hooks for module in student.modules())
+
+
+@pytest.mark.parametrize("training", [TRAINING, changed(ema=0.9)], ids=["plain", "averaged"])
+@pytest.mark.parametrize("stop", [5, 14])
+def test_a_run_that_was_stopped_before_or_in_it_ends_with_the_same_bits(
+    training: Recipe, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed, again = model(), model(seed=99)
+    run(undisturbed, "a", training, int8=HALF)
+    curve = read_curve("net")
+    real, steps = room._Loop._train_step, []
+
+    def stop_at(self: room._Loop, epoch: int, samples: np.ndarray) -> None:
+        if len(steps) == stop:
+            raise KeyboardInterrupt
+        steps.append(epoch)
+        real(self, epoch, samples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room._Loop, "_train_step", stop_at)
+        stopped = model()
+        with pytest.raises(KeyboardInterrupt):
+            run(stopped, "b", training, checkpoint_seconds=0, int8=HALF)
+    assert not any(module._forward_pre_hooks for module in stopped.modules())
+    run(again, "b", training, int8=HALF)
+    assert same(weights(undisturbed), weights(again))
+    assert read_curve("net") == curve
+
+
+def test_it_computes_in_float32_where_the_rest_does_in_bfloat16() -> None:
+    student, images = model(), split(2)[0]
+    grids = calibrate(student, IMAGES)
+    with fake_quantization(student.network, grids):
+        exact = predict(student, images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(predict(student, images), exact)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert predict(student, images).dtype == torch.bfloat16
