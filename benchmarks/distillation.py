@@ -1,8 +1,9 @@
 """Training speed of a student here and with timm and torchdistill, in one interleaved run.
 
 All rows train the same student from the same weights in float32, on the same images, with the
-same batch size and plain SGD with momentum. The rows with a teacher minimise the same loss, which
-is checked before anything is timed.
+same batch size: once with plain SGD with momentum, and once with the Muon that ships, where the
+other rows have timm's as its own train.py builds it. The rows with a teacher minimise the same
+loss, which is checked before anything is timed.
 
 Our rows are the loop of a stage: views are drawn, read from the memory-mapped file, flipped and
 shifted, the teacher's logits are read from their memory-mapped recording, and schedule, progress
@@ -21,6 +22,7 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from benchmarks.others import Row, bare, in_memory, timm_task, torchdistill_box
-from benchmarks.shared import Task, circumstances, count, one_device, open_task, parser
+from benchmarks.shared import SGD, Task, circumstances, count, one_device, open_task, parser
 from pipeline.core.errors import PipelineError, run
 from pipeline.core.files import write_whole
 from pipeline.distill.recording import INDEX, RecordedLogits, _record
@@ -41,6 +43,7 @@ from pipeline.training.objective import Run
 RESULTS = Path("benchmarks/results/distillation.json")
 INSTALL = "python -m pip install --editable '.[benchmark]'"
 
+OPTIMIZERS = (SGD, "muon")
 BARE, RECORDED, ONLINE = "bare student", "ours, recorded", "ours, online"
 TIMM, TORCHDISTILL = "timm", "torchdistill"
 WHAT = {
@@ -128,9 +131,9 @@ def show(result: dict[str, Any]) -> None:
     print(
         f"{', '.join(parts)}; on {result['device']}, {result['threads']} thread(s)\n"
         f"{', '.join(f'{name} {version}' for name, version in result['versions'].items())}\n"
-        f"{result['student']} from {result['teacher']}, images {result['image']}, batch "
-        f"{result['batch']}, {result['steps']} steps, {result['rounds']} rounds; "
-        f"median (least to most) over rounds\n"
+        f"{result['student']} from {result['teacher']}, {result['optimizer']}, images "
+        f"{result['image']}, batch {result['batch']}, {result['steps']} steps, "
+        f"{result['rounds']} rounds; median (least to most) over rounds\n"
     )
     print(f"{'images/s of training':<46}{'median':>8}")
     for name, what in WHAT.items():
@@ -156,7 +159,18 @@ def _summary(values: NDArray[np.float64]) -> dict[str, Any]:
 def main() -> None:
     arguments = _arguments()
     fabric = one_device(arguments.threads)
-    task = open_task(arguments, arguments.steps * arguments.batch)
+    asked = open_task(arguments, arguments.steps * arguments.batch)
+    results = {}
+    for optimizer in OPTIMIZERS:
+        print(f"\n{optimizer}", file=sys.stderr)
+        results[optimizer] = compare(replace(asked, optimizer=optimizer), fabric, arguments)
+        show(results[optimizer])
+    if arguments.save:
+        write_whole(RESULTS, json.dumps(results, indent=2) + "\n")
+
+
+def compare(task: Task, fabric: Fabric, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All rows with one optimizer."""
     batches = in_memory(task, fabric.device)
     epochs = arguments.rounds + 1
     others = {BARE: bare, TIMM: timm_task, TORCHDISTILL: torchdistill_box}
@@ -171,16 +185,14 @@ def main() -> None:
         rows[ONLINE] = ours(task, fabric, epochs, None)
         check_same_loss(rows)
         rates = measure(rows, task, arguments.rounds, fabric.device)
-    result = circumstances(task, fabric, () if missing else ("torchdistill",)) | {
+    return circumstances(task, fabric, () if missing else ("torchdistill",)) | {
+        "optimizer": task.optimizer,
         "steps": arguments.steps,
         "rounds": arguments.rounds,
         "images_per_second": {name: _summary(values) for name, values in rates.items()},
         "recording": recording,
         "ratios": {name: _summary(values) for name, values in ratios(rates, recording).items()},
     }
-    show(result)
-    if arguments.save:
-        write_whole(RESULTS, json.dumps(result, indent=2) + "\n")
 
 
 def _arguments() -> argparse.Namespace:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.shared import KL_WEIGHT, LABEL_WEIGHT, LR, MOMENTUM, TEMPERATURE, Task
+from benchmarks.shared import KL_WEIGHT, LABEL_WEIGHT, LR, MOMENTUM, SGD, TEMPERATURE, Task
+from pipeline.core.patches import muon_in_float32
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
 from pipeline.networks.records import Normalisation
 
@@ -42,7 +43,11 @@ def in_memory(task: Task, device: torch.device) -> Batches:
 def bare(task: Task, batches: Batches) -> Row:
     """Cross entropy in a plain torch loop, without a teacher."""
     network = task.network().to(batches[0][0].device)
-    return _plain(batches, network, lambda images, labels: F.cross_entropy(network(images), labels))
+
+    def loss(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(network(images), labels)
+
+    return _plain(task, batches, network, loss)
 
 
 def timm_task(task: Task, batches: Batches) -> Row:
@@ -66,7 +71,9 @@ def timm_task(task: Task, batches: Batches) -> Row:
         device=device,
         verbose=False,
     )
-    return _plain(batches, network, lambda images, labels: distillation(images, labels)["loss"])
+    return _plain(
+        task, batches, network, lambda images, labels: distillation(images, labels)["loss"]
+    )
 
 
 def torchdistill_box(task: Task, batches: Batches) -> Row:
@@ -95,6 +102,7 @@ def torchdistill_box(task: Task, batches: Batches) -> Row:
     }
     teacher = _NormalisedAnew(task.teacher_model(), _student(task)).to(device).eval()
     box = get_distillation_box(teacher, network, {}, config, device, None, False, 1)
+    box.optimizer = _optimizer(task, network)
 
     def train(epoch: int) -> None:
         box.pre_epoch_process(epoch=epoch)
@@ -126,12 +134,27 @@ def _student(task: Task) -> Normalisation:
     return student_normalisation(task.manifest.channels)
 
 
+def _optimizer(task: Task, network: nn.Module) -> torch.optim.Optimizer:
+    """SGD, or timm's Muon as its train.py builds it; with float32, see `core.patches`."""
+    its = task.training()
+    if its.optimizer == SGD:
+        return torch.optim.SGD(network.parameters(), lr=its.lr, momentum=its.momentum)
+    muon_in_float32()
+    from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
+
+    made: torch.optim.Optimizer = create_optimizer_v2(
+        network, opt=its.optimizer, lr=its.lr, weight_decay=its.weight_decay, momentum=its.momentum
+    )
+    return made
+
+
 def _plain(
+    task: Task,
     batches: Batches,
     network: nn.Module,
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> Row:
-    optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM)
+    optimizer = _optimizer(task, network)
 
     def train(_epoch: int) -> None:
         network.train()

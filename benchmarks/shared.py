@@ -33,8 +33,9 @@ from pipeline.networks.inference import set_up_torch
 from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
 from pipeline.networks.records import Normalisation
+from pipeline.training.auto import Facts, plan_recipe
 from pipeline.training.devices import launch
-from pipeline.training.params import Recipe
+from pipeline.training.params import Recipe, Training
 
 AUGMENT = Augment(flip=True, shift=1)
 TEMPERATURE, KL_WEIGHT, LABEL_WEIGHT = 4.0, 0.9, 0.1
@@ -43,6 +44,8 @@ TERMS = (
     LossTerm(name="cross_entropy", weight=LABEL_WEIGHT),
 )
 LR, MOMENTUM = 0.01, 0.9
+SGD = "momentum"
+"""Plain SGD with momentum by its name in timm's factory, whose `sgd` is Nesterov's."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Task:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     batch: int
+    optimizer: str = SGD
 
     def network(self) -> nn.Module:
         """The student with the same initial weights in every call, channels-last as in a stage."""
@@ -79,11 +83,14 @@ class Task:
         return Distillation(model, teachers, TERMS, {}, settings, pixels)
 
     def training(self) -> Recipe:
-        """Plain SGD with momentum."""
-        # timm's factory calls it `momentum`; its `sgd` is Nesterov's.
-        return Recipe(
-            batch_size=self.batch, optimizer="momentum", lr=LR, momentum=MOMENTUM, weight_decay=0.0
-        )
+        """The recipe that ships, or plain SGD with momentum."""
+        if self.optimizer == SGD:
+            return Recipe(
+                batch_size=self.batch, optimizer=SGD, lr=LR, momentum=MOMENTUM, weight_decay=0.0
+            )
+        about = Facts(len(self.labels), self.images.shape[1], pretrained=False)
+        shipped = Training.model_validate({"batch_size": self.batch})
+        return plan_recipe(shipped, about, "students")
 
     def views(self) -> Views:
         """Mirrored and shifted train images."""

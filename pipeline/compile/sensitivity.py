@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.networks.fake_quantization import calibrate, fake_quantization
 from pipeline.networks.inference import predict
+from pipeline.networks.layers import conv_and_linear
 from pipeline.networks.weights import load_pixels_to_logits
 
 IMAGES = 128
@@ -32,7 +33,7 @@ def most_sensitive(student: Path, calibration: NDArray[np.uint8]) -> tuple[str, 
     grids = calibrate(model, images)
     exact = predict(model, images)
     noise = {}
-    for name, grid in grids.items():
-        with fake_quantization(model.network, {name: grid}):
+    for name in conv_and_linear(model.network).keys() & grids.keys():
+        with fake_quantization(model.network, {name: grids[name]}):
             noise[name] = float((predict(model, images) - exact).square().mean())
-    return tuple(sorted(noise, key=lambda name: -noise[name]))
+    return tuple(sorted(noise, key=lambda name: (-noise[name], name)))

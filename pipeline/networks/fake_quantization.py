@@ -1,8 +1,9 @@
 """Simulated int8: a float network with the rounding that a backend's quantizer will add.
 
-Weights are rounded symmetrically per output channel and inputs of conv and linear layers
-asymmetrically per tensor (arXiv 1712.05877, 1806.08342). The gradient of the rounding is 1, and 0
-where an input is outside its range (straight-through estimator, arXiv 1308.3432).
+Weights are rounded symmetrically per output channel, tensors asymmetrically as a whole
+(arXiv 1712.05877, 1806.08342). These tensors are the inputs of conv and linear layers, and of
+activations that no runtime fuses into the layer before them. The gradient of the rounding is 1, and
+0 where a value is outside its range (straight-through estimator, arXiv 1308.3432).
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from pipeline.networks.pixels import PixelsToLogits
 _WEIGHT_LEVELS = 127
 _INPUT_LEVELS = 255
 _SMALLEST_SCALE = 1e-12
+_UNFUSED = ("swish", "sigmoid", "silu", "gelu", "mish", "tanh")
+"""Parts of class names, of torch and timm: activations that runtimes compute by themselves."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The values of a quantized input: (q - zero_point) * scale for q in [0, 255]."""
+    """The values of a quantized tensor: (q - zero_point) * scale for q in [0, 255]."""
 
     scale: float
     zero_point: int
@@ -48,42 +51,65 @@ PIXELS = Grid(grid.SCALE, grid.CENTRE)
 """The grid of a student's input (x - 128) / 64, on which all pixels lie: see `networks.grid`."""
 
 
-def calibrate(model: PixelsToLogits, images: NDArray[np.uint8]) -> dict[str, Grid]:
-    """The grid of the input of every conv and linear layer, by module path.
+@dataclass(frozen=True)
+class Rounded:
+    """How the input of a module is rounded."""
 
-    It spans the smallest and the largest value in eval mode. A layer that takes the network's own
-    input has the grid `PIXELS`.
+    grid: Grid
+    at: str
+    """Path of the module where the tensor is rounded: the outermost one that takes it as its
+    input. Within a residual block the shortcut then has the same rounded values."""
+
+
+def calibrate(model: PixelsToLogits, images: NDArray[np.uint8]) -> dict[str, Rounded]:
+    """How to round the input of every conv and linear layer and unfused activation, by path.
+
+    A grid spans the smallest and the largest value in eval mode. A layer that takes the network's
+    own input has the grid `PIXELS`.
 
     Args:
         model: a student.
         images: raw pixels [N, H, W, C] of the calibration set.
     """
-    grids: dict[str, Grid] = {}
+    network = model.network
+    targets = conv_and_linear(network).keys() | _unfused(network)
     ranges: dict[str, tuple[float, float]] = {}
-    given: list[torch.Tensor] = []
-
-    def keep(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        given[:] = inputs[:1]
+    found: dict[str, Rounded] = {}
+    taken: dict[str, torch.Tensor] = {}
 
     def note(path: str, _module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if inputs[0] is given[0]:
-            grids[path] = PIXELS
+        if not inputs:
             return
-        low, high = torch.aminmax(inputs[0])
+        x = taken[path] = inputs[0]
+        if path not in targets:
+            return
+        parts = path.split(".")
+        above = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+        at = next(one for one in above if taken.get(one) is x)
+        if x is taken[""]:
+            found[path] = Rounded(PIXELS, at)
+            return
+        low, high = torch.aminmax(x)
         lowest, highest = ranges.get(path, (0.0, 0.0))
-        ranges[path] = min(lowest, low.item()), max(highest, high.item())
+        ends = ranges[path] = min(lowest, low.item()), max(highest, high.item())
+        found[path] = Rounded(Grid.spanning(*ends), at)
 
     with ExitStack() as hooks:
-        hooks.callback(model.network.register_forward_pre_hook(keep).remove)
-        for path, layer in conv_and_linear(model.network).items():
-            hooks.callback(layer.register_forward_pre_hook(partial(note, path)).remove)
+        for path, module in network.named_modules():
+            hooks.callback(module.register_forward_pre_hook(partial(note, path)).remove)
         predict(model, images)
-    return {path: Grid.spanning(*ends) for path, ends in ranges.items()} | grids
+    return found
+
+
+def _unfused(network: nn.Module) -> set[str]:
+    """Paths of the activations that round their input, as they are not part of a layer."""
+    kinds = {path: type(module).__name__.lower() for path, module in network.named_modules()}
+    return {path for path, kind in kinds.items() if any(part in kind for part in _UNFUSED)}
 
 
 @contextmanager
-def fake_quantization(network: nn.Module, grids: Mapping[str, Grid]) -> Iterator[None]:
-    """Within this, the layers in `grids` compute with rounded weights and inputs.
+def fake_quantization(network: nn.Module, grids: Mapping[str, Rounded]) -> Iterator[None]:
+    """Within this, the modules in `grids` compute with rounded inputs, and layers rounded weights.
 
     Weights are rounded in every forward pass. Parameters stay float and can be trained. Outputs are
     not rounded; the next layer rounds its input. Batch norm uses its running statistics in
@@ -95,14 +121,16 @@ def fake_quantization(network: nn.Module, grids: Mapping[str, Grid]) -> Iterator
 
     Args:
         network: of a student.
-        grids: of the inputs of the layers to be rounded, by module path: see `calibrate`.
+        grids: how inputs are rounded, by the path of what takes them: see `calibrate`.
     """
     layers = conv_and_linear(network)
     with ExitStack() as undo:
-        for path, its in grids.items():
-            layer = layers[path]
-            undo.callback(layer.register_forward_pre_hook(partial(_round, its)).remove)
-            hook = layer.register_forward_hook(_plain, always_call=True)
+        for at, its in {one.at: one.grid for one in grids.values()}.items():
+            module = network.get_submodule(at)
+            undo.callback(module.register_forward_pre_hook(partial(_round_input, its)).remove)
+        for path in grids.keys() & layers.keys():
+            undo.callback(layers[path].register_forward_pre_hook(_round_weight).remove)
+            hook = layers[path].register_forward_hook(_plain, always_call=True)
             undo.callback(hook.remove)
         for module in network.modules():
             if isinstance(module, _BatchNorm):
@@ -146,10 +174,13 @@ class _Round(torch.autograd.Function):
         return torch.ops.aten.hardtanh_backward(gradient, x, low, high), None
 
 
-def _round(its: Grid, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _round_input(its: Grid, _module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return round_input(inputs[0], its), *inputs[1:]
+
+
+def _round_weight(layer: nn.Module, _inputs: object) -> None:
     # An attribute of the instance hides the parameter, which keeps its name and its place.
     layer.__dict__["weight"] = round_weight(layer.get_parameter("weight"))
-    return round_input(inputs[0], its), *inputs[1:]
 
 
 def _plain(layer: nn.Module, _inputs: object, _output: object) -> None:

@@ -259,6 +259,8 @@ class _Loop:
 
     def _diverged(self, what: str) -> DivergedError:
         fix = "lower `lr`, lengthen `warmup` or set `clip_norm`"
+        if self.rounding.grids:
+            fix = "lower `distill.int8_share`: it began under int8's rounding; or lower `lr`"
         return DivergedError(what, where=self.run.name, fix=fix)
 
     def _close_epoch(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.networks.fake_quantization import Grid, calibrate, fake_quantization
+from pipeline.networks.fake_quantization import Grid, Rounded, calibrate, fake_quantization
 from pipeline.networks.pixels import PixelsToLogits
 
 
@@ -34,7 +34,7 @@ class Rounding(ExitStack):
     def __init__(self, phase: Int8Phase | None, epochs: int, steps: int) -> None:
         """The phase of a run of `epochs` epochs of `steps` steps; None: the run has none."""
         super().__init__()
-        self.grids: dict[str, Grid] | None = None
+        self.grids: dict[str, Rounded] | None = None
         self._phase, self._first = phase, epochs * steps
         if phase is not None:
             self._first = min(round((1 - phase.share) * self._first), self._first - 1)
@@ -48,14 +48,17 @@ class Rounding(ExitStack):
 
     def state(self) -> dict[str, Any] | None:
         """For a checkpoint: None before the phase."""
-        return self.grids and {path: astuple(grid) for path, grid in self.grids.items()}
+        return self.grids and {
+            path: (*astuple(its.grid), its.at) for path, its in self.grids.items()
+        }
 
     def restore(self, state: dict[str, Any] | None, models: Sequence[PixelsToLogits]) -> None:
         """Go on from what `state` returned."""
         if state is not None:
-            self._begin({path: Grid(*values) for path, values in state.items()}, models)
+            grids = {path: Rounded(Grid(*values), at) for path, (*values, at) in state.items()}
+            self._begin(grids, models)
 
-    def _begin(self, grids: dict[str, Grid], models: Sequence[PixelsToLogits]) -> None:
+    def _begin(self, grids: dict[str, Rounded], models: Sequence[PixelsToLogits]) -> None:
         self.grids = grids
         for model in models:
             self.enter_context(fake_quantization(model.network, grids))

@@ -20,7 +20,7 @@ from pipeline.networks.fake_quantization import (
 )
 from pipeline.networks.inference import predict
 from pipeline.networks.params import Network
-from pipeline.networks.pixels import PixelsToLogits
+from pipeline.networks.pixels import PixelsToLogits, student_normalisation
 from pipeline.networks.records import ModelCard
 from tests import students as drawn
 from tests.networks.conftest import int8_logits, make_uneven, trained
@@ -109,23 +109,56 @@ def test_every_layer_takes_rounded_inputs_and_weights(network: Network) -> None:
     student = model(network)
     grids = calibrate(student, IMAGES)
     layers = {n: m for n, m in student.network.named_modules() if isinstance(m, LAYERS)}
-    assert grids.keys() == layers.keys()
-    assert [path for path, grid in grids.items() if grid == PIXELS] == ["conv_stem"]
+    unfused = {
+        n for n, m in student.network.named_modules()
+        if isinstance(m, nn.Hardswish | nn.Hardsigmoid)
+    }  # fmt: skip
+    assert grids.keys() == layers.keys() | unfused and bool(unfused) == (network == TINY)
+    assert [path for path, its in grids.items() if its.grid == PIXELS] == ["conv_stem"]
     seen: dict[str, torch.Tensor] = {}
     used: dict[str, torch.Tensor] = {}
 
-    def note(path: str, layer: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        seen[path], used[path] = inputs[0], layer.weight.detach()
+    def note(path: str, module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        seen[path] = inputs[0].clone()  # activations may work in place
+        if path in layers:
+            used[path] = module.weight.detach()
 
     with fake_quantization(student.network, grids):
-        for path, layer in layers.items():
-            layer.register_forward_pre_hook(functools.partial(note, path))
+        for path in grids:
+            module = student.network.get_submodule(path)
+            module.register_forward_pre_hook(functools.partial(note, path))
         predict(student, IMAGES)
-    for path, grid in grids.items():
-        steps = seen[path] / grid.scale + grid.zero_point
+    for path, its in grids.items():
+        steps = seen[path] / its.grid.scale + its.grid.zero_point
         torch.testing.assert_close(steps, steps.round().clamp(0, 255), atol=1e-3, rtol=0)
-        assert not torch.equal(used[path], layers[path].weight)
-        assert torch.equal(used[path], round_weight(layers[path].weight))
+    for path, layer in layers.items():
+        assert not torch.equal(used[path], layer.weight)
+        assert torch.equal(used[path], round_weight(layer.weight))
+
+
+class Shortcut(nn.Module):
+    """A residual block; it keeps what it adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.shortcut = x
+        return self.conv(x) + x
+
+
+def test_a_shortcut_has_the_values_that_its_block_computes_with() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Sequential(Shortcut()), nn.Flatten())
+    student = PixelsToLogits(network, student_normalisation(1))
+    grids = calibrate(student, IMAGES)
+    assert {path: its.at for path, its in grids.items()} == {"0": "0", "1.0.conv": "1"}
+    with fake_quantization(network, grids):
+        predict(student, IMAGES)
+        its = grids["1.0.conv"].grid
+        steps = network[1][0].shortcut / its.scale + its.zero_point
+    torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
 
 
 def test_afterwards_the_network_is_the_plain_one() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.networks.fake_quantization import Grid, calibrate, fake_quantization
+from pipeline.networks.fake_quantization import Rounded, calibrate, fake_quantization
 from pipeline.networks.inference import evaluate, predict
 from pipeline.networks.pixels import PixelsToLogits
 from pipeline.training import loop as room
@@ -26,8 +26,11 @@ HALF = Int8Phase(0.5, IMAGES)
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
+RECIPE = TRAINING.model_copy(update={"lr": 0.01})
+
+
 def changed(**changes: object) -> Recipe:
-    return TRAINING.model_copy(update=changes)
+    return RECIPE.model_copy(update=changes)
 
 
 @pytest.mark.parametrize(
@@ -49,9 +52,9 @@ def test_it_takes_its_share_of_the_last_steps_and_at_least_one(
 
 def test_until_then_a_run_is_the_one_without_it_and_then_statistics_stay() -> None:
     plain, rounded = model(), model()
-    run(plain, "a")
+    run(plain, "a", RECIPE)
     before = read_curve("net")
-    run(rounded, "b", int8=HALF)
+    run(rounded, "b", RECIPE, int8=HALF)
     after = read_curve("net")
     assert after[0] == before[0] and after[1] != before[1]
     assert not same(weights(plain), weights(rounded))
@@ -60,24 +63,24 @@ def test_until_then_a_run_is_the_one_without_it_and_then_statistics_stay() -> No
 def test_batch_norms_keep_their_statistics_in_it() -> None:
     student = model()
     before = weights(student)
-    run(student, "a", int8=Int8Phase(1.0, IMAGES))
+    run(student, "a", RECIPE, int8=Int8Phase(1.0, IMAGES))
     after = weights(student)
     kept = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
     assert kept == {name for name in before if name.endswith(STATISTICS)}
 
 
-def judged(student: PixelsToLogits, grids: dict[str, Grid]) -> float:
+def judged(student: PixelsToLogits, grids: dict[str, Rounded]) -> float:
     with fake_quantization(student.network, grids):
         return evaluate(student, *split(2))[1]
 
 
-@pytest.mark.parametrize("training", [TRAINING, changed(ema=0.9)], ids=["plain", "averaged"])
+@pytest.mark.parametrize("training", [RECIPE, changed(ema=0.9)], ids=["plain", "averaged"])
 def test_its_best_epoch_is_kept_and_the_result_is_a_plain_network(
     training: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: list[dict[str, Grid]] = []
+    found: list[dict[str, Rounded]] = []
 
-    def remember(*of: Any) -> dict[str, Grid]:
+    def remember(*of: Any) -> dict[str, Rounded]:
         found.append(calibrate(*of))
         return found[-1]
 
@@ -96,7 +99,7 @@ def test_its_best_epoch_is_kept_and_the_result_is_a_plain_network(
     assert not any(module._forward_pre_hooks for module in student.modules())
 
 
-@pytest.mark.parametrize("training", [TRAINING, changed(ema=0.9)], ids=["plain", "averaged"])
+@pytest.mark.parametrize("training", [RECIPE, changed(ema=0.9)], ids=["plain", "averaged"])
 @pytest.mark.parametrize("stop", [5, 14])
 def test_a_run_that_was_stopped_before_or_in_it_ends_with_the_same_bits(
     training: Recipe, stop: int, monkeypatch: pytest.MonkeyPatch
