@@ -36,7 +36,7 @@ from pipeline.networks.inference import evaluate, set_up_torch
 from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
 from pipeline.networks.records import Normalisation
-from pipeline.training.auto import Facts, plan_recipe, plan_views
+from pipeline.training.auto import Facts, Kind, plan_recipe, plan_views
 from pipeline.training.few_labels import Consistent, PairedViews
 from pipeline.training.loop import fit
 from pipeline.training.objective import Objective, Run
@@ -84,8 +84,8 @@ class Trial:
         times = round(len(shown.labels) / len(labels))
         repeated = Joined(images, images[:0], (times, 0)), np.tile(labels, times)
         alone = self.views(Views, Shown(*repeated, shown.known))
-        found[ALONE] = self.train(ALONE, Supervised(self.student(), 0.0), alone, self.params.views,
-                                  training)  # fmt: skip
+        as_many = self.params.views.model_copy(update={"epochs": found[ALL]["epochs"]})
+        found[ALONE] = self.train(ALONE, Supervised(self.student(), 0.0), alone, as_many, training)
         return found
 
     def views(self, kind: type[Views], shown: Shown) -> Views:
@@ -118,8 +118,9 @@ class Trial:
         """Fit as the pipeline would, and top-1 on val and test."""
         size, known = self.manifest.image_size, int((views.labels >= 0).sum())
         about = Facts(len(views), size, pretrained=False, unlabelled=len(views) - known)
-        recipe = plan_recipe(training, about, "teachers" if name == TAUGHT else "students")
-        epochs = self.epochs or plan_views(shown, about).epochs
+        kind: Kind = "teachers" if name == TAUGHT else "students"
+        recipe = plan_recipe(training, about, kind)
+        epochs = self.epochs or plan_views(shown, about, kind).epochs
         key = f"{name} {self.seed}".replace(" ", "-").replace(":", "")
         val = load_split("val")
         run = Run(name, key, self.seed, recipe, epochs, 1e9, curves=False)

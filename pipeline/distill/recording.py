@@ -59,11 +59,16 @@ def student_views(params: RecordingParams, manifest: Manifest) -> Views:
 def recorded_plan(params: RecordingParams, manifest: Manifest) -> ViewPlan:
     """The augmentation of all students, and the epochs of views for which logits are recorded.
 
-    They are the epochs of a student that starts from weights. A student from random weights needs
-    more where images are few, and sees the same views again.
+    By default they are the epochs of a student that starts from weights. A student from random
+    weights needs more where images are few, and sees the same views again.
     """
-    images = sum(epoch_images(manifest, params.views))
-    return plan_views(params.views, Facts(images, manifest.image_size, pretrained=True))
+    known, unknown = epoch_images(manifest, params.views)
+    size = manifest.image_size
+    about = Facts(known + unknown, size, pretrained=True, unlabelled=unknown)
+    plan, epochs = plan_views(params.views, about, "students"), params.teacher_logits.epochs
+    if epochs == "auto" or not plan.epochs:
+        return plan
+    return plan.model_copy(update={"epochs": epochs})
 
 
 def wanted(params: RecordingParams, manifest: Manifest) -> TeacherLogitsRecord:

@@ -74,7 +74,7 @@ def distill_student(
     fold_normalisation(built, own, normalisation)
     about = facts(manifest, manifest.image_size, params.views, started)
     recipe = plan_recipe(params.distill.training, about, "students")
-    plan = plan_views(params.views, about)
+    plan = plan_views(params.views, about, "students")
     if fabric.is_global_zero:
         tell(name, started, plan, recipe, about)
     model = PixelsToLogits(built, normalisation)

@@ -34,6 +34,10 @@ MOST_IMAGES: dict[Kind, int] = {"teachers": 256, "students": 128}
 FEW_LABELS = 64
 """In a batch of teachers that learn from images without labels, too: they gain by more steps."""
 
+FEW_LABELS_SHOWN: dict[Kind, int] = {"teachers": 4 * SHOWN, "students": 2 * SHOWN}
+"""Images that networks see where some have no label: teachers' answers are few and often wrong at
+first, and a student that learns from them can go on where one with few labels alone overfits."""
+
 MOST_PIXELS = 32 * 224 * 224
 """In a batch, which bounds the memory of a step."""
 
@@ -90,12 +94,19 @@ def facts(manifest: Manifest, size: int, views: Views, started: StartedFrom | No
     return Facts(known + unknown, size, started is not None, new_head, imbalance, unknown)
 
 
-def plan_views(views: Views, about: Facts) -> ViewPlan:
-    """`views` with every `auto` replaced."""
+def plan_views(views: Views, about: Facts, kind: Kind) -> ViewPlan:
+    """`views` with every `auto` replaced.
+
+    Args:
+        views: as in params.yaml.
+        about: the data and the network.
+        kind: of the network.
+    """
     epochs, augment = views.epochs, views.augment
     if epochs == "auto":
         most = FINE_TUNING if about.pretrained else MOST_EPOCHS
-        epochs = min(max(round(SHOWN / about.images), 2), most)
+        shown = FEW_LABELS_SHOWN[kind] if about.unlabelled else SHOWN
+        epochs = min(max(round(shown / about.images), 2), most)
     if augment == "auto":
         photos = about.size > SMALL
         augment = Augment(flip=True, shift=0, crop=0.5) if photos else Augment(flip=True, shift=1)

@@ -72,7 +72,7 @@ def train_teacher(params: TeacherParams, name: str) -> None:
         network, teacher.network, params.checkpoints, manifest.classes, manifest.channels
     ) or (Normalisation(mean=manifest.mean, std=manifest.std), None)
     about = facts(manifest, size, teacher.views, started)
-    plan = plan_views(teacher.views, about)
+    plan = plan_views(teacher.views, about, "teachers")
     recipe = plan_recipe(teacher.training, about, "teachers")
     if fabric.is_global_zero:
         tell(name, started, plan, recipe, about)

@@ -18,7 +18,7 @@ def test_the_default_run_has_the_recipe_that_it_was_tuned_for() -> None:
     (teacher,) = (params.teachers.zoo[name] for name in params.teachers.enabled)
     small = Augment(flip=True, shift=1)
     for views in (teacher.views, params.views):
-        assert plan_views(views, FASHION) == ViewPlan(epochs=2, augment=small)
+        assert plan_views(views, FASHION, "students") == ViewPlan(epochs=2, augment=small)
     found = plan_recipe(teacher.training, FASHION, "teachers")
     assert (found.batch_size, found.optimizer, found.lr) == (256, "muon", 0.03)
     found = plan_recipe(params.distill.training, FASHION, "students")
@@ -35,7 +35,7 @@ def test_every_number_of_images_gets_a_recipe_that_fits(
     images: int, size: int, kind: Kind, pretrained: bool
 ) -> None:
     about = Facts(images, size, pretrained)
-    recipe, views = plan_recipe(Training(), about, kind), plan_views(Views(), about)
+    recipe, views = plan_recipe(Training(), about, kind), plan_views(Views(), about, kind)
     assert 2 <= recipe.batch_size <= images
     assert recipe.batch_size * size**2 <= max(32 * 224**2, 2 * size**2)
     assert 2 <= views.epochs <= (8 if pretrained else 80)
@@ -47,11 +47,18 @@ def test_every_number_of_images_gets_a_recipe_that_fits(
 def test_what_is_set_is_taken() -> None:
     weak = Augment(flip=False, shift=0)
     views = Views(epochs=7, augment=weak)
-    assert plan_views(views, FASHION) == ViewPlan(epochs=7, augment=weak)
+    assert plan_views(views, FASHION, "students") == ViewPlan(epochs=7, augment=weak)
     training = Training(batch_size=48, lr=0.1, optimizer="sgd", freeze="none", layer_decay=0.5)
     recipe = plan_recipe(training, Facts(1000, 224, True, new_head=True), "students")
     assert (recipe.batch_size, recipe.lr, recipe.optimizer) == (48, 0.1, "sgd")
     assert (recipe.layer_decay, recipe.freeze, recipe.weight_decay) == (0.5, "none", 0.05)
+
+
+def test_networks_that_learn_from_images_without_labels_see_more() -> None:
+    about = Facts(images=108_400, size=28, pretrained=False, unlabelled=54_200)
+    epochs = [plan_views(Views(), about, kind).epochs for kind in ("teachers", "students")]
+    assert epochs == [4, 2] and plan_views(Views(), FASHION, "students").epochs == 2
+    assert plan_recipe(Training(), about, "teachers").batch_size == 64
 
 
 def test_weights_with_a_new_classifier_fit_it_first() -> None:
