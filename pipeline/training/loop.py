@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import time
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.core.patches import conv2d, import_timm
+from pipeline.core.patches import conv2d
 from pipeline.core.progress import track
 from pipeline.data.records import Arrays
 from pipeline.data.views import Views
@@ -28,7 +28,12 @@ from pipeline.training.devices import evaluate_on_ranks, over_ranks, synchronise
 from pipeline.training.estimate import WORTH_AN_ESTIMATE, check_time
 from pipeline.training.head import fit_classifier
 from pipeline.training.objective import DivergedError, Fitted, Objective, Recording, Run
-from pipeline.training.recipe import build_optimizer, build_schedule, steps_per_epoch
+from pipeline.training.recipe import (
+    build_average,
+    build_optimizer,
+    build_schedule,
+    steps_per_epoch,
+)
 from pipeline.training.records import Epoch
 from pipeline.training.rounding import Rounding
 
@@ -102,19 +107,14 @@ class _Loop:
             synchronise_batch_norm(objective)
         self.optimizer = build_optimizer(objective, training, run.name)
         self.schedule = build_schedule(self.optimizer, training, run.epochs, self.steps, run.name)
-        self.ema: Any = None
-        if training.ema is not None:
-            import_timm()
-            from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
-
-            self.ema = ModelEmaV3(self.model, decay=training.ema, use_warmup=True)
+        self.ema = build_average(self.model, training)
         self.step = 0
         self.rows: list[dict[str, float]] = []
         self.start = start
         self.rounding = Rounding(run.int8, run.epochs, self.steps)
         self.best: dict[str, torch.Tensor] = {}
         if start is not None:
-            self.best = _copied(self.model)
+            self.best = deepcopy(self.model.state_dict())
         self.sums: dict[str, torch.Tensor] = {}
         if saved is not None:
             self._restore(saved)
@@ -285,7 +285,7 @@ class _Loop:
         best_before = max(self._top1s())
         self.rows.append(row)
         if self._top1s()[-1] > best_before:
-            self.best = _copied(shipped)
+            self.best = deepcopy(shipped.state_dict())
         self.sums = {}
         self._save()
         return row
@@ -335,10 +335,6 @@ class _Loop:
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
-
-
-def _copied(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def _evaluate_only(

@@ -214,6 +214,34 @@ def test_lr_rises_linearly_then_falls_as_a_half_cosine() -> None:
     assert found[70] == pytest.approx(0.5 * (1 + math.cos(math.pi * 50 / 80)))
 
 
+def groups(network: Network, **changes: object) -> list[tuple[dict[str, Any], set[str]]]:
+    """The parameter groups of a network of 16-pixel images, and the names in each."""
+    objective = Supervised(model(network), 0.0)
+    names = {id(one): name for name, one in objective.named_parameters()}
+    made = recipe.build_optimizer(objective, changed(**changes), "net")
+    return [(group, {names[id(one)] for one in group["params"]}) for group in made.param_groups]
+
+
+def test_muon_leaves_the_widest_matrices_to_adamw() -> None:
+    """The square of the smaller side is what orthogonalising costs."""
+    network = Network(arch="mobilenetv4_conv_small_050")
+    found = groups(network, optimizer="muon")
+    sent = set().union(*(names for group, names in found if group.get("use_fallback")))
+    assert sent == {"model.network.conv_head.weight"}
+    weight = model(network).network.conv_head.weight
+    assert weight.shape == (1280, 480, 1, 1) and recipe.WIDE < 480
+    assert not any(group.get("use_fallback") for group, _ in groups(RESNET, optimizer="muon"))
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.75])
+def test_what_a_networks_authors_do_not_decay_is_not_decayed(layer_decay: float) -> None:
+    vit = Network(arch="test_vit4", args={"img_size": 16, "patch_size": 8})
+    found = groups(vit, optimizer="adamw", weight_decay=0.1, layer_decay=layer_decay)
+    decayed = set().union(*(names for group, names in found if group["weight_decay"]))
+    assert "model.network.blocks.0.attn.qkv.weight" in decayed
+    assert not {"model.network.pos_embed", "model.network.cls_token"} & decayed
+
+
 def test_float32_is_what_muon_computes_in_on_a_cpu() -> None:
     import_timm()
     from timm.optim import muon
