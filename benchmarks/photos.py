@@ -8,8 +8,9 @@ folder's own; the seed decides what is cut from train for test, and the training
   own normalisation; its penalty is chosen on val.
 - student: the same weights, distilled from EfficientNet-Lite2, in float and as int8 by each
   runtime. The epoch is chosen on val, as in every run of the pipeline.
-- from scratch: mobilenetv3_small_050 from random weights, distilled from that teacher, and alone:
-  with labels only, in as many epochs.
+- from scratch: mobilenetv3_small_050 from random weights, on mixtures of small crops for 192 epochs,
+  in float only. Distilled from that teacher, whose logits are recorded for 48 of them; and alone:
+  with labels only, on the same views in as many epochs.
 
 Every seed's figures are kept in the folder `--work`: a run that was stopped goes on from there.
 """
@@ -55,6 +56,13 @@ TEACHER = {
     "arch": "efficientnet_lite2", "weights": "lite2.pth", "normalisation": NORMALISATION,
 }  # fmt: skip
 SCRATCH = {"arch": "mobilenetv3_small_050", "args": {"global_pool": "fastavg"}}
+PATIENT = {
+    "views": {"epochs": 192, "augment": {"flip": True, "crop": 0.25, "mixup": 1.0}},
+    "teacher_logits": {"record": True, "epochs": 48, "top_k": None},
+}
+"""Groups of params.yaml for students from scratch (a patient teacher: arXiv 2106.05237)."""
+TAUGHT = [{"name": "kl", "weight": 1.0, "options": {"temperature": 4.0}}]
+ALONE = [{"name": "cross_entropy", "weight": 1.0}]
 RUNTIMES = ("onnxruntime", "openvino", "tflite")
 
 Scores = dict[str, float]
@@ -62,7 +70,10 @@ Scores = dict[str, float]
 
 
 def configure(folder: Path, photos: Path, checkpoints: Path, seed: int, losses: Any = None) -> None:
-    """Set the parameters of a clone: two of data, the weights, and what this benchmark compares."""
+    """Set the parameters of a clone: two of data, the weights, and what this benchmark compares.
+
+    With `losses`, they are those of the students from scratch.
+    """
     file = folder / "params.yaml"
     tree = yaml.safe_load(file.read_text())
     tree |= {"seed": seed, "checkpoints": str(checkpoints)}
@@ -72,7 +83,8 @@ def configure(folder: Path, photos: Path, checkpoints: Path, seed: int, losses: 
     zoo = {"lite0": STUDENT, "scratch": SCRATCH, "alone": SCRATCH}
     tree["students"] = {"enabled": ["lite0"], "zoo": zoo}
     if losses is not None:
-        tree["distill"]["losses"] = losses
+        tree |= PATIENT
+        tree["distill"] |= {"losses": losses, "int8_share": 0}
     file.write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
@@ -107,13 +119,14 @@ def compiled(folder: Path, runtime: str) -> Scores:
     return {"val": val, "test": found.top1}
 
 
-def distil(folder: Path, student: str) -> Scores:
-    """Run the stage `distill` for a student that the graph does not have."""
-    command = [sys.executable, "-m", "stages.distill", "--student", student]
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def stage(folder: Path, *command: str) -> None:
+    """Run a stage in a clone by hand, also for a student that the graph does not have."""
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
     if done.returncode:
-        raise PipelineError(f"`distill` of {student} failed:\n{done.stdout.decode()[-2000:]}")
-    return trained(folder, f"students/{student}")
+        raise PipelineError(f"`{' '.join(command)}` failed:\n{done.stdout.decode()[-2000:]}")
 
 
 def measure(
@@ -138,10 +151,12 @@ def measure(
         **{f"student, int8, {name}": compiled(folder, name) for name in RUNTIMES},
     }
     if scratch:
-        rows["from scratch, distilled"] = distil(folder, "scratch")
-        alone = [{"name": "cross_entropy", "weight": 1.0}]
-        configure(folder, photos, checkpoints, seed, alone)
-        rows["from scratch, alone"] = distil(folder, "alone")
+        for name, what, losses in (("scratch", "distilled", TAUGHT), ("alone", "alone", ALONE)):
+            configure(folder, photos, checkpoints, seed, losses)
+            if losses is TAUGHT:
+                stage(folder, "stages.record_teacher")
+            stage(folder, "stages.distill", "--student", name)
+            rows[f"from scratch, {what}"] = trained(folder, f"students/{name}")
     manifest = Manifest.read(folder / "data/packed" / MANIFEST)
     images = {split: manifest.size(split) for split in ("train", "val", "test")}
     result = {"seed": seed, "images": images, "seconds": seconds, "rows": rows}
