@@ -8,7 +8,7 @@ folder's own; the seed decides what is cut from train for test, and the training
   own normalisation; its penalty is chosen on val.
 - student: the same weights, distilled from EfficientNet-Lite2, in float and as int8 by each
   runtime. The epoch is chosen on val, as in every run of the pipeline.
-- from scratch: mobilenetv3_small_050 from random weights, on mixtures of small crops for 192 epochs,
+- from scratch: mobilenetv3_small_050 from random weights, on mixtures of small crops, 192 epochs,
   in float only. Distilled from that teacher, whose logits are recorded for 48 of them; and alone:
   with labels only, on the same views in as many epochs.
 
