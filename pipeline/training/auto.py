@@ -21,8 +21,8 @@ Kind = Literal["teachers", "students"]
 SMALL = 64
 """Images of at most so many pixels a side are no photos: crops would lose too much of them."""
 
-SHOWN = 110_400
-"""Images that a network sees in all: two epochs of Fashion-MNIST's 55,200."""
+SHOWN = 165_600
+"""Images that a network sees in all: three epochs of Fashion-MNIST's 55,200."""
 
 MOST_EPOCHS = 80
 FINE_TUNING = 8
@@ -34,7 +34,7 @@ MOST_IMAGES: dict[Kind, int] = {"teachers": 256, "students": 128}
 FEW_LABELS = 64
 """In a batch of teachers that learn from images without labels, too: they gain by more steps."""
 
-FEW_LABELS_SHOWN: dict[Kind, int] = {"teachers": 4 * SHOWN, "students": 2 * SHOWN}
+FEW_LABELS_SHOWN: dict[Kind, int] = {"teachers": 440_000, "students": 220_000}
 """Images that networks see where some have no label: teachers' answers are few and often wrong at
 first, and a student that learns from them can go on where one with few labels alone overfits."""
 
