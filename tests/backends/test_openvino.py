@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from pipeline.backends.base.job import Compiled
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.backends.base.job import Compiled, Job
+from pipeline.backends.base.registry import backend
+from pipeline.networks.fake_quantization import calibrate
+from pipeline.networks.weights import load_pixels_to_logits
 
 Made = Callable[[str, str], tuple[Path, Compiled]]
 
@@ -35,3 +43,34 @@ def test_pixels_are_quantized_exactly_though_calibration_lacks_the_darkest(made:
     assert bounds == [-2, 127 / 64, -2, 127 / 64]
     assert first.get_attributes()["levels"] == 256
     assert any("input quantized exactly" in note for note in compiled.notes)
+
+
+@pytest.mark.parametrize("student", ["relu"], indirect=True)
+def test_a_student_that_learnt_under_rounding_keeps_its_ranges_and_its_biases(
+    job: Callable[..., Job], made: Made, tmp_path: Path
+) -> None:
+    import openvino
+
+    def constants(file: Path, kind: str, ports: tuple[int, ...]) -> list[NDArray[np.float32]]:
+        nodes = openvino.Core().read_model(file).get_ordered_ops()
+        inputs = [[node.input_value(port).get_node() for port in ports]
+                  for node in nodes if node.get_type_name() == kind]  # fmt: skip
+        return [np.array([one.data.ravel() for one in found]).squeeze() for found in inputs
+                if all(one.get_type_name() == "Constant" for one in found)]  # fmt: skip
+
+    asked = replace(job("int8", "openvino"), rounded=True)
+    spec = backend("openvino")
+    compiled = spec.compiler(spec.settings(precisions=("int8",))).compile(asked, tmp_path)
+    model, _ = load_pixels_to_logits(asked.weights)
+    found = constants(tmp_path / compiled.model_file, "FakeQuantize", (1, 2))
+    spans = [one for one in found if one.shape == (2,)]  # of activations; weights have channels
+    for its in calibrate(model, asked.calibration).values():
+        steps = np.array([-its.grid.zero_point, 255 - its.grid.zero_point])
+        step = its.grid.scale
+        assert any(np.allclose(span, steps * step, rtol=0, atol=step) for span in spans), its
+    plain = constants(made("openvino", "fp32")[0], "Add", (1,))
+    biases = constants(tmp_path / compiled.model_file, "Add", (1,))
+    corrected = constants(made("openvino", "int8")[0], "Add", (1,))
+    assert plain and len(plain) == len(biases) == len(corrected)
+    assert all(np.allclose(one, two, atol=1e-6) for one, two in zip(plain, biases, strict=True))
+    assert not all(np.allclose(*pair, atol=1e-6) for pair in zip(plain, corrected, strict=True))
