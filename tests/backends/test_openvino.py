@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.backends.base.job import Compiled, Job
 from pipeline.backends.base.registry import backend
 from pipeline.networks.fake_quantization import calibrate
+from pipeline.networks.layers import conv_and_linear
 from pipeline.networks.weights import load_pixels_to_logits
 
 Made = Callable[[str, str], tuple[Path, Compiled]]
@@ -63,11 +64,12 @@ def test_a_student_that_learnt_under_rounding_keeps_its_ranges_and_its_biases(
     compiled = spec.compiler(spec.settings(precisions=("int8",))).compile(asked, tmp_path)
     model, _ = load_pixels_to_logits(asked.weights)
     found = constants(tmp_path / compiled.model_file, "FakeQuantize", (1, 2))
-    spans = [one for one in found if one.shape == (2,)]  # of activations; weights have channels
-    for its in calibrate(model, asked.calibration).values():
-        steps = np.array([-its.grid.zero_point, 255 - its.grid.zero_point])
-        step = its.grid.scale
-        assert any(np.allclose(span, steps * step, rtol=0, atol=step) for span in spans), its
+    spans = [(low.min(), high.max()) for low, high in found]  # depthwise layers: one per channel
+    grids = calibrate(model, asked.calibration)
+    for layer in [*conv_and_linear(model.network)][:5]:
+        its = grids[layer].grid
+        span = np.array([-its.zero_point, 255 - its.zero_point]) * its.scale
+        assert any(np.allclose(one, span, rtol=0, atol=its.scale) for one in spans), layer
     plain = constants(made("openvino", "fp32")[0], "Add", (1,))
     biases = constants(tmp_path / compiled.model_file, "Add", (1,))
     corrected = constants(made("openvino", "int8")[0], "Add", (1,))
