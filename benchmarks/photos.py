@@ -84,7 +84,7 @@ def configure(folder: Path, photos: Path, checkpoints: Path, seed: int, losses: 
     tree["students"] = {"enabled": ["lite0"], "zoo": zoo}
     if losses is not None:
         tree |= PATIENT
-        tree["distill"] |= {"losses": losses, "int8_share": 0}
+        tree["distill"] |= {"losses": losses, "int8_phase": 0}
     file.write_text(yaml.safe_dump(tree, sort_keys=False))
 
 

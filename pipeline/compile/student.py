@@ -161,7 +161,7 @@ def _job(artifact: Artifact) -> Job:
         calibration=load_calibration(manifest),
         layers=Layers.read(exported / "layers.json").layers,
         manifest=manifest,
-        rounded=ModelCard.read_beside(weights).int8_share > 0,
+        rounded=ModelCard.read_beside(weights).int8_phase > 0,
     )
 
 

@@ -23,7 +23,7 @@ from pipeline.core.params import (
 )
 from pipeline.data.params import Views
 from pipeline.networks.params import Students
-from pipeline.training.params import Teachers, Training
+from pipeline.training.params import Auto, Teachers, Training
 
 
 def _one_of_a_loss(value: Any) -> Any:
@@ -70,8 +70,8 @@ class Distill(Group):
     overridable: ClassVar[bool] = True
 
     losses: tuple[LossTerm, ...] = Field(min_length=1, max_length=100)
-    int8_share: Fraction = Field(
-        0.2, description="of all steps, the last ones, that compute under int8's rounding"
+    int8_phase: Auto | Fraction = Field(
+        "auto", description="share of all steps, the last ones, that compute under int8's rounding"
     )
     training: Training
 

@@ -22,7 +22,7 @@ from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
 from pipeline.networks.pretrained import start_from
 from pipeline.networks.records import STUDENTS
-from pipeline.training.auto import facts, plan_recipe, plan_views, tell
+from pipeline.training.auto import facts, plan_int8_phase, plan_recipe, plan_views, tell
 from pipeline.training.balance import log_prior
 from pipeline.training.devices import launch
 from pipeline.training.params import Recipe
@@ -75,8 +75,9 @@ def distill_student(
     about = facts(manifest, manifest.image_size, params.views, started)
     recipe = plan_recipe(params.distill.training, about, "students")
     plan = plan_views(params.views, about, "students")
+    int8_phase = plan_int8_phase(params.distill.int8_phase, about)
     if fabric.is_global_zero:
-        tell(name, started, plan, recipe, about)
+        tell(name, started, plan, recipe, about, int8_phase)
     model = PixelsToLogits(built, normalisation)
     taught = lessons(params, network, recipe, model, fabric, manifest, teacher_logits)
     task = Task(
@@ -89,7 +90,7 @@ def distill_student(
         epochs=plan.epochs,
         seed=params.seed,
         settings=taught.settings,
-        int8_share=params.distill.int8_share,
+        int8_phase=int8_phase,
         started_from=started,
     )
     train_and_write(fabric, task, manifest, taught.objective, taught.views, taught.recorded)

@@ -66,7 +66,7 @@ class ModelCard(Record):
     val_top1: float
     data_digest: str = Field(description="SHA-256 of the packed train images")
     recipe: dict[str, Any] = Field({}, description="of its training, `auto` replaced")
-    int8_share: float = Field(
+    int8_phase: float = Field(
         0.0, description="of its steps, the last ones, that computed under int8's rounding"
     )
     started_from: StartedFrom | None = Field(None, description="null: from random weights")

@@ -14,7 +14,7 @@ from pipeline.data.params import Augment, ViewPlan, Views
 from pipeline.data.records import Manifest
 from pipeline.data.unlabelled import epoch_images
 from pipeline.networks.records import StartedFrom
-from pipeline.training.params import Recipe, Training
+from pipeline.training.params import Auto, Recipe, Training
 
 Kind = Literal["teachers", "students"]
 
@@ -55,6 +55,10 @@ dozen small batches give noisy ones."""
 
 SCRATCH_LR: dict[Kind, float] = {"teachers": 0.03, "students": 0.005}
 """Of Muon for a batch of `MOST_IMAGES`. At 0.02 ReLU channels of students die in short runs."""
+
+INT8_PHASE = 0.2
+"""Share of a student's steps. Few images that fine-tune weights have no such phase: often an early
+epoch is the best, and int8 loses nothing by calibration alone."""
 
 IMBALANCED = 2.0
 """Classes whose sizes differ by a larger factor are balanced."""
@@ -144,8 +148,20 @@ def plan_recipe(training: Training, about: Facts, kind: Kind) -> Recipe:
     return Recipe.model_validate(chosen | {"batch_size": batch})
 
 
+def plan_int8_phase(asked: Auto | float, about: Facts) -> float:
+    """The share of a student's steps, the last ones, that compute under int8's rounding."""
+    if asked != "auto":
+        return asked
+    return 0.0 if about.pretrained and about.images < FEW_IMAGES else INT8_PHASE
+
+
 def tell(
-    name: str, started: StartedFrom | None, plan: ViewPlan, recipe: Recipe, about: Facts
+    name: str,
+    started: StartedFrom | None,
+    plan: ViewPlan,
+    recipe: Recipe,
+    about: Facts,
+    int8_phase: float = 0.0,
 ) -> None:
     """Print what a network is trained with, before its training."""
     if started is not None:
@@ -156,9 +172,10 @@ def tell(
         "sampling": ", every class equally often",
         "logit_adjusted": f", logits adjusted to classes that differ {about.imbalance:.1f}-fold",
     }
+    phase = f", the last {int8_phase:.0%} of the steps under int8's rounding" if int8_phase else ""
     unlabelled = f" ({about.unlabelled:,} of them unlabelled)" if about.unlabelled else ""
     print(
         f"{name}: {about.images:,} images{unlabelled} at {about.size} px, {plan.epochs} epochs "
         f"in batches of {recipe.batch_size}, {recipe.optimizer} at {recipe.lr:.2g}"
-        f"{freeze[recipe.freeze]}{balance[recipe.balance]}"
+        f"{freeze[recipe.freeze]}{balance[recipe.balance]}{phase}"
     )

@@ -260,7 +260,7 @@ class _Loop:
     def _diverged(self, what: str) -> DivergedError:
         fix = "lower `lr`, lengthen `warmup` or set `clip_norm`"
         if self.rounding.grids:
-            fix = "lower `distill.int8_share`: it began under int8's rounding; or lower `lr`"
+            fix = "lower `distill.int8_phase`: it began under int8's rounding; or lower `lr`"
         return DivergedError(what, where=self.run.name, fix=fix)
 
     def _close_epoch(self) -> dict[str, float]:

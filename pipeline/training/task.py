@@ -51,7 +51,7 @@ class Task:
     seed: int
     settings: object
     """Everything else that decides the result; with all fields above it makes the run's key."""
-    int8_share: float = 0.0
+    int8_phase: float = 0.0
     """Share of all steps, the last ones, that compute under int8's rounding."""
     started_from: StartedFrom | None = None
 
@@ -88,7 +88,7 @@ def train_and_write(
     """
     key = run_key(task, manifest.digests, manifest.calibration_digest)
     objective.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    int8 = Int8Phase(task.int8_share, load_calibration(manifest)) if task.int8_share else None
+    int8 = Int8Phase(task.int8_phase, load_calibration(manifest)) if task.int8_phase else None
     run = Run(task.name, key, task.seed, task.training, task.epochs, checkpoint_seconds(), int8)
     fitted = fit(fabric, objective, views, load_split("val"), run, recorded)
     if fabric.is_global_zero:
@@ -132,7 +132,7 @@ def _card(task: Task, manifest: Manifest, model: PixelsToLogits, fitted: Fitted)
         seed=task.seed,
         epochs=task.epochs,
         recipe=task.training.model_dump(),
-        int8_share=task.int8_share if fitted.best_epoch else 0.0,
+        int8_phase=task.int8_phase if fitted.best_epoch else 0.0,
         best_epoch=fitted.best_epoch,
         val_top1=fitted.val_top1,
         data_digest=manifest.digests["train_images.npy"],

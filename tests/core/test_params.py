@@ -168,7 +168,7 @@ NUMBERS = {
     "distill.losses": ([{"name": "kl", "weight": math.inf}], [{"name": "kl", "weight": 1e300}]),
     "students.zoo.mnv4_small_050.stem_stride": (True, 3),
     "quantize.float_layers": (10**30,),
-    "distill.int8_share": (1, -0.1),
+    "distill.int8_phase": (1, -0.1),
     "benchmark.threads": (10**30, 0),
     "benchmark.rounds": (10**30,),
     "benchmark.min_seconds": (1e300, math.inf),

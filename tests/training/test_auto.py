@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.cli.params import load_params
 from pipeline.data.params import Augment, ViewPlan, Views
-from pipeline.training.auto import Facts, Kind, plan_recipe, plan_views
+from pipeline.training.auto import Facts, Kind, plan_int8_phase, plan_recipe, plan_views
 from pipeline.training.params import Training
 from tests.training.conftest import ROOT
 
@@ -78,3 +78,15 @@ def test_few_images_keep_the_statistics_of_the_weights(
     assert plan_recipe(Training(), about, "students").batch_norm == batch_norm
     given = Training(batch_norm="train")
     assert plan_recipe(given, about, "students").batch_norm == "train"
+
+
+@pytest.mark.parametrize(
+    ("images", "pretrained", "share"),
+    [(208, False, 0.2), (208, True, 0.0), (10_000, True, 0.2), (55_200, False, 0.2)],
+)
+def test_few_images_that_fine_tune_weights_have_no_phase_under_rounding(
+    images: int, pretrained: bool, share: float
+) -> None:
+    about = Facts(images, 224, pretrained)
+    assert plan_int8_phase("auto", about) == share
+    assert plan_int8_phase(0.4, about) == 0.4
