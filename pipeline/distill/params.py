@@ -42,7 +42,7 @@ class TeacherLogits(Group):
     record: Switch = Field(
         True, description="compute them once for all students; false: in every training step"
     )
-    epochs: Literal["auto"] | Count = Field(
+    epochs: Auto | Count = Field(
         "auto", description="of views that are recorded; a longer training sees them again"
     )
     top_k: Count | None = Field(None, description="logits kept per image; null: all of them")
