@@ -43,7 +43,8 @@ def fit(
     run: Run,
     recorded: Recording | None = None,
 ) -> Fitted:
-    """Minimise the sum of `objective`'s terms over `views`, and keep the best epoch on val.
+    """Minimise the sum of `objective`'s terms over `views`, and keep the best epoch on val: that of
+    the highest top-1, and of equal ones, which few images often give, that of the lowest loss.
 
     The order of samples, their views and dropout depend on the seed and the step only. A run that
     was stopped is resumed from its checkpoint and ends with the same bits. With `ema`, the moving
@@ -137,8 +138,8 @@ class _Loop:
                     f"val top-1 {row['val_top1']:.4f}"
                 )
         self.model.load_state_dict(self.best)
-        top1s = self._top1s()
-        return Fitted(top1s.index(max(top1s)), max(top1s))
+        scores = self._scores()
+        return Fitted(scores.index(max(scores)), max(scores)[0])
 
     def _estimate(self) -> None:
         """Tell how long the run will take, from two steps that are undone.
@@ -259,7 +260,7 @@ class _Loop:
         if not math.isfinite(val_loss):
             epoch = len(self.rows) + 1
             raise self._diverged(f"the loss on val is {val_loss} after epoch {epoch}")
-        if top1 > max(self._top1s()):
+        if (top1, -val_loss) > max(self._scores()):
             self.best = _copied(shipped)
         means = {
             name: self._over_ranks(value, "mean").item() / self.steps
@@ -278,10 +279,10 @@ class _Loop:
         self._save()
         return row
 
-    def _top1s(self) -> list[float]:
-        """Top-1 on val before the first epoch (below 0: not measured) and after each epoch."""
-        start = -1.0 if self.start is None else self.start
-        return [start, *(row["val_top1"] for row in self.rows)]
+    def _scores(self) -> list[tuple[float, float]]:
+        """Top-1 and -loss on val: of the start, which equals do not replace, and of each epoch."""
+        start = (-1.0 if self.start is None else self.start, math.inf)
+        return [start, *((row["val_top1"], -row["val_loss"]) for row in self.rows)]
 
     def _evaluate(self, model: PixelsToLogits) -> tuple[float, float]:
         """Mean cross entropy and top-1 on val, each rank on its share."""
