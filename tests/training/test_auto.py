@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.cli.params import load_params
 from pipeline.data.params import Augment, ViewPlan, Views
-from pipeline.training.auto import Facts, Kind, plan_recipe, plan_views
+from pipeline.training.auto import Facts, Kind, plan_recipe, plan_views, tell
 from pipeline.training.params import Training
 from tests.training.conftest import ROOT
 
@@ -71,3 +71,14 @@ def test_few_images_keep_the_statistics_of_the_weights(
     assert plan_recipe(Training(), about, "students").batch_norm == batch_norm
     given = Training(batch_norm="train")
     assert plan_recipe(given, about, "students").batch_norm == "train"
+
+
+@pytest.mark.parametrize(("images", "size", "hint"), [(208, 224, True), (208, 28, False),
+                                                      (20_000, 224, False)])  # fmt: skip
+def test_few_photos_from_random_weights_are_told_of_better_ones(
+    images: int, size: int, hint: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = Facts(images, size, pretrained=False)
+    plan, recipe = plan_views(Views(), about), plan_recipe(Training(), about, "students")
+    tell("net", None, plan, recipe, about)
+    assert ("set `weights`" in capsys.readouterr().out) == hint
