@@ -125,8 +125,9 @@ def unsure(
             f"one answer of {images:,} that is not the float student's breaks "
             f"limits.min_agreement ({its.min_agreement:g})"
         )
-    best = [row for row in best_per_backend(rows).values() if row and row.metrics]
-    blind = [row.name for row in best if wilson(row.metrics.top1 * images, images)[0] <= largest]
+    best = best_per_backend(rows).values()
+    tops = {row.name: row.metrics.top1 for row in best if row and row.metrics}
+    blind = [name for name, top1 in tops.items() if wilson(top1 * images, images)[0] <= largest]
     if blind:
         found.append(
             f"nothing shows that {' or '.join(blind)} is better than naming one class every time, "
