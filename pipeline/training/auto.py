@@ -141,7 +141,8 @@ def tell(
     if started is not None:
         print(f"{name}: starts from {started}")
     elif about.size > SMALL and about.images < FEW_IMAGES:
-        print(f"{name}: random weights; {about.images:,} photos are few for them, set `weights`")
+        few = f"{about.images:,} photos are few: see `weights` in docs/own-images.md"
+        print(f"{name}: starts from random weights, for which {few}")
     freeze = {"none": "", "head_first": ", classifier first", "backbone": ", classifier alone"}
     balance = {
         "none": "",

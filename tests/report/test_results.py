@@ -116,9 +116,11 @@ def test_the_limits_are_those_of_params(workspace: Params) -> None:
     limits = workspace.limits
     change("onnxruntime", "fp32", top1_drop=limits.max_top1_drop, agreement=limits.min_agreement)
     assert gather(workspace)[0].within_limits
-    change("onnxruntime", "fp32", top1_drop=limits.max_top1_drop + 0.001)
-    row = gather(workspace)[0]
-    assert row.excess == ("its top-1 drops by more than 0.01",)
+    text = "its top-1 drops by more than 0.01"
+    for lost, excess in ((6, text), (5, f"{text}, which may be chance")):  # p = 0.03 and 0.06
+        change("onnxruntime", "fp32", top1_drop=limits.max_top1_drop + 0.001, lost=lost)
+        row = gather(workspace)[0]
+        assert row.excess == (excess,)
     assert row.cells()["Limits"] == "outside"
     change("onnxruntime", "fp32", agreement=limits.min_agreement - 0.001)
     assert len(gather(workspace)[0].notes) == 2

@@ -81,4 +81,4 @@ def test_few_photos_from_random_weights_are_told_of_better_ones(
     about = Facts(images, size, pretrained=False)
     plan, recipe = plan_views(Views(), about), plan_recipe(Training(), about, "students")
     tell("net", None, plan, recipe, about)
-    assert ("set `weights`" in capsys.readouterr().out) == hint
+    assert ("see `weights`" in capsys.readouterr().out) == hint
