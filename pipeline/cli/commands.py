@@ -149,12 +149,20 @@ def _results(_: argparse.Namespace) -> None:
     from rich.console import Console
 
     from pipeline.cli.params import load_params
+    from pipeline.latency.records import BENCHMARK, BenchmarkRecord
+    from pipeline.report.recommendation import unsure
     from pipeline.report.results import REPORTS, gather, table
+    from pipeline.report.sections import undecided
 
     console = Console()
     if not console.is_terminal:
         console.width = 120  # logs wrap long lines themselves
-    console.print(table(gather(load_params())))
+    params = load_params()
+    rows = gather(params)
+    console.print(table(rows))
+    benchmark = BenchmarkRecord.read(BENCHMARK) if BENCHMARK.exists() else None
+    for reason in [*unsure(rows, params, benchmark), *undecided(rows)]:
+        print(f"Not decided: {reason}.")
     report = REPORTS / "report.html"
     if report.exists():
         print(f"The report: {report.resolve().as_uri()}")

@@ -21,6 +21,7 @@ from pipeline.data.findings import NAMED, Tally
 from pipeline.data.images import centre
 from pipeline.data.packing import ArrayWriter, draw
 from pipeline.data.params import Data
+from pipeline.data.recall import too_small
 from pipeline.data.records import (
     CALIBRATION,
     MANIFEST,
@@ -174,7 +175,8 @@ def summary(manifest: Manifest) -> list[str]:
     if manifest.stored_size != manifest.image_size:
         cut = f", the centre of {manifest.stored_size}"
     lines += [f"{sizes} images of {manifest.image_size} px{cut}, {len(manifest.classes)} classes"]
-    lines += [f"warning: {warning}" for warning in manifest.warnings]
+    warnings = [*manifest.warnings, *too_small(manifest.counts)]
+    lines += [f"warning: {warning}" for warning in warnings]
     if manifest.rejected:
         shown = [
             f"\n    {rejected.file}: {rejected.reason}" for rejected in manifest.rejected[:NAMED]
@@ -285,7 +287,8 @@ def _calibration_set(
     count = min(data.calibration_images, len(labels))
     if count < data.calibration_images:
         warnings.append(
-            f"train has {count} images: the calibration set has not {data.calibration_images}"
+            f"all {count} train images calibrate int8, fewer than `data.calibration_images` "
+            f"({data.calibration_images})"
         )
     chosen = draw(labels, count, random)
     return centre(images[chosen], (size, size))

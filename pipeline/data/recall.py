@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from statistics import NormalDist
 from typing import Self
 
@@ -12,12 +13,19 @@ from pydantic import model_validator
 
 from pipeline.core.records import Record
 from pipeline.data.answers import correct
+from pipeline.data.records import Split
 
 LEVEL = 0.95
 """Of the intervals that are shown beside accuracies."""
 
 WORST = 10
 """Classes whose recall is listed: those with the lowest."""
+
+EXAMPLE, WIDE = 0.9, 0.1
+"""A split is called small where the interval of the top-1 `EXAMPLE` is wider than `WIDE`."""
+
+FEW = 10
+"""Fewer test images of a class than these tell little of its recall."""
 
 
 class Recall(Record):
@@ -89,3 +97,28 @@ def interval(accuracy: float, images: int) -> str:
     """The 95% interval of an accuracy, a fraction of so many images, as text."""
     low, high = wilson(accuracy * images, images)
     return f"{low:.4f} to {high:.4f}"
+
+
+def too_small(counts: Mapping[Split, Mapping[str, int]]) -> list[str]:
+    """What val and test have too few images for, sentence by sentence.
+
+    Args:
+        counts: images by split and class.
+    """
+    found = []
+    endings: dict[Split, str] = {"val": ", and what is chosen on it in part by chance", "test": ""}
+    for split, ending in endings.items():
+        images = sum(counts[split].values())
+        low, high = wilson(EXAMPLE * images, images)
+        if high - low > WIDE:
+            found.append(
+                f"{split} has {images:,} images: a top-1 of {EXAMPLE} is known within {low:.2f} to "
+                f"{high:.2f} (95%){ending}; add images, or raise `data.{split}_fraction`"
+            )
+    few = sum(images < FEW for images in counts["test"].values())
+    if few:
+        found.append(
+            f"{few:,} of {len(counts['test']):,} classes have fewer than {FEW} test images: "
+            "little is known of their recall"
+        )
+    return found

@@ -7,7 +7,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipeline.accuracy.paired import too_few
 from pipeline.backends.base.records import ArtifactRecord
 from pipeline.backends.base.registry import backend, title
 from pipeline.compile.records import compiled_metrics
@@ -76,7 +75,7 @@ def report(params: ReportParams) -> None:
         **_sections(params, rows, manifest, benchmark, artifacts),
         **_answers(rows, manifest),
         "networks": _networks_section(networks, manifest),
-        "unsure": _unsure(params, manifest),
+        "unsure": recommendation.unsure(rows, params, benchmark),
     }
     context["style"] = style()
     context["script"] = Markup(render("report/report.js.j2", {}))
@@ -187,12 +186,6 @@ def _pareto_caption(rows: list[Row]) -> str:
     return caption + (
         f" Not plotted because not measured: {', '.join(missing)}." if missing else ""
     )
-
-
-def _unsure(params: ReportParams, manifest: Manifest) -> str | None:
-    """Why the test split is too small to decide `limits.max_top1_drop`, where it is."""
-    level, most = params.quantize.significance, params.limits.max_top1_drop
-    return too_few("test", manifest.size("test"), level, most, "limits.max_top1_drop")
 
 
 def _networks_section(networks: list[Network], manifest: Manifest) -> Section:

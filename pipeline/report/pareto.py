@@ -87,6 +87,7 @@ def pareto(rows: list[Row]) -> str:
             canvas = FigureCanvasAgg(figure)
             canvas.draw()  # type: ignore[no-untyped-call]  # fixes the layout before labels are placed
             figure.set_layout_engine("none")
+            axes.autoscale(False)  # the lines to the labels must not move what these are placed by
             _label(axes, found, canvas)
         else:
             axes.text(0.5, 0.5, "no artifact was measured", ha="center", transform=axes.transAxes)

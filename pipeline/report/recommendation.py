@@ -7,8 +7,12 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.accuracy.paired import too_few
 from pipeline.backends.base.registry import title
-from pipeline.report.params import Limits
+from pipeline.data.recall import wilson
+from pipeline.latency.conditions import disturbance
+from pipeline.latency.records import BenchmarkRecord
+from pipeline.report.params import Limits, ReportParams
 from pipeline.report.results import (
     LEFT_ALIGNED,
     TOP1_LIMITS,
@@ -104,6 +108,34 @@ def cards(rows: list[Row]) -> list[Card]:
             texts = ("", "", "; ".join(whys))
         found.append(Card(backend, title(backend), *texts, unmeasured))
     return found
+
+
+def unsure(
+    rows: list[Row], params: ReportParams, benchmark: BenchmarkRecord | None = None
+) -> list[str]:
+    """What the images, or the latencies, are not good enough to decide, sentence by sentence."""
+    recalls = [row.metrics.recall for row in rows if row.metrics]
+    if not recalls:
+        return []
+    images, largest = recalls[0].total, max(recalls[0].images) / recalls[0].total
+    level, its = params.quantize.significance, params.limits
+    found = [too_few("test", images, level, its.max_top1_drop, "limits.max_top1_drop")]
+    if images * (1 - its.min_agreement) < 1:
+        found.append(
+            f"one answer of {images:,} that is not the float student's breaks "
+            f"limits.min_agreement ({its.min_agreement:g})"
+        )
+    best = best_per_backend(rows).values()
+    tops = {row.name: row.metrics.top1 for row in best if row and row.metrics}
+    blind = [name for name, top1 in tops.items() if wilson(top1 * images, images)[0] <= largest]
+    if blind:
+        found.append(
+            f"nothing shows that {' or '.join(blind)} is better than naming one class every time, "
+            f"which is right for {largest:.4f} of the test images"
+        )
+    if disturbed := disturbance(benchmark.conditions) if benchmark else None:
+        found.append(f"the latencies are those of a busy machine: {disturbed}")
+    return [one for one in found if one]
 
 
 def results_section(rows: list[Row]) -> Section:

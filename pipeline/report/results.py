@@ -11,10 +11,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.accuracy.paired import mcnemar
 from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.registry import backend, title
 from pipeline.compile.records import CompiledMetrics
-from pipeline.data.recall import interval, wilson
+from pipeline.data.recall import LEVEL, interval, wilson
 from pipeline.latency.records import BENCHMARK, BenchmarkRecord, BenchmarkRow
 from pipeline.report.params import Limits, ReportParams
 
@@ -224,10 +225,12 @@ def _overtaking(row: Row, rows: list[Row]) -> tuple[str, float] | None:
 
 
 def excess(metrics: CompiledMetrics, limits: Limits) -> tuple[str, ...]:
-    """Which limits of accuracy an artifact breaks."""
+    """Which limits of accuracy an artifact breaks, and whether a drop may be chance (McNemar)."""
     found = []
     if metrics.top1_drop > limits.max_top1_drop:
-        found.append(f"its top-1 drops by more than {limits.max_top1_drop:g}")
+        chance = mcnemar(metrics.lost, metrics.won) > 1 - LEVEL
+        text = f"its top-1 drops by more than {limits.max_top1_drop:g}"
+        found.append(f"{text}, which may be chance" if chance else text)
     if metrics.agreement < limits.min_agreement:
         found.append(f"it agrees with its float student on less than {limits.min_agreement:.0%}")
     if limits.min_top1 is not None and metrics.top1 < limits.min_top1:

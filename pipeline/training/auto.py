@@ -51,7 +51,8 @@ FINE_TUNING_LR = 0.001
 
 FEW_IMAGES = 10_000
 """Fewer than these do not replace the statistics that batch norms bring with their weights: some
-dozen small batches give noisy ones."""
+dozen small batches give noisy ones. Networks from random weights learn little
+of so few photos."""
 
 SCRATCH_LR: dict[Kind, float] = {"teachers": 0.03, "students": 0.005}
 """Of Muon for a batch of `MOST_IMAGES`. At 0.02 ReLU channels of students die in short runs."""
@@ -166,6 +167,9 @@ def tell(
     """Print what a network is trained with, before its training."""
     if started is not None:
         print(f"{name}: starts from {started}")
+    elif about.size > SMALL and about.images < FEW_IMAGES:
+        few = f"{about.images:,} photos are few: see `weights` in docs/own-images.md"
+        print(f"{name}: starts from random weights, for which {few}")
     freeze = {"none": "", "head_first": ", classifier first", "backbone": ", classifier alone"}
     balance = {
         "none": "",

@@ -49,7 +49,8 @@ def fit(
     run: Run,
     recorded: Recording | None = None,
 ) -> Fitted:
-    """Minimise the sum of `objective`'s terms over `views`, and keep the best epoch on val.
+    """Minimise the sum of `objective`'s terms over `views`, and keep the best epoch on val: that of
+    the highest top-1, and of equal ones, which few images often give, that of the lowest loss.
 
     The order of samples, their views and dropout depend on the seed and the step only. A run that
     was stopped is resumed from its checkpoint and ends with the same bits. With `ema`, the moving
@@ -135,19 +136,17 @@ class _Loop:
                 row = self._close_epoch()
                 curves.log(row)
                 if first:
-                    how = " under int8's rounding" if self.rounding.grids else ""
                     print(
                         f"{run.name} {epoch + 1}/{run.epochs}: "
                         f"train loss {row['train_loss']:.3f}, val loss {row['val_loss']:.3f}, "
-                        f"val top-1 {row['val_top1']:.4f}{how}"
+                        f"val top-1 {row['val_top1']:.4f}{' in int8' * bool(self.rounding.grids)}"
                     )
         self.model.load_state_dict(self.best)
-        top1s = self._top1s()
-        best = max(top1s)
-        reached = best
+        scores = self._scores()
+        place, reached = scores.index(max(scores)), max(scores)[0]
         if self.rounding.grids:  # until here under rounding
             _, reached = evaluate_on_ranks(self.fabric, self.model, *self.val)
-        return Fitted(top1s.index(best), reached)
+        return Fitted(place, reached)
 
     def _estimate(self) -> None:
         """Tell how long the run will take, from two steps that are undone.
@@ -282,22 +281,23 @@ class _Loop:
         }
         if len(means) > 1:
             row |= {f"loss_{name}": value for name, value in means.items()}
-        best_before = max(self._top1s())
+        before = max(self._scores())
         self.rows.append(row)
-        if self._top1s()[-1] > best_before:
+        if self._scores()[-1] > before:
             self.best = deepcopy(shipped.state_dict())
         self.sums = {}
         self._save()
         return row
 
-    def _top1s(self) -> list[float]:
-        """Top-1 on val before the first epoch and after each; below 0 where that is not to be kept.
+    def _scores(self) -> list[tuple[float, float]]:
+        """Top-1 and -loss on val: of the start, which equals do not replace, and of each epoch.
 
-        Of a run that ends under rounding these are the epochs before that.
+        Epochs before the first one of a phase under rounding do not count: their top-1 is -1.
         """
-        start, first = -1.0 if self.start is None else self.start, self.rounding.first_epoch
-        after = [row["val_top1"] for row in self.rows]
-        return [start, *(-1.0 if epoch < first else top1 for epoch, top1 in enumerate(after))]
+        start = (-1.0 if self.start is None else self.start, math.inf)
+        first = self.rounding.first_epoch
+        top1s = [row["val_top1"] if i >= first else -1.0 for i, row in enumerate(self.rows)]
+        return [start, *zip(top1s, (-row["val_loss"] for row in self.rows), strict=True)]
 
     def _models(self) -> tuple[PixelsToLogits, ...]:
         """The model, and the moving average of its weights if there is one."""

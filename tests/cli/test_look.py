@@ -21,6 +21,7 @@ from pipeline.cli.params import Params, load_params
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256
 from pipeline.data.prepare import prepare, settings_digest
+from pipeline.data.recall import too_small
 from pipeline.data.records import MANIFEST, PACKED, SPLITS, Manifest, Origin
 from pipeline.data.sources import fetch
 from pipeline.distill.recording import student_views
@@ -120,6 +121,7 @@ def test_the_command_says_what_it_found_and_where_the_page_is(
         "0 of 12 train images are near-duplicates of earlier train images",
         "1 of 38 images are below 110 px and are enlarged",
         "the 2 classes of train have 6 to 6 images",
+        *(f"look into: {text}" for text in too_small({"val": {"a": 13}, "test": {"a": 7, "b": 6}})),
         "look into: broken files left out: 1; further warnings of prepare: 4",
         f"The page: {(folder / PAGE).as_uri()}",
     ]

@@ -292,7 +292,7 @@ def test_other_files_are_counted(images: Path, tmp_path: Path) -> None:
 def test_a_small_train_split_is_all_calibration_and_says_so(images: Path, tmp_path: Path) -> None:
     manifest = packed(data(images, calibration_images=512), tmp_path)
     assert len(load_calibration(manifest, tmp_path / "calibration")) == 24
-    assert "train has 24 images" in manifest.warnings[0]
+    assert "all 24 train images calibrate int8" in manifest.warnings[0]
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

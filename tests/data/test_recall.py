@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 from scipy.stats import binomtest
 
-from pipeline.data.recall import Recall, interval, wilson
+from pipeline.data.recall import Recall, interval, too_small, wilson
 
 
 @pytest.mark.parametrize("images", [1, 3, 20, 208, 10_000])
@@ -37,3 +37,13 @@ def test_counts_that_cannot_be_are_refused() -> None:
     for right in ((3,), (3, 5), (-1, 2)):
         with pytest.raises(ValidationError, match="counts of the same classes"):
             Recall(images=(3, 4), right=right)
+
+
+def test_small_splits_are_told_with_what_they_leave_open() -> None:
+    few = {"val": {"ant": 1, "bee": 2}, "test": {"ant": 3, "bee": 200}}
+    assert too_small(few) == [
+        "val has 3 images: a top-1 of 0.9 is known within 0.36 to 0.99 (95%), and what is chosen "
+        "on it in part by chance; add images, or raise `data.val_fraction`",
+        "1 of 2 classes have fewer than 10 test images: little is known of their recall",
+    ]
+    assert too_small({"val": {"ant": 150}, "test": {"ant": 140, "bee": 10}}) == []

@@ -490,6 +490,22 @@ def test_labels_of_crowded_points_do_not_cover_one_another(measured: Params, mon
             assert pareto_module._overlap(box, other) < 0.1 * box.area
 
 
+def test_lines_to_labels_do_not_move_the_points(measured: Params, monkeypatch) -> None:
+    """Where few images make all accuracies equal, the lines alone would scale the axis."""
+    first, drawn = gather(measured)[0], []
+    same = [replace(row, metrics=first.metrics) for row in crowd(first, 14)]
+    lead = pareto_module._lead
+
+    def look(axes, point, radius, box):
+        drawn.append((lead(axes, point, radius, box), axes.get_ylim()))
+        return drawn[-1][0]
+
+    monkeypatch.setattr(pareto_module, "_lead", look)
+    pareto(same)
+    assert any(line for line, _ in drawn)
+    assert len({limits for _, limits in drawn}) == 1
+
+
 def test_the_frontier_is_what_no_other_artifact_beats() -> None:
     def point(p50: float, top1: float) -> Point:
         return Point(Artifact("", "openvino", "int8"), p50, top1, 1)

@@ -135,12 +135,13 @@ def run(
     checkpoint_seconds: float = 60.0,
     recorded: Recording | None = None,
     int8: Int8Phase | None = None,
+    val: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Fitted:
     """Fit a bare model on its labels, or any objective."""
     objective = Supervised(of, 0.0) if isinstance(of, PixelsToLogits) else of
     made = Run("net", key, 5, training, epochs, checkpoint_seconds, int8)
     fabric = launch(training)
-    return fit(fabric, objective, views(augment), split(2), made, recorded)
+    return fit(fabric, objective, views(augment), val or split(2), made, recorded)
 
 
 def stage(*command: str, **more: str) -> subprocess.Popen[str]:

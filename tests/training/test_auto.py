@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.cli.params import load_params
 from pipeline.data.params import Augment, ViewPlan, Views
-from pipeline.training.auto import Facts, Kind, plan_int8_phase, plan_recipe, plan_views
+from pipeline.training.auto import Facts, Kind, plan_int8_phase, plan_recipe, plan_views, tell
 from pipeline.training.params import Training
 from tests.training.conftest import ROOT
 
@@ -90,3 +90,17 @@ def test_few_images_that_fine_tune_weights_have_no_phase_under_rounding(
     about = Facts(images, 224, pretrained)
     assert plan_int8_phase("auto", about) == share
     assert plan_int8_phase(0.4, about) == 0.4
+
+
+@pytest.mark.parametrize(("images", "size", "hint"), [(208, 224, True), (208, 28, False),
+                                                      (20_000, 224, False)])  # fmt: skip
+def test_few_photos_from_random_weights_are_told_of_better_ones(
+    images: int, size: int, hint: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = Facts(images, size, pretrained=False)
+    plan, recipe = (
+        plan_views(Views(), about, "students"),
+        plan_recipe(Training(), about, "students"),
+    )
+    tell("net", None, plan, recipe, about)
+    assert ("see `weights`" in capsys.readouterr().out) == hint

@@ -86,6 +86,17 @@ def test_the_best_epoch_on_val_is_kept() -> None:
     assert evaluate(of, *split(2))[1] == pytest.approx(fitted.val_top1)
 
 
+def test_of_epochs_that_few_images_cannot_tell_apart_the_one_of_the_lowest_loss_is_kept() -> None:
+    of, few = model(RESNET), split(2, 4)
+    fitted = run(of, "a", val=few, epochs=4)
+    rows = read_curve("net")
+    best = [row for row in rows if row.val_top1 == max(one.val_top1 for one in rows)]
+    assert len(best) > 1 and best[0].val_loss > min(row.val_loss for row in best)
+    kept = rows[fitted.best_epoch - 1]
+    assert kept == min(best, key=lambda row: row.val_loss)
+    assert evaluate(of, *few) == pytest.approx((kept.val_loss, kept.val_top1))
+
+
 def test_averaged_weights_ship_and_are_the_ones_judged() -> None:
     plain, averaged = model(), model()
     run(plain, "a")

@@ -18,6 +18,7 @@ from pipeline.cli.params import Params
 from pipeline.core.files import write_whole
 from pipeline.core.text import printable
 from pipeline.data.params import Augment, ViewPlan
+from pipeline.data.recall import too_small
 from pipeline.data.records import SPLITS
 from pipeline.distill.recording import recorded_plan
 from pipeline.report.plots import INK, STYLE, log_axis, rounded_limits, svg
@@ -117,6 +118,7 @@ def _findings(packed: Packed, duplicates: list[Duplicates]) -> list[Finding]:
     counts = manifest.counts["train"].values()
     text = f"the {len(counts):,} classes of train have {min(counts):,} to {max(counts):,} images"
     found.append(Finding(text, max(counts) > IMBALANCED * min(counts)))
+    found += [Finding(text, suspicious=True) for text in too_small(manifest.counts)]
     left, warned = len(manifest.rejected), len(manifest.warnings)
     text = f"broken files left out: {left:,}; further warnings of prepare: {warned:,}"
     found.append(Finding(text, left + warned > 0))
