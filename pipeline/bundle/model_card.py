@@ -212,6 +212,8 @@ def _made(artifact: ArtifactRecord, metrics: CompiledMetrics, lineage: Lineage) 
         *(f"- teacher: {teacher}" for teacher in teachers),
         f"- distilled from {whose}: it minimised {' + '.join(map(_term, lineage.losses))}",
     ]
+    if share := student.card.int8_phase:
+        lines.append(f"- the last {share:.0%} of its training steps computed under int8's rounding")
     if artifact.quantizer:
         lines.append(f"- quantized by {artifact.quantizer}")
     for attempt in metrics.ladder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,15 @@ def test_it_tells_who_taught_and_what_was_minimised(records: Records) -> None:
         "from the mean of these teachers: it minimised 0.9 x kl (temperature 4) + 0.1 x hint "
         "(taps late; warmup over 20% of the steps)"
     ) in text
+
+
+def test_it_tells_whether_the_student_learnt_under_rounding(records: Records) -> None:
+    told = "- the last 20% of its training steps computed under int8's rounding\n"
+    assert told not in records.card().text
+    lineage = records.lineage
+    card = lineage.student.card.model_copy(update={"int8_phase": 0.2})
+    records.lineage = replace(lineage, student=replace(lineage.student, card=card))
+    assert told in records.card().text
 
 
 def test_the_float_student_and_the_teacher_stand_beside_the_artifact(records: Records) -> None:
