@@ -106,7 +106,8 @@ def _quantize(model: openvino.Model, job: Job) -> tuple[openvino.Model, tuple[st
     """Quantize `model` by NNCF. Returns it and the names of the layers that stay in float.
 
     A student that learnt under int8's rounding gets the ranges that it learnt with, and its biases
-    stay: NNCF's own ranges and its fast bias correction lost 0.2 to 0.3 points of top-1 there.
+    stay. Six such students, of three seeds, lost 0.0004 of top-1 on val by that, on average; with
+    NNCF's own ranges and its fast bias correction 0.0019.
 
     Of other students, without `ranges` in the recipe, a bound is the mean, over batches, of a
     batch's extreme value. Batches of one image, as in NNCF's examples, cut off more: int8 of small
