@@ -75,7 +75,7 @@ def calibrate(model: PixelsToLogits, images: NDArray[np.uint8]) -> dict[str, Rou
     targets = conv_and_linear(network).keys() | _unfused(network)
     ranges: dict[str, tuple[float, float]] = {}
     found: dict[str, Rounded] = {}
-    taken: dict[str, torch.Tensor] = {}
+    taken: dict[str, torch.Tensor] = {}  # by the modules that are at work, so that few are held
 
     def note(path: str, _module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if not inputs:
@@ -94,9 +94,13 @@ def calibrate(model: PixelsToLogits, images: NDArray[np.uint8]) -> dict[str, Rou
         ends = ranges[path] = min(lowest, low.item()), max(highest, high.item())
         found[path] = Rounded(Grid.spanning(*ends), at)
 
+    def forget(path: str, *_: object) -> None:
+        taken.pop(path, None)
+
     with ExitStack() as hooks:
         for path, module in network.named_modules():
             hooks.callback(module.register_forward_pre_hook(partial(note, path)).remove)
+            hooks.callback(module.register_forward_hook(partial(forget, path)).remove)
         predict(model, images)
     return found
 

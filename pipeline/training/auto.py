@@ -51,8 +51,7 @@ FINE_TUNING_LR = 0.001
 
 FEW_IMAGES = 10_000
 """Fewer than these do not replace the statistics that batch norms bring with their weights: some
-dozen small batches give noisy ones. Networks from random weights learn little
-of so few photos."""
+dozen small batches give noisy ones. Networks from random weights learn little of so few photos."""
 
 SCRATCH_LR: dict[Kind, float] = {"teachers": 0.03, "students": 0.005}
 """Of Muon for a batch of `MOST_IMAGES`. At 0.02 ReLU channels of students die in short runs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import weakref
 
 import pytest
 import torch
@@ -159,6 +160,32 @@ def test_a_shortcut_has_the_values_that_its_block_computes_with() -> None:
         its = grids["1.0.conv"].grid
         steps = network[1][0].shortcut / its.scale + its.zero_point
     torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
+
+
+class Marked(nn.Module):
+    """Passes a tensor on, and keeps a weak reference to it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = weakref.ref(x)
+        return x
+
+
+class Later(nn.Module):
+    """Asserts that nobody holds the tensor that `marked` saw."""
+
+    def __init__(self, marked: Marked) -> None:
+        super().__init__()
+        self.marked = [marked]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.marked[0].seen() is None
+        return x
+
+
+def test_calibrating_holds_no_tensor_that_the_network_is_done_with() -> None:
+    marked = Marked()
+    layers = (nn.Conv2d(1, 4, 1), marked, nn.Conv2d(4, 4, 1), Later(marked), nn.Flatten())
+    calibrate(PixelsToLogits(nn.Sequential(*layers), student_normalisation(1)), IMAGES)
 
 
 def test_afterwards_the_network_is_the_plain_one() -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.networks.build import build_network
 from pipeline.networks.inference import set_up_torch
 from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
+from pipeline.training import loop
 from pipeline.training.devices import launch
 from pipeline.training.loop import fit
 from pipeline.training.objective import Fitted, Objective, Recording, Run
@@ -142,6 +144,23 @@ def run(
     made = Run("net", key, 5, training, epochs, checkpoint_seconds, int8)
     fabric = launch(training)
     return fit(fabric, objective, views(augment), val or split(2), made, recorded)
+
+
+@contextmanager
+def stopped_after(steps: int) -> Iterator[None]:
+    """Within this a run is interrupted before its next step once it has made `steps` of them."""
+    real, made = loop._Loop._train_step, []
+
+    def step(self: loop._Loop, epoch: int, samples: np.ndarray) -> None:
+        if len(made) == steps:
+            raise KeyboardInterrupt
+        made.append(epoch)
+        real(self, epoch, samples)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Loop, "_train_step", step)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def stage(*command: str, **more: str) -> subprocess.Popen[str]:

@@ -18,14 +18,24 @@ from pipeline.data.params import Augment
 from pipeline.networks.inference import evaluate
 from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits
-from pipeline.training import loop as room
 from pipeline.training import recipe
 from pipeline.training.checkpoints import checkpoint_file
 from pipeline.training.curves import Curves
 from pipeline.training.params import Recipe
 from pipeline.training.records import Epoch, read_curve
 from pipeline.training.teacher import Supervised
-from tests.training.conftest import RESNET, TINY, TRAINING, model, run, same, split, views, weights
+from tests.training.conftest import (
+    RESNET,
+    TINY,
+    TRAINING,
+    model,
+    run,
+    same,
+    split,
+    stopped_after,
+    views,
+    weights,
+)
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -56,24 +66,14 @@ def test_training_learns_and_the_same_seed_gives_the_same_bits() -> None:
 )
 @pytest.mark.parametrize("stop", [1, 9])
 def test_a_run_that_was_stopped_at_any_step_ends_with_the_same_bits(
-    training: Recipe, stop: int, monkeypatch: pytest.MonkeyPatch
+    training: Recipe, stop: int
 ) -> None:
     dropping = Network(**TINY.model_dump() | {"args": {"drop_rate": 0.3}})
     undisturbed, again = model(dropping), model(dropping, seed=99)
     run(undisturbed, "a", training, augment=EVERYTHING)
     curve = read_curve("net")
-    real, steps = room._Loop._train_step, []
-
-    def stop_at(self: room._Loop, epoch: int, samples: np.ndarray) -> None:
-        if len(steps) == stop:
-            raise KeyboardInterrupt
-        steps.append(epoch)
-        real(self, epoch, samples)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(room._Loop, "_train_step", stop_at)
-        with pytest.raises(KeyboardInterrupt):
-            run(model(dropping), "b", training, augment=EVERYTHING, checkpoint_seconds=0)
+    with stopped_after(stop):
+        run(model(dropping), "b", training, augment=EVERYTHING, checkpoint_seconds=0)
     run(again, "b", training, augment=EVERYTHING)  # everything comes from the checkpoint
     assert same(weights(undisturbed), weights(again))
     assert read_curve("net") == curve

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from pipeline.networks.fake_quantization import Rounded, calibrate, fake_quantization
 from pipeline.networks.inference import evaluate, predict
 from pipeline.networks.pixels import PixelsToLogits
-from pipeline.training import loop as room
 from pipeline.training import rounding
 from pipeline.training.params import Recipe
 from pipeline.training.records import read_curve
 from pipeline.training.rounding import Int8Phase, Rounding
-from tests.training.conftest import TRAINING, model, run, same, split, weights
+from tests.training.conftest import TRAINING, model, run, same, split, stopped_after, weights
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -102,24 +100,14 @@ def test_its_best_epoch_is_kept_and_the_result_is_a_plain_network(
 @pytest.mark.parametrize("training", [RECIPE, changed(ema=0.9)], ids=["plain", "averaged"])
 @pytest.mark.parametrize("stop", [5, 14])
 def test_a_run_that_was_stopped_before_or_in_it_ends_with_the_same_bits(
-    training: Recipe, stop: int, monkeypatch: pytest.MonkeyPatch
+    training: Recipe, stop: int
 ) -> None:
     undisturbed, again = model(), model(seed=99)
     run(undisturbed, "a", training, int8=HALF)
     curve = read_curve("net")
-    real, steps = room._Loop._train_step, []
-
-    def stop_at(self: room._Loop, epoch: int, samples: np.ndarray) -> None:
-        if len(steps) == stop:
-            raise KeyboardInterrupt
-        steps.append(epoch)
-        real(self, epoch, samples)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(room._Loop, "_train_step", stop_at)
-        stopped = model()
-        with pytest.raises(KeyboardInterrupt):
-            run(stopped, "b", training, checkpoint_seconds=0, int8=HALF)
+    stopped = model()
+    with stopped_after(stop):
+        run(stopped, "b", training, checkpoint_seconds=0, int8=HALF)
     assert not any(module._forward_pre_hooks for module in stopped.modules())
     run(again, "b", training, int8=HALF)
     assert same(weights(undisturbed), weights(again))
