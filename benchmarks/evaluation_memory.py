@@ -35,7 +35,7 @@ from pipeline.networks.inference import evaluate
 from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
 from pipeline.networks.records import ModelCard
-from pipeline.training.depthwise import small_depthwise
+from pipeline.training.convolutions import fast_conv2d
 from pipeline.training.teacher import Supervised
 
 RESULTS = Path("benchmarks/results/evaluation_memory.json")
@@ -91,7 +91,7 @@ def train(supervised: Supervised, pixels: torch.Tensor, labels: torch.Tensor) ->
     supervised.train()
     for _ in range(STEPS):
         optimizer.zero_grad()
-        with conv2d(small_depthwise):
+        with conv2d(fast_conv2d):
             terms = supervised(pixels, labels)
         terms["cross_entropy"].backward()
         optimizer.step()

@@ -22,8 +22,8 @@ from pipeline.networks.inference import evaluate
 from pipeline.networks.pixels import PixelsToLogits
 from pipeline.training.balance import epoch_order
 from pipeline.training.checkpoints import load_checkpoint, save_checkpoint
+from pipeline.training.convolutions import fast_conv2d
 from pipeline.training.curves import Curves
-from pipeline.training.depthwise import small_depthwise
 from pipeline.training.devices import evaluate_on_ranks, over_ranks, synchronise_batch_norm
 from pipeline.training.estimate import WORTH_AN_ESTIMATE, check_time
 from pipeline.training.head import fit_classifier
@@ -233,7 +233,7 @@ class _Loop:
                 self.wrapped, enabled=part + 1 < parts
             )
             with wait:
-                with conv2d(small_depthwise):
+                with conv2d(fast_conv2d):
                     terms = self.wrapped(pixels, labels, recorded, progress)
                 loss = torch.stack(list(terms.values())).sum() / parts
                 fabric.backward(loss)
