@@ -41,6 +41,10 @@ _LATENCIES_CAPTION = (
     "Distribution of single-image latencies over all rounds: the long bar is p50, the short one "
     "p90, grey the frozen reference model. The slowest 0.1% of the images may lie outside the axis."
 )
+_TRAINING_CAPTION = (
+    "Losses and val top-1 by epoch. Where the ground is grey, a student learns under int8's "
+    "rounding; it keeps the best of the epochs that end there."
+)
 _LATENCY_TEXT = (
     "The intervals of p90 and of the ratio to the reference are 95% bootstrap intervals over the "
     "interleaved rounds."
@@ -62,7 +66,7 @@ def report(params: ReportParams) -> None:
     networks = _networks(params)
     drawn = {
         "pareto": pareto(rows),
-        "training": plots.training({name: its.curve(name) for _, name, its in networks}),
+        "training": plots.training({name: its for _, name, its in networks}),
         "noise": plots.noise(rows),
         "latencies": plots.latencies(plots.strips(rows, benchmark)),
     }
@@ -75,6 +79,7 @@ def report(params: ReportParams) -> None:
         **_sections(params, rows, manifest, benchmark, artifacts),
         **_answers(rows, manifest),
         "networks": _networks_section(networks, manifest),
+        "training_caption": _TRAINING_CAPTION,
         "unsure": recommendation.unsure(rows, params, benchmark),
     }
     context["style"] = style()

@@ -23,7 +23,7 @@ from pipeline.backends.base.registry import backend
 from pipeline.core.files import checked
 from pipeline.latency.records import LATENCIES, REFERENCE, BenchmarkRecord
 from pipeline.report.results import Row
-from pipeline.training.records import Epoch
+from pipeline.training.records import ModelMetrics
 
 GREY = "#8b949e"
 
@@ -99,12 +99,20 @@ def _times(recorded: np.lib.npyio.NpzFile, key: str) -> NDArray[np.float64]:
     return milliseconds
 
 
-def training(curves: dict[str, tuple[Epoch, ...]]) -> str:
-    """Losses and val top-1 by epoch, one column per network."""
+def training(networks: dict[str, ModelMetrics]) -> str:
+    """Losses and val top-1 by epoch, one column per network; int8's rounding has a grey ground.
+
+    Args:
+        networks: metrics by name.
+
+    Raises:
+        PipelineError: for a curve that is missing, damaged or of another run.
+    """
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "training"}):
-        figure = Figure(figsize=(max(4.5, 3.2 * len(curves)), 4.0), layout="constrained")
-        grid = figure.subplots(2, len(curves), sharex="col", squeeze=False)
-        for (name, epochs), (losses, accuracy) in zip(curves.items(), grid.T, strict=True):
+        figure = Figure(figsize=(max(4.5, 3.2 * len(networks)), 4.0), layout="constrained")
+        grid = figure.subplots(2, len(networks), sharex="col", squeeze=False)
+        for (name, its), (losses, accuracy) in zip(networks.items(), grid.T, strict=True):
+            epochs = its.curve(name)
             numbers = range(1, len(epochs) + 1)
             losses.set_title(name)
             losses.plot(numbers, [e.train_loss for e in epochs], "--o", ms=3, label="train")
@@ -115,6 +123,9 @@ def training(curves: dict[str, tuple[Epoch, ...]]) -> str:
             accuracy.xaxis.get_major_locator().set_params(integer=True)
             for axes in (losses, accuracy):
                 axes.grid(True)
+                if its.int8_phase:
+                    begin = len(epochs) * (1 - its.int8_phase)
+                    axes.axvspan(begin, len(epochs), color=GREY, alpha=0.15, lw=0)
         grid[0, 0].set_ylabel("loss")
         grid[1, 0].set_ylabel("val top-1, %")
         grid[0, -1].legend(frameon=False)

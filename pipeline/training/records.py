@@ -24,6 +24,9 @@ class ModelMetrics(Record):
     curves: tuple[str, ...] = Field(
         (), description="SHA-256 of the curve of each field of `Epoch`, in order"
     )
+    int8_phase: float = Field(
+        0.0, description="of the steps, the last ones, that computed under int8's rounding"
+    )
 
     def curve(self, name: str) -> tuple[Epoch, ...]:
         """The training curve of this network.

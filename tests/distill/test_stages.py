@@ -20,6 +20,7 @@ from pipeline.distill.student import distill_student
 from pipeline.networks.inference import predict
 from pipeline.networks.records import ModelCard
 from pipeline.networks.weights import load_pixels_to_logits
+from pipeline.training.auto import INT8_PHASE
 from pipeline.training.records import ModelMetrics
 from tests.distill.conftest import DISTILL, teach
 from tests.training.conftest import ROOT, STUDENT, stage
@@ -46,6 +47,7 @@ def test_a_teacher_is_trained_and_taught_from(configured: Callable[..., Params])
     assert 0.05 < metrics.top1 <= 1
     own = ModelCard.read(STUDENT_WEIGHTS.with_name("card.json"))
     assert (own.normalisation.mean, own.normalisation.std) == ((128.0,), (64.0,))
+    assert metrics.int8_phase == own.int8_phase == INT8_PHASE
 
 
 def test_two_teachers_of_different_sizes_teach_one_student(
@@ -79,15 +81,15 @@ def test_images_without_labels_teach_in_every_stage(
 ) -> None:
     params = configured()
     Path("data").unlink()  # the link to what all tests share
-    few = {"labels": 10, "limit": 300, "calibration_images": 32}
+    few = {"labels": 5, "limit": 300, "calibration_images": 32}
     manifest = prepare(params.data.model_copy(update=few), 1, fashion / "data/raw")
-    assert (manifest.size("train"), manifest.unlabelled) == (100, 200)
+    assert (manifest.size("train"), manifest.unlabelled) == (50, 250)
     teach(params)
     assert TeacherLogitsRecord.read(Path("models/teacher_logits/record.json")).samples == 300
     distill_student(params, STUDENT)
     told = capsys.readouterr().out
-    assert "resnet: 400 images (200 of them unlabelled) at 28 px" in told
-    assert f"{STUDENT}: 300 images (200 of them unlabelled) at 28 px" in told
+    assert "resnet: 350 images (250 of them unlabelled) at 28 px" in told
+    assert f"{STUDENT}: 300 images (250 of them unlabelled) at 28 px" in told
     assert 0.05 < ModelMetrics.read(Path(f"metrics/students/{STUDENT}.json")).top1 <= 1
 
 

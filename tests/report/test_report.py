@@ -22,6 +22,7 @@ from pipeline.cli.params import Params
 from pipeline.compile.evidence import Evidence
 from pipeline.compile.records import CompiledMetrics, LayerNoise
 from pipeline.core.errors import PipelineError
+from pipeline.core.records import METRICS
 from pipeline.data.records import PACKED, Manifest
 from pipeline.latency.benchmark import benchmark
 from pipeline.latency.fingerprint import update_fingerprint
@@ -42,7 +43,7 @@ from pipeline.report.plots import strips
 from pipeline.report.provenance import circumstances_section
 from pipeline.report.results import Row, gather
 from pipeline.report.sections import replaced_section
-from pipeline.training.records import read_curve
+from pipeline.training.records import ModelMetrics
 from tests.conftest import COLOURS, flawless
 
 STUDENT = "mnv4_small_050"
@@ -430,12 +431,20 @@ def test_the_plot_holds_what_was_measured_and_names_the_rest(measured: Params) -
 
 def test_plots_are_well_formed_and_follow_the_pages_colours(measured: Params) -> None:
     rows = gather(measured)
-    curves = {"resnet": read_curve("resnet")}
+    networks = {"resnet": ModelMetrics.read(METRICS / "teachers/resnet.json")}
     drawn = plots.latencies(strips(rows, BenchmarkRecord.read(BENCHMARK)))
-    for svg in (pareto(rows), plots.training(curves), pareto([]), drawn):
+    for svg in (pareto(rows), plots.training(networks), pareto([]), drawn):
         ElementTree.fromstring(svg)
         assert "currentColor" in svg and "prefers-color-scheme:dark" in svg
         assert "<dc:date>" not in svg
+
+
+@pytest.mark.usefixtures("measured")
+def test_epochs_under_rounding_have_a_ground_of_their_own() -> None:
+    plain = ModelMetrics.read(METRICS / "teachers/resnet.json")
+    rounded = plain.model_copy(update={"int8_phase": 0.2})
+    marked = [plots.training({"resnet": its}).count(plots.GREY) for its in (plain, rounded)]
+    assert marked == [0, 2]  # of the losses and of the accuracies
 
 
 def crowd(row: Row, n: int) -> list[Row]:
