@@ -106,6 +106,7 @@ def check(params: Params) -> None:
         Distillation(
             model, teachers, losses, student.taps, params.teachers, pixels,
             labelled_share=1.0 if params.views.unlabelled == 0 else share,
+            accumulate=params.distill.training.accumulate,
         )  # fmt: skip
 
 

@@ -41,6 +41,7 @@ class Distillation(Objective):
         label_smoothing: of `cross_entropy`, in [0, 1).
         log_prior: added to the student's logits in `cross_entropy`, [C]; see `log_prior`.
         labelled_share: of the samples of an epoch; terms that need labels use those samples only.
+        accumulate: parts in which a batch is computed.
 
     Raises:
         PipelineError: for a wrong loss, option, tap or teacher.
@@ -59,6 +60,7 @@ class Distillation(Objective):
         label_smoothing: float = 0.0,
         log_prior: torch.Tensor | None = None,
         labelled_share: float = 1.0,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
         self.model = student
@@ -68,6 +70,8 @@ class Distillation(Objective):
         self.settings = settings
         if labelled_share < 1:
             _check_labels_are_rare(terms, settings)
+        if accumulate > 1:
+            _check_batches_may_be_parted(terms)
         self.terms = [(key, term, find_loss(term)) for key, term in _keys(terms).items()]
         self._needs_logits = needs_logits(terms)
         # A mapping, as submodules would be trained, counted and saved.
@@ -199,6 +203,17 @@ def _check_labels_are_rare(terms: tuple[LossTerm, ...], settings: Teachers) -> N
             where="distill.losses" if "combine" not in needing[0] else "params.yaml",
             fix="choose another, or set `views.unlabelled: 0`",
         )
+
+
+def _check_batches_may_be_parted(terms: tuple[LossTerm, ...]) -> None:
+    """Refuse what would compare the samples of a part alone."""
+    for term in terms:
+        if find_loss(term).batchwise:
+            raise PipelineError(
+                f"`{term.name}` compares the samples of a batch, and `accumulate` splits batches",
+                where="distill.losses",
+                fix="set `distill.training.accumulate: 1`, or choose another loss",
+            )
 
 
 def _size(shape: torch.Size) -> str:

@@ -134,6 +134,7 @@ def lessons(
         recipe.label_smoothing,
         log_prior(manifest.counts["train"].values(), recipe.balance),
         views.labelled_share,
+        recipe.accumulate,
     )
     digests = {teacher: teacher_digest(teacher) for teacher in running}
     return Lessons(objective, views, recorded, (distill, params.teachers, digests, expected, plan))

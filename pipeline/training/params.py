@@ -43,7 +43,10 @@ class Regularisation(Group):
     """What a recipe never leaves to `auto`."""
 
     accumulate: Count = Field(
-        1, le=500_000, description="parts in which a batch is computed, to save memory"
+        1,
+        le=500_000,
+        description="parts in which a batch is computed, to save memory; batch norm takes its "
+        "statistics from each",
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     optimizer_options: dict[Text, Switch | Real] = Field(

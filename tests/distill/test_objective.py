@@ -145,6 +145,17 @@ def test_attention_over_a_single_position_is_refused() -> None:
         Distillation(model(), known, terms, taps, teachers(), pixels)
 
 
+@pytest.mark.parametrize("name", ["rkd", "similarity_preserving", "dist"])
+def test_losses_that_compare_samples_are_refused_where_batches_are_computed_in_parts(
+    name: str,
+) -> None:
+    pixels, known = torch.from_numpy(split(1)[0][:1]), {"resnet": model(RESNET)}
+    terms = (term(name), LABELS)
+    with pytest.raises(PipelineError, match=rf"`{name}` compares the samples .*`accumulate`"):
+        Distillation(model(), known, terms, TINY.taps, teachers(), pixels, accumulate=2)
+    Distillation(model(), known, (LABELS,), TINY.taps, teachers(), pixels, accumulate=2)
+
+
 def test_losses_that_leave_the_classifier_untrained_are_refused() -> None:
     with pytest.raises(PipelineError, match="no term trains the classifier"):
         distillation((term("hint"), term("rkd")))
