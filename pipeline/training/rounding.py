@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.networks.fake_quantization import Grid, Rounded, calibrate, fake_quantization
+from pipeline.networks.outliers import bound_outliers
 from pipeline.networks.pixels import PixelsToLogits
 
 
@@ -42,8 +43,14 @@ class Rounding(ExitStack):
         """From 0: the first one that ends under rounding. Those before it are not kept."""
 
     def reach(self, step: int, models: Sequence[PixelsToLogits]) -> None:
-        """Begin, before the first step of the phase; all models take the ranges of the first."""
+        """Begin, before the first step of the phase; all models take the ranges of the first.
+
+        From here on batch norms keep their running statistics, so outliers would stay: see
+        `bound_outliers`.
+        """
         if self._phase is not None and step == self._first:
+            for model in models:
+                bound_outliers(model, self._phase.images)
             self._begin(calibrate(models[0], self._phase.images), models)
 
     def state(self) -> dict[str, Any] | None:

@@ -48,6 +48,16 @@ def test_it_takes_its_share_of_the_last_steps_and_at_least_one(
     assert begun == [step >= first for step in range(18)]
 
 
+def test_channels_that_training_forgot_are_quiet_in_it_in_the_average_too() -> None:
+    both = model(), model(seed=1)
+    forgotten = [its.network.get_buffer("bn1.running_var") for its in both]
+    for variance in forgotten:
+        variance[0] = 1e-22
+    with Rounding(Int8Phase(1.0, IMAGES), epochs=1, steps=1) as phase:
+        phase.reach(0, both)
+    assert all(variance[0] > 1e-5 for variance in forgotten)
+
+
 def test_until_then_a_run_is_the_one_without_it_and_then_statistics_stay() -> None:
     plain, rounded = model(), model()
     run(plain, "a", RECIPE)
