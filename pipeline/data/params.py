@@ -89,7 +89,9 @@ class Rand(Group):
 class Augment(Group):
     """How a view may differ from its image. Everything is drawn per sample."""
 
-    flip: Switch = Field(True, description="mirror left-right with probability 1/2")
+    flip: Switch = Field(
+        True, description="mirror left-right in every other epoch, at first with probability 1/2"
+    )
     shift: Annotated[Whole, Field(ge=0, le=1024)] = Field(1, description="largest shift in pixels")
     crop: Positive | None = Field(
         None, le=1, description="smallest share of the area that a random resized crop keeps"

@@ -65,9 +65,12 @@ def draw(
     and stream: enabling an option does not change the draws of the others. All but the partners
     are the same for a longer split. At most 88 bytes per sample. The first `labelled` samples are
     partners of each other, and so are the others: a mixture has all of its labels or none.
+
+    A sample is mirrored in every other epoch, and half of them in the first: a network sees both
+    kinds equally often, which short runs gain by (arXiv 2404.00498).
     """
 
-    def stream(name: str) -> np.random.Generator:
+    def stream(name: str, epoch: int = epoch) -> np.random.Generator:
         key = np.array([seed, epoch * 256 + STREAMS.index(name)], dtype=np.uint64)
         return np.random.Generator(np.random.Philox(key=key))
 
@@ -76,7 +79,8 @@ def draw(
 
     draws: Draws = {}
     if options.flip:
-        draws["flip"] = uniform("flip") < 0.5
+        at_first = stream("flip", 0).random(samples, dtype=np.float32) < 0.5
+        draws["flip"] = at_first ^ bool(epoch % 2)
     if options.shift:
         most = options.shift
         draws["shift"] = stream("shift").integers(
