@@ -113,9 +113,7 @@ class _Loop:
         self.rows: list[dict[str, float]] = []
         self.start = start
         self.rounding = Rounding(run.int8, run.epochs, self.steps)
-        self.best: dict[str, torch.Tensor] = {}
-        if start is not None:
-            self.best = deepcopy(self.model.state_dict())
+        self.best = {} if start is None else deepcopy(self.model.state_dict())
         self.sums: dict[str, torch.Tensor] = {}
         if saved is not None:
             self._restore(saved)
@@ -146,6 +144,8 @@ class _Loop:
         place, reached = scores.index(max(scores)), max(scores)[0]
         if self.rounding.grids:  # until here under rounding
             _, reached = evaluate_on_ranks(self.fabric, self.model, *self.val)
+            if first and (warning := self.rounding.warning(self.rows, len(self.val[1]))):
+                print(f"{run.name}: {warning}")
         return Fitted(place, reached)
 
     def _estimate(self) -> None:

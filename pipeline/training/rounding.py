@@ -6,7 +6,7 @@ quantizer adds later is what the weights have learnt with (arXiv 1712.05877).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.recall import wilson
 from pipeline.networks.fake_quantization import Grid, Rounded, calibrate, fake_quantization
 from pipeline.networks.outliers import bound_outliers
 from pipeline.networks.pixels import PixelsToLogits
@@ -52,6 +53,23 @@ class Rounding(ExitStack):
             for model in models:
                 bound_outliers(model, self._phase.images)
             self._begin(calibrate(models[0], self._phase.images), models)
+
+    def warning(self, rows: Sequence[Mapping[str, float]], images: int) -> str | None:
+        """What to tell where no epoch of the phase comes near the best one before it.
+
+        Args:
+            rows: of all epochs, with `val_top1`.
+            images: of val.
+        """
+        top1s = [row["val_top1"] for row in rows]
+        before = max(top1s[: self.first_epoch], default=0.0)
+        within = max(top1s[self.first_epoch :])
+        if within >= wilson(before * images, images)[0]:
+            return None
+        return (
+            f"warning: val top-1 was {before:.4f}, and is {within:.4f} under int8's rounding; "
+            "lower `distill.int8_phase` or the learning rate"
+        )
 
     def state(self) -> dict[str, Any] | None:
         """For a checkpoint: None before the phase."""

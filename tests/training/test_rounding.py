@@ -77,6 +77,19 @@ def test_batch_norms_keep_their_statistics_in_it() -> None:
     assert kept == {name for name in before if name.endswith(STATISTICS)}
 
 
+def test_a_phase_that_loses_what_chance_does_not_explain_says_so() -> None:
+    phase = Rounding(HALF, epochs=3, steps=6)  # its epochs are the last two
+
+    def warned(*top1s: float, images: int = 1000) -> bool:
+        return phase.warning([{"val_top1": one} for one in top1s], images) is not None
+
+    assert warned(0.9, 0.4, 0.8)
+    assert not warned(0.9, 0.4, 0.89) and not warned(0.4, 0.9, 0.5)
+    assert not warned(0.9, 0.4, 0.8, images=20)
+    whole = Rounding(Int8Phase(1.0, IMAGES), epochs=1, steps=6)
+    assert whole.warning([{"val_top1": 0.1}], 1000) is None
+
+
 def judged(student: PixelsToLogits, grids: dict[str, Rounded]) -> float:
     with fake_quantization(student.network, grids):
         return evaluate(student, *split(2))[1]
