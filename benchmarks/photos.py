@@ -159,7 +159,10 @@ def measure(
             rows[f"from scratch, {what}"] = trained(folder, f"students/{name}")
     manifest = Manifest.read(folder / "data/packed" / MANIFEST)
     images = {split: manifest.size(split) for split in ("train", "val", "test")}
-    result = {"seed": seed, "images": images, "seconds": seconds, "rows": rows}
+    threads = os.environ.get("OMP_NUM_THREADS", "all")
+    result = {
+        "seed": seed, "images": images, "threads": threads, "seconds": seconds, "rows": rows,
+    }  # fmt: skip
     write_whole(work / f"seed-{seed}.json", json.dumps(result, indent=2) + "\n")
     shutil.rmtree(folder)
 
@@ -198,8 +201,9 @@ def show(result: dict[str, Any]) -> None:
             low, high = one["interval"]
             cells += f"{one['mean']:>8.4f}{sd:>8}{f'{low:.3f} to {high:.3f}':>17} "
         print(f"{name:32}{cells}")
-    seconds = result["seeds"][0]["seconds"]
-    print(f"\n`dvc repro`: {sum(seconds.values()) / 60:.1f} min")
+    first = result["seeds"][0]
+    seconds = first["seconds"]
+    print(f"\n`dvc repro`, threads: {first['threads']}: {sum(seconds.values()) / 60:.1f} min")
     for stage, value in seconds.items():
         print(f"{stage:42}{value:>8.1f} s")
 
@@ -229,7 +233,6 @@ def main() -> int:
         print(f"seed {seed}: {json.dumps(seeds[-1]['rows'])}", flush=True)
     result = {
         "machine": read_fingerprint().model_dump(mode="json", exclude={"runtimes"}),
-        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
         "versions": tool_versions(),
         "rows": summarise(seeds),
         "seeds": seeds,

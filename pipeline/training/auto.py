@@ -21,8 +21,8 @@ Kind = Literal["teachers", "students"]
 SMALL = 64
 """Images of at most so many pixels a side are no photos: crops would lose too much of them."""
 
-SHOWN = 165_600
-"""Images that a network sees in all: three epochs of Fashion-MNIST's 55,200."""
+SHOWN: dict[Kind, int] = {"teachers": 165_600, "students": 220_800}
+"""Images that a network sees in all: three and four epochs of Fashion-MNIST's 55,200."""
 
 MOST_EPOCHS = 80
 FINE_TUNING = 8
@@ -34,9 +34,9 @@ MOST_IMAGES: dict[Kind, int] = {"teachers": 256, "students": 128}
 FEW_LABELS = 64
 """In a batch of teachers that learn from images without labels, too: they gain by more steps."""
 
-FEW_LABELS_SHOWN: dict[Kind, int] = {"teachers": 440_000, "students": 220_000}
-"""Images that networks see where some have no label: teachers' answers are few and often wrong at
-first, and a student that learns from them can go on where one with few labels alone overfits."""
+FEW_LABELS_SHOWN = 440_000
+"""Images that teachers see where some have no label: their own answers are few and often wrong at
+first."""
 
 MOST_PIXELS = 32 * 224 * 224
 """In a batch, which bounds the memory of a step."""
@@ -109,7 +109,8 @@ def plan_views(views: Views, about: Facts, kind: Kind) -> ViewPlan:
     epochs, augment = views.epochs, views.augment
     if epochs == "auto":
         most = FINE_TUNING if about.pretrained else MOST_EPOCHS
-        shown = FEW_LABELS_SHOWN[kind] if about.unlabelled else SHOWN
+        few_labels = kind == "teachers" and about.unlabelled > 0
+        shown = FEW_LABELS_SHOWN if few_labels else SHOWN[kind]
         epochs = min(max(round(shown / about.images), 2), most)
     if augment == "auto":
         photos = about.size > SMALL

@@ -88,7 +88,7 @@ def test_images_without_labels_teach_in_every_stage(
     assert TeacherLogitsRecord.read(Path("models/teacher_logits/record.json")).samples == 300
     distill_student(params, STUDENT)
     told = capsys.readouterr().out
-    assert "resnet: 350 images (250 of them unlabelled) at 28 px" in told
+    assert "resnet: 500 images (250 of them unlabelled) at 28 px" in told
     assert f"{STUDENT}: 300 images (250 of them unlabelled) at 28 px" in told
     assert 0.05 < ModelMetrics.read(Path(f"metrics/students/{STUDENT}.json")).top1 <= 1
 
