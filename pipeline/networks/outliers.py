@@ -44,8 +44,9 @@ def bound_outliers(model: PixelsToLogits, images: NDArray[np.uint8]) -> int:
         mean, variance = norm.running_mean, norm.running_var
         if mean is None or variance is None:  # it normalises by each batch, also in eval mode
             return
-        x = inputs[0].transpose(0, 1).flatten(1)
-        farthest = (x - mean[:, None]).abs().amax(1)
+        x = inputs[0]
+        others = [axis for axis in range(x.dim()) if axis != 1]
+        farthest = torch.maximum(x.amax(others) - mean, mean - x.amin(others))
         least = (farthest / FARTHEST).square() - norm.eps
         found[path] = found.get(path, torch.zeros_like(mean).bool()) | (least > variance)
         torch.maximum(variance, least.to(variance.dtype), out=variance)
