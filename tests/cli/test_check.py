@@ -92,6 +92,15 @@ def test_what_is_shipped_is_right(tmp_path: Path, profile: str) -> None:
             {"distill": {"training": {"batch_size": 128, "accumulate": 128}}},
             "is one image at a time",
         ),
+        (
+            {
+                "distill": {
+                    "losses": [{"name": "kl", "weight": 1}, {"name": "dist", "weight": 1}],
+                    "training": {"batch_size": 128, "accumulate": 2},
+                }
+            },
+            "`dist` compares the samples of a batch",
+        ),
         ({"teachers": {"zoo": {"resnet": MISSING}}}, "there is no such weights file"),
         (
             {"students": {"enabled": ["a"], "zoo": {"a": {"arch": "mobilenetv9"}}}},
