@@ -123,9 +123,8 @@ def training(networks: dict[str, ModelMetrics]) -> str:
             accuracy.xaxis.get_major_locator().set_params(integer=True)
             for axes in (losses, accuracy):
                 axes.grid(True)
-                if its.int8_phase:
-                    begin = len(epochs) * (1 - its.int8_phase)
-                    axes.axvspan(begin, len(epochs), color=GREY, alpha=0.15, lw=0)
+                if its.rounded:
+                    axes.axvspan(*its.rounded, color=GREY, alpha=0.15, lw=0)
         grid[0, 0].set_ylabel("loss")
         grid[1, 0].set_ylabel("val top-1, %")
         grid[0, -1].legend(frameon=False)

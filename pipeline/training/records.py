@@ -24,8 +24,8 @@ class ModelMetrics(Record):
     curves: tuple[str, ...] = Field(
         (), description="SHA-256 of the curve of each field of `Epoch`, in order"
     )
-    int8_phase: float = Field(
-        0.0, description="of the steps, the last ones, that computed under int8's rounding"
+    rounded: tuple[float, ...] = Field(
+        (), description="in epochs, where the phase under int8's rounding begins and ends"
     )
 
     def curve(self, name: str) -> tuple[Epoch, ...]:

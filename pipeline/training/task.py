@@ -104,7 +104,7 @@ def train_and_write(
             recall=recall,
             parameters=card.parameters,
             curves=tuple(sha256(file) for file in curve_files(task.name).values()),
-            int8_phase=task.int8_phase,
+            rounded=(task.epochs * (1 - task.int8_phase), task.epochs) if task.int8_phase else (),
         )
         metrics.write(METRICS / task.kind / f"{task.name}.json")
         limits = interval(recall.top1, recall.total)

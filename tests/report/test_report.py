@@ -442,7 +442,7 @@ def test_plots_are_well_formed_and_follow_the_pages_colours(measured: Params) ->
 @pytest.mark.usefixtures("measured")
 def test_epochs_under_rounding_have_a_ground_of_their_own() -> None:
     plain = ModelMetrics.read(METRICS / "teachers/resnet.json")
-    rounded = plain.model_copy(update={"int8_phase": 0.2})
+    rounded = plain.model_copy(update={"rounded": (2.4, 3.0)})
     marked = [plots.training({"resnet": its}).count(plots.GREY) for its in (plain, rounded)]
     assert marked == [0, 2]  # of the losses and of the accuracies
 
