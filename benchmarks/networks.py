@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from benchmarks.shared import count
 from pipeline.backends.base.registry import backend
 from pipeline.cli.params import Params, load_params
-from pipeline.cli.rehearsal import Shape, compile_untrained, untrained
+from pipeline.compile.untrained import Shape, compile_untrained, untrained
 from pipeline.core.errors import PipelineError, run
 from pipeline.core.files import write_whole
 from pipeline.latency.fingerprint import read_fingerprint

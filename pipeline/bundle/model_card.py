@@ -23,7 +23,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.records import METRICS
 from pipeline.data.recall import WORST, Recall, interval
 from pipeline.data.records import SPLITS, Manifest
-from pipeline.distill.params import LossTerm
+from pipeline.distill.params import LossTerm, own_recipe
 from pipeline.networks.records import CARD, STUDENTS, TEACHERS, ModelCard
 from pipeline.training.records import ModelMetrics
 
@@ -76,7 +76,8 @@ class Lineage:
     def read(cls, student: str, params: BundleParams) -> Lineage:
         """From the records of `student` and its teachers; `PipelineError` for a missing one."""
         teachers = tuple(Trained.read(name, TEACHERS) for name in params.teachers.enabled)
-        combine, losses = params.teachers.combine, params.distill.losses
+        distill, _ = own_recipe(student, params.students.zoo[student], params.distill)
+        combine, losses = params.teachers.combine, distill.losses
         return cls(Trained.read(student, STUDENTS), teachers, combine, losses)
 
 

@@ -15,8 +15,8 @@ from voluptuous import Invalid
 from pipeline.backends.base.registry import backend
 from pipeline.backends.base.spec import versions
 from pipeline.cli.params import Params
-from pipeline.cli.rehearsal import Shape
 from pipeline.compile.ladder import find_rung
+from pipeline.compile.untrained import Shape
 from pipeline.core.errors import PipelineError
 from pipeline.data.sources import find_source
 from pipeline.data.unlabelled import list_unlabelled
@@ -102,11 +102,11 @@ def check(params: Params) -> None:
         network = build(student, image_size=size)
         _check_weights(network, student, params, channels)
         model = PixelsToLogits(network, normalisation)
-        losses = params.distill.losses
+        distill, _ = params.own(name)
         Distillation(
-            model, teachers, losses, student.taps, params.teachers, pixels,
+            model, teachers, distill.losses, student.taps, params.teachers, pixels,
             labelled_share=1.0 if params.views.unlabelled == 0 else share,
-            accumulate=params.distill.training.accumulate,
+            accumulate=distill.training.accumulate,
         )  # fmt: skip
 
 
@@ -124,8 +124,6 @@ def check_settings(params: Params) -> None:
     for rung in params.quantize.rungs:
         find_rung(rung)
     find_source(params.data).check(params.data)
-    for term in params.distill.losses:
-        find_loss(term)
     size = shape_of(params).image_size
     for name in params.teachers.enabled:
         teacher = params.teachers.zoo[name]
@@ -133,8 +131,13 @@ def check_settings(params: Params) -> None:
         about = Facts(_IMAGES, own, teacher.network.pretrained)
         check_recipe(plan_recipe(teacher.training, about, "teachers"), f"teachers.zoo.{name}")
     for name in params.students.enabled:
-        about = Facts(_IMAGES, size, params.students.zoo[name].pretrained)
-        recipe = plan_recipe(params.distill.training, about, "students")
+        about, (distill, _) = (
+            Facts(_IMAGES, size, params.students.zoo[name].pretrained),
+            params.own(name),
+        )
+        for term in distill.losses:
+            find_loss(term)
+        recipe = plan_recipe(distill.training, about, "students")
         check_recipe(recipe, f"distill.training for the student {name}")
 
 

@@ -94,6 +94,6 @@ class Evidence(DetailRecord):
 
 
 def split_digest(manifest: Manifest) -> str:
-    """SHA-256 over the digests of the test split's arrays."""
-    arrays = [manifest.digests[f"test_{part}.npy"] for part in ("images", "labels")]
+    """SHA-256 over the digests of the arrays of the split that artifacts are evaluated on."""
+    arrays = [manifest.digests[f"{manifest.final}_{part}.npy"] for part in ("images", "labels")]
     return hashlib.sha256("\n".join(arrays).encode()).hexdigest()

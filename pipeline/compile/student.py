@@ -108,7 +108,8 @@ def compile_artifact(
             check_execution(job, compiled, least)
         record = _record(job, compiled, inside, tools, folder)
         model = folder / compiled.model_file
-        logits, labels = _answers(spec, job, model)
+        images, labels = load_split(job.manifest.final)
+        logits = _finite_logits(spec, job, model, images)
         metrics = CompiledMetrics(
             **_beside_float(job, logits, labels),
             images=len(labels),
@@ -201,12 +202,6 @@ def check_execution(job: Job, compiled: Compiled, least: float) -> None:
             fix="leave int8 out of this backend's precisions, choose another network, or lower "
             "quantize.min_int8_share",
         )
-
-
-def _answers(spec: Backend, job: Job, model: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The artifact's logits [N, C] for the test split, and its labels [N]."""
-    images, labels = load_split("test")
-    return _finite_logits(spec, job, model, images), labels
 
 
 def _finite_logits(

@@ -96,6 +96,15 @@ class Manifest(Record):
         """Images in a split."""
         return sum(self.counts[split].values())
 
+    @property
+    def final(self) -> Split:
+        """The split that finished networks are evaluated on: test.
+
+        A search, which must not open test, works on a copy of the packed data without it: val
+        then, which everything is chosen on.
+        """
+        return "test" if "test_images.npy" in self.digests else "val"
+
 
 def load_split(split: Split, folder: Path = PACKED) -> Arrays:
     """What networks are evaluated on: images uint8 [N, H, W, C] and labels int64 [N] of a split.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from pipeline.core.params import (
     Amount,
@@ -19,10 +19,11 @@ from pipeline.core.params import (
     Selection,
     Switch,
     Text,
+    invalid,
     nearest,
 )
-from pipeline.data.params import Views
-from pipeline.networks.params import Students
+from pipeline.data.params import Epochs, Views
+from pipeline.networks.params import Student, Students
 from pipeline.training.params import Auto, Teachers, Training
 
 
@@ -31,6 +32,8 @@ def _one_of_a_loss(value: Any) -> Any:
         raise ValueError("input should be true, false or a number in [-1e6, 1e6]")
     return value
 
+
+G = TypeVar("G", bound=Group)
 
 Option = Annotated[bool | float, BeforeValidator(_one_of_a_loss)]
 """Of a loss, whose registration says more about each."""
@@ -90,6 +93,42 @@ class Distill(Group):
         return self
 
 
+class OwnRecipe(Group):
+    """`students.zoo.S.recipe`: what a student has in place of `views.epochs` and of `distill`."""
+
+    epochs: Auto | Epochs | None = Field(
+        None, description="of its training, in place of `views.epochs`"
+    )
+    losses: tuple[LossTerm, ...] | None = Field(None, min_length=1, max_length=100)
+    int8_phase: Auto | Fraction | None = None
+    training: dict[Text, Any] = Field({}, description="changes single values of distill.training")
+
+
+def own_recipe(name: str, student: Student, distill: Distill) -> tuple[Distill, OwnRecipe]:
+    """What a student minimises, and how it is trained, where `distill` counts for all of them.
+
+    Args:
+        name: of the student.
+        student: whose `recipe` changes `distill`.
+        distill: of all students.
+
+    Raises:
+        ValueError: for a recipe that is none.
+    """
+
+    def read(kind: type[G], tree: dict[str, Any]) -> G:
+        try:
+            return kind.model_validate(tree)
+        except ValidationError as error:
+            where = f"students.zoo.{name}.recipe"
+            raise ValueError(invalid(error, kind, "", where).what) from None
+
+    own, tree = read(OwnRecipe, student.recipe), distill.model_dump()
+    tree |= own.model_dump(exclude={"epochs", "training"}, exclude_none=True)
+    tree["training"] |= own.training
+    return read(Distill, tree), own
+
+
 class RecordingParams(Selection):
     """What the stage `record_teacher` reads."""
 
@@ -115,10 +154,19 @@ class DistillParams(RecordingParams):
 
     @model_validator(mode="after")
     def _teachers_of_losses_exist(self) -> Self:
-        for term in self.distill.losses:
-            if term.teacher is not None and term.teacher not in self.teachers.enabled:
-                raise ValueError(
-                    f"distill.losses names the teacher `{term.teacher}`"
-                    f"{nearest(term.teacher, self.teachers.enabled)}"
-                )
+        found = {"distill": self.distill}
+        found |= {f"students.zoo.{name}.recipe": self.own(name)[0] for name in self.students.zoo}
+        for where, its in found.items():
+            for term in its.losses:
+                if term.teacher is not None and term.teacher not in self.teachers.enabled:
+                    raise ValueError(
+                        f"{where}.losses names the teacher `{term.teacher}`"
+                        f"{nearest(term.teacher, self.teachers.enabled)}"
+                    )
         return self
+
+    def own(self, student: str) -> tuple[Distill, Views]:
+        """`distill` and `views` as a student of the zoo has them: see `own_recipe`."""
+        distill, recipe = own_recipe(student, self.students.zoo[student], self.distill)
+        epochs = {} if recipe.epochs is None else {"epochs": recipe.epochs}
+        return distill, self.views.model_copy(update=epochs)

@@ -58,7 +58,8 @@ def distill_student(
         run_as: the name of the results, where it is not the student's.
     """
     network = params.students.zoo[name]
-    fabric = launch(params.distill.training)
+    distill, shown = params.own(name)
+    fabric = launch(distill.training)
     manifest = Manifest.read(PACKED / "manifest.json")
     set_up_torch(params.seed)
     built = build_network(
@@ -73,12 +74,13 @@ def distill_student(
     ) or (normalisation, None)
     fold_normalisation(built, own, normalisation)
     about = facts(manifest, manifest.image_size, params.views, started)
-    recipe = plan_recipe(params.distill.training, about, "students")
-    plan = plan_views(params.views, about, "students")
-    int8_phase = plan_int8_phase(params.distill.int8_phase, about)
+    recipe = plan_recipe(distill.training, about, "students")
+    plan = plan_views(shown, about, "students")
+    int8_phase = plan_int8_phase(distill.int8_phase, about)
     if fabric.is_global_zero:
         tell(name, started, plan, recipe, about, int8_phase)
     model = PixelsToLogits(built, normalisation)
+    params = params.model_copy(update={"distill": distill})
     taught = lessons(params, network, recipe, model, fabric, manifest, teacher_logits)
     task = Task(
         name=run_as or name,

@@ -52,7 +52,7 @@ def export_student(student: str, opset: int) -> Parity:
     model, card = load_pixels_to_logits(STUDENTS / student)
     manifest = Manifest.read(PACKED / "manifest.json")
     check_card(card, manifest, STUDENTS / student)
-    images, _ = load_split("test")
+    images, _ = load_split(manifest.final)
     with whole_folder(ONNX / student) as scratch:
         file = scratch / "model.onnx"
         export_onnx(model, card, opset, file)

@@ -66,11 +66,19 @@ class Network(Group):
         return checkpoints / self.weights if self.weights not in ("none", "timm") else None
 
 
+class Student(Network):
+    """A network that is distilled."""
+
+    recipe: dict[Text, Any] = Field(
+        {}, description="of its own, in place of what `views` and `distill` say: see `OwnRecipe`"
+    )
+
+
 class Students(Group):
     """The networks that are distilled: `enabled` are those of `zoo` that the graph makes."""
 
     enabled: Names = Field(min_length=1)
-    zoo: dict[Name, Network]
+    zoo: dict[Name, Student]
 
     @model_validator(mode="after")
     def _enabled_exist(self) -> Students:

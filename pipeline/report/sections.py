@@ -11,7 +11,7 @@ from pipeline.backends.base.records import ArtifactRecord
 from pipeline.compile.records import LayerNoise
 from pipeline.data.recall import interval
 from pipeline.latency.records import BenchmarkRecord, BenchmarkRow
-from pipeline.networks.params import Network
+from pipeline.networks.params import Student
 from pipeline.report.results import UNKNOWN, Row
 
 DIVERGED_DB = 20
@@ -110,7 +110,7 @@ def _named(layer: LayerNoise) -> tuple[str, str]:
     return layer.name, "exact" if layer.snr_db is None else f"{layer.snr_db:.1f}"
 
 
-def replaced_section(students: dict[str, Network], rows: list[Row]) -> Section:
+def replaced_section(students: dict[str, Student], rows: list[Row]) -> Section:
     """Students with another activation than hard-swish, beside the same students with it."""
     by_artifact = {row.artifact: row for row in rows}
     shown = []

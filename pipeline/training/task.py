@@ -76,7 +76,7 @@ def train_and_write(
     views: Views,
     recorded: Recording | None = None,
 ) -> None:
-    """Fit on `views`, choose the epoch on val, evaluate on test once, and write all files.
+    """Fit on `views`, choose the epoch on val, evaluate on `manifest.final` once, write all files.
 
     Args:
         fabric: launched.
@@ -94,7 +94,7 @@ def train_and_write(
     if fabric.is_global_zero:
         model = objective.model
         card = _card(task, manifest, model, fitted)
-        images, labels = load_split("test")
+        images, labels = load_split(manifest.final)
         recall = Recall.of(predict(model, images).numpy(), labels)
         with whole_folder(task.folder) as scratch:
             save_model(scratch, model.network, card)
@@ -109,8 +109,8 @@ def train_and_write(
         metrics.write(METRICS / task.kind / f"{task.name}.json")
         limits = interval(recall.top1, recall.total)
         print(
-            f"{task.name}: {card.parameters:,} parameters, test top-1 {recall.top1:.4f} "
-            f"({limits}), balanced {recall.balanced:.4f}"
+            f"{task.name}: {card.parameters:,} parameters, {manifest.final} top-1 "
+            f"{recall.top1:.4f} ({limits}), balanced {recall.balanced:.4f}"
         )
         forget_checkpoint(key)
     fabric.barrier()

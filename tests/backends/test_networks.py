@@ -10,7 +10,7 @@ import pytest
 from benchmarks.networks import FAMILIES, decibels
 from pipeline.backends.base.params import Backends
 from pipeline.backends.base.registry import backend, backend_names
-from pipeline.cli.rehearsal import Rehearsed, Shape, compile_untrained, untrained
+from pipeline.compile.untrained import Rehearsed, Shape, compile_untrained, untrained
 from pipeline.core.errors import PipelineError
 from pipeline.networks.params import Network
 

@@ -114,6 +114,22 @@ def test_a_profile_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> N
         ({"limits.max_latency_ms": 1}, "limits.max_latency_ms: unknown key"),
         ({"profiles.cpu.gaet": {}}, "profiles.cpu.gaet: a profile cannot override this; did you"),
         ({"students.zoo.resnet": {"arch": "a"}, "students.enabled": ["resnet"]}, "rename one"),
+        (
+            {"students.zoo.mnv3_small_050.recipe": {"epoch": 3}},
+            "students.zoo.mnv3_small_050.recipe.epoch: unknown key; did you mean `epochs`?",
+        ),
+        (
+            {"students.zoo.mnv3_small_050.recipe": {"training": {"lr": -1}}},
+            "students.zoo.mnv3_small_050.recipe.training.lr: input should be",
+        ),
+        (
+            {
+                "students.zoo.mnv3_small_050.recipe": {
+                    "losses": [{"name": "hint", "weight": 1, "taps": ["a"], "teacher": "x"}]
+                }
+            },
+            "students.zoo.mnv3_small_050.recipe.losses names the teacher `x`",
+        ),
         ({"profiles.cpu": 5}, "profiles.cpu: expected a mapping (found 5)"),
         ({"profiles.cpu.data": [1]}, "profiles.cpu.data: expected a mapping (found [1])"),
         ({"profiles": 5}, "profile: `cpu` is not in `profiles`"),

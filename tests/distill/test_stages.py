@@ -94,6 +94,34 @@ def test_images_without_labels_teach_in_every_stage(
     assert 0.05 < ModelMetrics.read(Path(f"metrics/students/{STUDENT}.json")).top1 <= 1
 
 
+def test_a_student_with_a_recipe_of_its_own_ignores_those_of_all(
+    configured: Callable[..., Params],
+) -> None:
+    losses = [{"name": "mse", "weight": 1.0}]
+    recipe = {"epochs": 1, "losses": losses, "int8_phase": 0, "training": {"lr": 0.001}}
+    own = configured().students.zoo[STUDENT].model_dump() | {"recipe": recipe}
+    zoo = {STUDENT: own, "other": own | {"recipe": {}}}
+    params = configured(students={"enabled": [STUDENT], "zoo": zoo}, views={"epochs": 2})
+    teach(params)
+    distill_student(params, STUDENT)
+    card = ModelCard.read(STUDENT_WEIGHTS.with_name("card.json"))
+    assert (card.epochs, card.int8_phase, card.recipe["lr"]) == (1, 0, 0.001)
+    distill_student(params, "other")
+    usual = ModelCard.read(Path("models/students/other/card.json"))
+    assert (usual.epochs, usual.int8_phase) == (2, INT8_PHASE)
+    alone = configured(
+        students={"enabled": [STUDENT], "zoo": {STUDENT: own | {"recipe": {}}}},
+        distill={
+            "losses": losses, "int8_phase": 0, "training": {"lr": 0.001, "batch_size": 50}
+        },
+        views={"epochs": 1}, teacher_logits={"epochs": 2},
+    )  # fmt: skip
+    distill_student(alone, STUDENT)
+    assert ModelCard.read(STUDENT_WEIGHTS.with_name("card.json")).weights_digest == (
+        card.weights_digest
+    )
+
+
 def test_a_student_alone_needs_no_teacher(configured: Callable[..., Params]) -> None:
     params = configured(
         distill={"losses": [{"name": "cross_entropy", "weight": 1.0}]},

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.backends.base.artifact import Artifact
-from pipeline.backends.base.job import Job
+from pipeline.backends.base.job import Compiled, Compiler, Job
 from pipeline.backends.base.params import Backends
 from pipeline.backends.base.registry import backend
-from pipeline.cli.params import Params
 from pipeline.compile.inside import look_inside
+from pipeline.compile.params import CompileParams
 from pipeline.compile.student import check_execution
 from pipeline.core.errors import PipelineError
 from pipeline.data.records import Manifest
@@ -53,13 +53,14 @@ class Rehearsed:
     """torch's, [IMAGES, classes], of the job's calibration images."""
 
 
-def rehearse(params: Params, shape: Shape) -> Iterator[str | PipelineError]:
+def rehearse(params: CompileParams, opset: int, shape: Shape) -> Iterator[str | PipelineError]:
     """Export every enabled student and compile it for every enabled backend.
 
     The weights are untrained and the images random. Everything is made in a temporary folder.
 
     Args:
         params: students, backends, their precisions and `quantize.min_int8_share` are read.
+        opset: of the ONNX files.
         shape: of the images and logits.
 
     Yields:
@@ -71,9 +72,8 @@ def rehearse(params: Params, shape: Shape) -> Iterator[str | PipelineError]:
         with tempfile.TemporaryDirectory() as scratch:
             yield f"{name}: export"
             try:
-                student = untrained(
-                    name, params.students.zoo[name], shape, params.export.opset, Path(scratch)
-                )
+                network = params.students.zoo[name]
+                student = untrained(name, network, shape, opset, Path(scratch))
             except PipelineError as error:
                 yield error
                 continue
@@ -112,7 +112,7 @@ def untrained(name: str, network: Network, shape: Shape, opset: int, folder: Pat
         model.train()(torch.from_numpy(images))
     classes = tuple(f"class {i}" for i in range(shape.classes))
     card = ModelCard(
-        **network.model_dump(exclude={"taps", "weights", "normalisation"}),
+        **network.model_dump(exclude={"recipe", "taps", "weights", "normalisation"}),
         image_size=size, input_size=size, channels=channels, classes=classes,
         normalisation=normalisation, parameters=0, seed=0, epochs=0, best_epoch=0, val_top1=0.0,
         data_digest="", versions={},
@@ -158,21 +158,43 @@ def compile_untrained(
     Raises:
         PipelineError: for the first precision that the backend cannot do.
     """
-    spec, settings = backend(name), backends.settings(name)
-    compiler = spec.compiler(settings)
+    settings = backends.settings(name)
+    compiler = backend(name).compiler(settings)
     logits = {}
     for precision in settings.precisions:
-        artifact = Artifact(student.job.artifact.student, name, precision)
-        job = replace(student.job, artifact=artifact)
         with tempfile.TemporaryDirectory() as scratch:
-            compiled = compiler.compile(job, Path(scratch))
-            check_execution(job, compiled, least)
-            file = Path(scratch, compiled.model_file)
-            logits[precision] = spec.load(file, threads=1)(job.calibration)
-            if artifact.int8:
-                look_inside(spec, compiler, job, file, job.calibration)
-        if not np.isfinite(logits[precision]).all():
-            raise PipelineError(
-                "some logits are not finite numbers", where=f"compile of {artifact}"
-            )
+            made = compile_one(student, name, compiler, precision, least, Path(scratch))
+            logits[precision] = made[1]
     return logits
+
+
+def compile_one(
+    student: Rehearsed, name: str, compiler: Compiler, precision: str, least: float, folder: Path
+) -> tuple[Compiled, NDArray[np.float32]]:
+    """Compile a student at one precision of the backend `name`, and check it as the stage does.
+
+    Args:
+        student: what `untrained` gave.
+        name: of the backend.
+        compiler: of it.
+        precision: one of its own.
+        least: see `quantize.min_int8_share`.
+        folder: an empty one, for the artifact.
+
+    Returns:
+        What was compiled, and its logits [IMAGES, classes] of the job's calibration images.
+
+    Raises:
+        PipelineError: where the backend cannot do it.
+    """
+    spec, artifact = backend(name), Artifact(student.job.artifact.student, name, precision)
+    job = replace(student.job, artifact=artifact)
+    compiled = compiler.compile(job, folder)
+    check_execution(job, compiled, least)
+    file = folder / compiled.model_file
+    logits = spec.load(file, threads=1)(job.calibration)
+    if artifact.int8:
+        look_inside(spec, compiler, job, file, job.calibration)
+    if not np.isfinite(logits).all():
+        raise PipelineError("some logits are not finite numbers", where=f"compile of {artifact}")
+    return compiled, logits
