@@ -18,6 +18,7 @@ from pipeline.cli.commands import _parser
 from pipeline.cli.params import Params, load_params
 from pipeline.core.params import _known_keys, _merge
 from pipeline.distill.losses.registry import loss_names
+from pipeline.search.params import read_search
 
 ROOT = Path(__file__).parents[1]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -198,6 +199,10 @@ def test_every_yaml_snippet_is_valid_in_params(page: Path, tmp_path: Path) -> No
     if page.name == "extending.md":
         return  # tests/test_extending.py runs its snippets, which name parts of other packages
     for snippet in blocks(page, "yaml"):
+        if snippet.startswith("# search.yaml"):
+            (tmp_path / "search.yaml").write_text(snippet)
+            read_search(tmp_path / "search.yaml")
+            continue
         file = tmp_path / "params.yaml"
         file.write_text(yaml.safe_dump(_merge(PARAMS, yaml.safe_load(snippet))))
         load_params(file)

@@ -65,6 +65,19 @@ def _parser() -> argparse.ArgumentParser:
     gate.add_argument(
         "--save", type=Path, metavar="FILE", help="write the records as a baseline and exit"
     )
+    search = add("search", _search, "search for the student that reaches the target of search.yaml")
+    search.epilog = "Exit codes: 0 the target is met, 3 it is not. See docs/search.md."
+    search.add_argument(
+        "--worker", action="store_true", help="join a search that was begun; make no teachers"
+    )
+    asked = search.add_subparsers(metavar="status | adopt N")
+    status = asked.add_parser("status", help="how the search stands")
+    status.set_defaults(command=_search_status)
+    adopt = asked.add_parser("adopt", help="write a candidate into params.yaml as a student")
+    adopt.set_defaults(command=_search_adopt)
+    adopt.add_argument("number", type=int, metavar="N", help="of a fully trained candidate")
+    adopt.add_argument("--name", metavar="S", help="of the new student")
+    adopt.add_argument("--yes", action="store_true", help="do not ask after showing the diff")
     predict = add("predict", _predict, "classify images with a compiled artifact")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     predict.add_argument("--student", required=True, metavar="S")
@@ -97,7 +110,7 @@ def _check(parsed: argparse.Namespace) -> int:
 
     from pipeline.cli.check import check, check_lock, shape_of
     from pipeline.cli.params import load_params
-    from pipeline.cli.rehearsal import rehearse
+    from pipeline.compile.untrained import rehearse
     from pipeline.core.errors import PipelineError
     from pipeline.data.unlabelled import list_unlabelled
 
@@ -112,7 +125,7 @@ def _check(parsed: argparse.Namespace) -> int:
     shape = shape_of(params)
     print(f"untrained students, images of {shape.image_size} px in {shape.channels} channel(s):")
     failures = 0
-    for step in rehearse(params, shape):
+    for step in rehearse(params, params.export.opset, shape):
         failed = isinstance(step, PipelineError)
         failures += failed
         print(f"error: {step}" if failed else step, file=sys.stderr if failed else None, flush=True)
@@ -187,6 +200,72 @@ def _import_results(parsed: argparse.Namespace) -> None:
         result = imported.result
         text = f"{result.device}: {result.bundle.artifact.slug}: {result}"
         print(f"{text}; {imported.file}: {imported.state}")
+
+
+def _require_optuna() -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from pipeline.core.errors import PipelineError
+
+    try:
+        version("optuna")
+    except PackageNotFoundError:
+        raise PipelineError(
+            "the package optuna is not installed", fix="pip install 'edgestill[search]'"
+        ) from None
+
+
+def _search(parsed: argparse.Namespace) -> int:
+    _require_optuna()
+    from pipeline.search import tell
+    from pipeline.search.page import PAGE, write_page
+    from pipeline.search.session import make_teachers, open_search
+
+    if not parsed.worker:
+        make_teachers()
+    worker = open_search(new=not parsed.worker)
+    for seen in worker.work():
+        print(tell.line(seen, worker.search.target), flush=True)
+        print(f"  {tell.progress(worker.standing(), worker.search)}", flush=True)
+        write_page(worker)
+    standing = worker.standing()
+    write_page(worker)
+    if worker.exhausted:
+        print("The space has hardly a point left that was not drawn.")
+    print(tell.verdict(standing, worker.search))
+    print(f"The page: {PAGE.resolve().as_uri()}")
+    return 0 if standing.met_by is not None else 3
+
+
+def _search_status(_: argparse.Namespace) -> None:
+    _require_optuna()
+    from rich.console import Console
+
+    from pipeline.search import tell
+    from pipeline.search.page import PAGE, write_page
+    from pipeline.search.session import open_search
+
+    worker = open_search(new=False)
+    standing = worker.standing()
+    Console().print(tell.table(standing, worker.search.target))
+    print(tell.verdict(standing, worker.search))
+    write_page(worker)
+    print(f"The page: {PAGE.resolve().as_uri()}")
+
+
+def _search_adopt(parsed: argparse.Namespace) -> int:
+    _require_optuna()
+    from pipeline.search.adopt import adopt, adopted
+    from pipeline.search.session import open_search
+
+    content, diff = adopted(open_search(new=False).standing(), parsed.number, parsed.name)
+    print(diff, end="")
+    if not parsed.yes and input("Write this to params.yaml? [y/N] ").strip().lower() != "y":
+        print("params.yaml is as it was.")
+        return 1
+    adopt(content)
+    print("Written. `dvc repro` makes and measures the new student, on test, too.")
+    return 0
 
 
 def _predict(parsed: argparse.Namespace) -> None:

@@ -1,0 +1,1 @@
+"""Adjust and repeat until the target is met: a search over students and their recipes."""
