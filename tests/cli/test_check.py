@@ -34,7 +34,7 @@ def params(folder: Path, **groups: dict[str, Any]) -> Params:
     return load_params(folder / "params.yaml")
 
 
-@pytest.mark.parametrize("profile", ["cpu", "gpu", "smoke"])
+@pytest.mark.parametrize("profile", ["cpu", "long", "gpu", "smoke"])
 def test_what_is_shipped_is_right(tmp_path: Path, profile: str) -> None:
     tree = TREE | {"profile": profile}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
