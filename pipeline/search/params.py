@@ -16,6 +16,7 @@ from pipeline.core.params import (
     Name,
     Positive,
     Real,
+    Seed,
     Share,
     Text,
     Whole,
@@ -144,6 +145,7 @@ class SearchParams(Group):
     seeds: Annotated[Whole, Field(ge=2, le=100)] = Field(
         3, description="trainings of a candidate that has to prove the target"
     )
+    seed: Seed = Field(0, description="of the candidates that are drawn")
     storage: Text | None = Field(
         None, description="URL of a database for workers on several hosts; null: a file"
     )

@@ -45,10 +45,11 @@ def make_teachers() -> None:
         raise PipelineError("`dvc repro record_teacher` failed", fix="see what it said above")
 
 
-def open_search(*, new: bool = True) -> Search:
+def open_search(kind: type[Search] = Search, *, new: bool = True) -> Search:
     """A worker for the search of the current folder.
 
     Args:
+        kind: of worker.
         new: whether a study may begin; else there has to be one.
 
     Raises:
@@ -72,7 +73,7 @@ def open_search(*, new: bool = True) -> Search:
     machine = read_fingerprint()
     opset = load(ExportParams).export.opset
     data = _withheld(manifest)
-    worker = Search(study, search, project, tree, opset, data, machine)
+    worker = kind(study, search, project, tree, opset, data, machine)
     identity = _identity(worker, manifest)
     if IDENTITY not in study.user_attrs:
         study.set_user_attr(IDENTITY, identity.model_dump())

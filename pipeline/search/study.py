@@ -139,7 +139,7 @@ class Search:
             if trial.state not in (TrialState.FAIL, TrialState.WAITING)
             and key.CONFIRMS not in trial.user_attrs
         ]
-        text = f"{self.project.seed} {len(drawn)}"
+        text = f"{self.search.seed} {self.project.seed} {len(drawn)}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
         return TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=True)
 
