@@ -74,6 +74,7 @@ def open_search(kind: type[Search] = Search, *, new: bool = True) -> Search:
     opset = load(ExportParams).export.opset
     data = _withheld(manifest)
     worker = kind(study, search, project, tree, opset, data, machine)
+    _check_networks(worker)
     identity = _identity(worker, manifest)
     if IDENTITY not in study.user_attrs:
         study.set_user_attr(IDENTITY, identity.model_dump())
@@ -105,6 +106,26 @@ def _check_target(target: Target, project: Project) -> None:
             where=str(SEARCH_FILE),
             fix="leave out `max_ratio` and `max_p50_ms`, or search on the device",
         )
+
+
+def _check_networks(worker: Search) -> None:
+    """What would fail every candidate of a network, but only after minutes."""
+    project, compared = worker.project, worker.project.distill.losses
+    for name, its in worker.networks.items():
+        where = f"{SEARCH_FILE}: space.student.{name}"
+        file = its.weights_file(project.checkpoints)
+        if file is not None and not file.exists():
+            raise PipelineError(
+                f"there is no weights file `{its.weights}`",
+                where=where,
+                fix=f"put it into {project.checkpoints}, or set `weights: none`",
+            )
+        for tap in (tap for term in compared for tap in term.taps if tap not in its.taps):
+            raise PipelineError(
+                f"it has no tap `{tap}`, which distill.losses compares",
+                where=where,
+                fix=f"add `taps: {{ {tap}: MODULE }}`: `python -m pipeline taps {its.arch}`",
+            )
 
 
 def _withheld(full: Manifest) -> Manifest:

@@ -114,6 +114,10 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
     ({"target": SEARCH["target"] | {"max_kb": 7}}, "another target"),
     ({"target": SEARCH["target"] | {"precision": "int7"}}, "has no `int7`"),
     ({"target": SEARCH["target"] | {"backend": "onnxrutime"}}, "did you mean `onnxruntime`"),
+    (
+        {"space": {"student": {"a": FAST | {"weights": "no.pth"}}}},
+        "space.student.a: there is no weights file `no.pth`",
+    ),
 ]
 
 
@@ -128,6 +132,18 @@ def test_trials_of_something_else_are_refused(project: Params) -> None:
     tree = yaml.safe_load(Path("params.yaml").read_text())
     Path("params.yaml").write_text(yaml.safe_dump(tree | {"seed": project.seed + 1}))
     with pytest.raises(PipelineError, match="recorded for other views"):
+        open_search()
+
+
+def test_a_network_without_a_tap_that_is_compared_is_refused(
+    configured: Callable[..., Params],  # noqa: F811
+) -> None:
+    losses = [
+        {"name": "cross_entropy", "weight": 1.0}, {"name": "hint", "weight": 0.1, "taps": ["late"]}
+    ]  # fmt: skip
+    teach(configured(distill={"losses": losses}))
+    write(SEARCH)
+    with pytest.raises(PipelineError, match=r"student\.fast: it has no tap `late`"):
         open_search()
 
 
