@@ -23,7 +23,7 @@ from pipeline.export.params import ExportParams
 from pipeline.latency.fingerprint import read_fingerprint
 from pipeline.search.params import SEARCH_FILE, Target, read_search
 from pipeline.search.records import DATA, FOLDER, JOURNAL, Identity
-from pipeline.search.space import networks
+from pipeline.search.space import check_values, networks
 from pipeline.search.storage import open_storage, open_study
 from pipeline.search.study import Project, Search
 from pipeline.search.workspace import withhold_test
@@ -111,6 +111,7 @@ def _check_target(target: Target, project: Project) -> None:
 def _check_networks(worker: Search) -> None:
     """What would fail every candidate of a network, but only after minutes."""
     project, compared = worker.project, worker.project.distill.losses
+    check_values(worker.search.space, worker.networks, project.distill)
     for name, its in worker.networks.items():
         where = f"{SEARCH_FILE}: space.student.{name}"
         file = its.weights_file(project.checkpoints)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.params import invalid
-from pipeline.distill.params import Distill
+from pipeline.distill.params import Distill, own_recipe
 from pipeline.networks.params import Student, Students
 from pipeline.search.params import SEARCH_FILE, Space, Span
 
@@ -44,7 +44,7 @@ def networks(space: Space, students: Students) -> dict[str, Student]:
     Raises:
         PipelineError: where the dimension is left out and several students are enabled.
     """
-    if isinstance(space.student, dict):
+    if isinstance(space.student, dict) and space.student:
         return space.student
     if space.student:
         return {name: students.zoo.get(name) or Student(arch=name) for name in space.student}
@@ -83,6 +83,30 @@ def student_of(choice: Choice, known: dict[str, Student], distill: Distill) -> S
         raise invalid(error, Student, str(SEARCH_FILE), f"space.student.{only}") from None
 
 
+def check_values(space: Space, known: dict[str, Student], distill: Distill) -> None:
+    """Raise `PipelineError` for a value of the space that no recipe may have.
+
+    Args:
+        space: each of its dimensions is checked by itself, a span at its ends.
+        known: the networks by name, see `networks`.
+        distill: what counts where the space says nothing.
+    """
+    ends = {
+        name: (its.low, its.high) if isinstance(its, Span) else its
+        for name, its in space.dimensions().items()
+    }
+    first = {name: values[0] for name, values in ends.items()}
+    for name, value in ((name, value) for name, values in ends.items() for value in values):
+        student = student_of(first | {name: value}, known, distill)
+        try:
+            own_recipe("", student, distill)
+        except ValueError as error:
+            text = str(error).replace("students.zoo..recipe.", "")
+            raise PipelineError(
+                f"{value} is no value of it: {text}", where=f"{SEARCH_FILE}: space.{name}"
+            ) from None
+
+
 def _losses(choice: Choice, distill: Distill) -> list[dict[str, Any]]:
     """`kl` and cross entropy, whose weights add up to 1, and all other terms of `distill`."""
     terms = {term.name: term.model_dump(exclude_defaults=True) for term in distill.losses}
@@ -94,4 +118,4 @@ def _losses(choice: Choice, distill: Distill) -> list[dict[str, Any]]:
         kl = kl | {"options": kl.get("options", {}) | {"temperature": choice["temperature"]}}
     if "dist" in choice:
         terms["dist"] = terms.get("dist", {"name": "dist"}) | {"weight": choice["dist"]}
-    return [term for term in (kl, alone, *terms.values()) if term["weight"] > 0]
+    return [term for term in (kl, alone, *terms.values()) if term["weight"] != 0]

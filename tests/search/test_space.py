@@ -14,7 +14,7 @@ from pipeline.distill.params import own_recipe
 from pipeline.networks.build import build_network
 from pipeline.networks.params import Student
 from pipeline.search.params import SPACES, Space, read_search
-from pipeline.search.space import networks, student_of
+from pipeline.search.space import check_values, networks, student_of
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 SEARCH = {
@@ -90,6 +90,23 @@ def test_a_mistake_is_named(tmp_path: Path, change: dict[str, Any], said: str) -
 def test_a_missing_file_is_told_with_what_to_write(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"no such file(?s:.*)photos, small"):
         read_search(tmp_path / "search.yaml")
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"lr": (0.1, -1.0)}, "space.lr: -1.0 is no value of it: training.lr: input should be"),
+        ({"kl": (0.5, 2.0)}, "space.kl: 2.0 is no value of it: losses.1.weight: input should be"),
+        ({"int8_phase": (0.5, 1.0)}, "space.int8_phase: 1.0 is no value of it: int8_phase: "),
+    ],
+)
+def test_a_value_that_no_recipe_may_have_is_told_beforehand(
+    space: dict[str, Any], said: str
+) -> None:
+    known = {"it": Student(arch="lcnet_035")}
+    with pytest.raises(PipelineError) as error:
+        check_values(Space(**space), known, PARAMS.distill)
+    assert said in str(error.value)
 
 
 def test_several_students_need_the_dimension() -> None:
