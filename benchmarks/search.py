@@ -40,13 +40,13 @@ class Plain(Search):
 
     by_float = False
 
-    def _try(self, trial: Trial, choice: Choice, place: str) -> float:
+    def _try(self, trial: Trial, choice: Choice, place: str, lock: int) -> float:
         student = student_of(choice, self.networks, self.project.distill)
         trial.set_user_attr(key.STUDENT, student.model_dump(mode="json", exclude_defaults=True))
         epochs = self._epochs(student)
         student = student.model_copy(update={"recipe": student.recipe | {"epochs": epochs}})
         target, seed = self.search.target, self.project.seed
-        result = train(self.tree, target, student, seed, f"{place}/{epochs}", self._lock)
+        result = train(self.tree, target, student, seed, f"{place}/{epochs}", lock)
         trial.set_user_attr(key.RUNGS, [(epochs, result.top1)])
         found = probe(student, target, self.project, self.opset, self.shape, self.machine)
         trial.set_user_attr(key.PROBE, found.model_dump())

@@ -216,6 +216,8 @@ def _require_optuna() -> None:
 
 
 def _search(parsed: argparse.Namespace) -> int:
+    import sys
+
     _require_optuna()
     from pipeline.search import tell
     from pipeline.search.page import PAGE, write_page
@@ -224,6 +226,8 @@ def _search(parsed: argparse.Namespace) -> int:
     if not parsed.worker:
         make_teachers()
     worker = open_search(new=not parsed.worker)
+    if sys.stdout.isatty():
+        worker.say = print
     for seen in worker.work():
         print(tell.line(seen, worker.search.target), flush=True)
         print(f"  {tell.progress(worker.standing(), worker.search)}", flush=True)

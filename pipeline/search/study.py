@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -29,7 +29,7 @@ from pipeline.search.probe import probe
 from pipeline.search.records import CANDIDATE, TRIALS
 from pipeline.search.space import Choice, networks, student_of, suggest
 from pipeline.search.trials import Seen, Standing, queue_again, standing
-from pipeline.search.workspace import train
+from pipeline.search.workspace import LOG, train
 from pipeline.training.auto import facts, plan_views
 
 STARTUP = 8
@@ -73,7 +73,8 @@ class Search:
         self.shape = Shape(manifest.image_size, manifest.channels, len(manifest.classes))
         self.exhausted = False
         """Whether `work` ended because the space has hardly a point that was not drawn."""
-        self._lock = -1
+        self.say: Callable[[str], object] = lambda _: None
+        """Is told what takes long, when it begins."""
 
     def standing(self) -> Standing:
         """How the search stands."""
@@ -155,9 +156,9 @@ class Search:
         def spend() -> None:
             trial.set_user_attr(key.SECONDS, before + round(time.monotonic() - start, 1))
 
-        with self._holding(place) as self._lock:
+        with self._holding(place) as lock:
             try:
-                return self._try(trial, choice, place)
+                return self._try(trial, choice, place, lock)
             except KeyboardInterrupt:
                 spend()
                 queue_again(self.study, trial)
@@ -168,7 +169,7 @@ class Search:
             finally:
                 spend()
 
-    def _try(self, trial: Trial, choice: Choice, place: str) -> float:
+    def _try(self, trial: Trial, choice: Choice, place: str, lock: int) -> float:
         search = self.search
         seed = trial.user_attrs.get(key.SEED, self.project.seed)
         confirms = key.CONFIRMS in trial.user_attrs
@@ -186,10 +187,10 @@ class Search:
         for rung, epochs in enumerate(lengths):
             if confirms and epochs != lengths[-1]:
                 continue
-            result = train(
-                self.tree, search.target, _with_epochs(student, epochs), seed,
-                f"{place}/{epochs}", self._lock,
-            )  # fmt: skip
+            folder = f"{place}/{epochs}"
+            self.say(f"#{trial.number}: {epochs} of {whole} epochs, {TRIALS / folder / LOG}")
+            own = _with_epochs(student, epochs)
+            result = train(self.tree, search.target, own, seed, folder, lock)
             value = result.balanced if search.target.min_top1 is None else result.top1
             done.append((epochs, value))
             trial.set_user_attr(key.RUNGS, done)

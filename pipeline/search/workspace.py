@@ -5,6 +5,7 @@ It has params.yaml, links to teachers and recorded logits, and the packed data w
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -89,9 +90,12 @@ def recording(tree: dict[str, Any], target: Target, seed: int, lock: int) -> Pat
     if seed == tree["seed"]:
         return TEACHER_LOGITS
     folder = RECORDINGS / str(seed)
-    if not (folder / TEACHER_LOGITS).exists():
-        _furnish(folder, params_for(tree, target, None, seed), None)
-        _run(folder, "record", lock)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as waiting:  # another worker may need the same one
+        fcntl.flock(waiting, fcntl.LOCK_EX)
+        if not (folder / TEACHER_LOGITS).exists():
+            _furnish(folder, params_for(tree, target, None, seed), None)
+            _run(folder, "record", lock)
     return folder / TEACHER_LOGITS
 
 
