@@ -115,14 +115,20 @@ class Search:
         return not spent or bool(waiting)
 
     def _confirm(self, now: Standing, *, at_the_end: bool) -> None:
-        """Queue trainings with fresh seeds: of whoever reaches the target, at last of the best."""
+        """Queue trainings with fresh seeds: of whoever reaches the target, at last of the best.
+
+        The best by its own seed: a mean over seeds is lower than a lucky one, and so the next
+        lucky one would be due, and the next.
+        """
         asked = {
             trial.user_attrs[key.CONFIRMS]
             for trial in self.study.get_trials(deepcopy=False)
             if key.CONFIRMS in trial.user_attrs
         }
-        for seen in now.trained():
-            due = seen.value >= self.search.target.accuracy or (at_the_end and seen == now.best)
+        trained = now.trained()
+        last = max((seen.value for seen in trained), default=1.0)
+        for seen in trained:
+            due = seen.value >= self.search.target.accuracy or (at_the_end and seen.value == last)
             if not due or seen.number in asked:
                 continue
             for more in range(1, self.search.seeds):

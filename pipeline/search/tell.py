@@ -76,7 +76,7 @@ def counts(standing: Standing) -> str:
 def verdict(standing: Standing, search: SearchParams) -> str:
     """Whether the target is met, and by whom; else what stands in the way, and who is nearest."""
     target = search.target
-    best = standing.best
+    best = standing.nearest
     if standing.met_by is not None:
         best = next(seen for seen in standing.candidates if seen.number == standing.met_by)
     text = f"{counts(standing)}, in {standing.seconds / 60:,.0f} minutes of work.\n"

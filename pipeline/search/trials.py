@@ -93,6 +93,12 @@ class Standing:
         """The fully trained candidate of the highest accuracy over its seeds."""
         return next(iter(self.trained()), None)
 
+    @property
+    def nearest(self) -> Seen | None:
+        """The best of those with several seeds, if there are any: one seed may have been lucky."""
+        proven = [seen for seen in self.trained() if self.bounds[seen.number].seeds > 1]
+        return proven[0] if proven else self.best
+
 
 def standing(trials: Sequence[FrozenTrial], search: SearchParams, images: int) -> Standing:
     """How a search stands after `trials`.
