@@ -25,7 +25,6 @@ from benchmarks.shared import count
 from pipeline.core.errors import PipelineError, run
 from pipeline.core.files import write_whole
 from pipeline.search import trials as key
-from pipeline.search.probe import probe
 from pipeline.search.records import FOLDER
 from pipeline.search.session import make_teachers, open_search
 from pipeline.search.space import Choice, student_of
@@ -48,7 +47,7 @@ class Plain(Search):
         target, seed = self.search.target, self.project.seed
         result = train(self.tree, target, student, seed, f"{place}/{epochs}", lock)
         trial.set_user_attr(key.RUNGS, [(epochs, result.top1)])
-        found = probe(student, target, self.project, self.opset, self.shape, self.machine)
+        found = self._probe(student)
         trial.set_user_attr(key.PROBE, found.model_dump())
         reason = found.broken(target)
         self._end(trial, key.REJECTED if reason else key.DONE, reason or "")

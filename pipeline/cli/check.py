@@ -131,10 +131,8 @@ def check_settings(params: Params) -> None:
         about = Facts(_IMAGES, own, teacher.network.pretrained)
         check_recipe(plan_recipe(teacher.training, about, "teachers"), f"teachers.zoo.{name}")
     for name in params.students.enabled:
-        about, (distill, _) = (
-            Facts(_IMAGES, size, params.students.zoo[name].pretrained),
-            params.own(name),
-        )
+        about = Facts(_IMAGES, size, params.students.zoo[name].pretrained)
+        distill, _ = params.own(name)
         for term in distill.losses:
             find_loss(term)
         recipe = plan_recipe(distill.training, about, "students")

@@ -44,7 +44,7 @@ def write_page(worker: Search, file: Path = PAGE) -> None:
         "verdict": tell.verdict(standing, worker.search).splitlines(),
         "plots": {name: inline(name, text) for name, text in plots.items() if text},
         "fewest": _FEWEST,
-        "best": _best(standing, target),
+        "best": Section.of("The best on val", tell.best_rows(standing, target), tell.WORDS),
         "reasons": _reasons(standing),
         "all": _all(standing, target),
     }
@@ -64,23 +64,6 @@ def _about(worker: Search) -> str:
         f"Target: {told}. {manifest.source}, val of {manifest.size('val'):,} images; the test "
         f"split is closed to the search. {worker.machine.cpu}, {worker.machine.cores} core(s)."
     )
-
-
-def _best(standing: Standing, target: Target) -> Section:
-    rows = []
-    for seen in standing.trained()[:10]:
-        bound = standing.bounds[seen.number]
-        rows.append(
-            {
-                "#": str(seen.number),
-                "Candidate": tell.point(seen),
-                target.metric.capitalize(): f"{bound.mean:.4f}",
-                "Seeds": str(bound.seeds),
-                "At least": f"{bound.lower:.4f}",
-                "Costs": tell.costs(seen),
-            }
-        )
-    return Section.of("The best on val", rows, ("#", "Candidate", "Costs"))
 
 
 def _reasons(standing: Standing) -> Section:

@@ -18,7 +18,7 @@ from pipeline.compile.untrained import Shape, compile_one, untrained
 from pipeline.core.errors import PipelineError
 from pipeline.latency.benchmark import reference_target
 from pipeline.latency.params import Benchmark
-from pipeline.latency.records import REFERENCE, Fingerprint
+from pipeline.latency.records import Fingerprint
 from pipeline.latency.rounds import measure
 from pipeline.latency.workers import Target as Timed
 from pipeline.networks.params import Student
@@ -38,6 +38,7 @@ def probe(
     opset: int,
     shape: Shape,
     machine: Fingerprint,
+    threads: int,
 ) -> Probe:
     """What the untrained network costs: from the catalogue, or compiled and timed now.
 
@@ -51,6 +52,7 @@ def probe(
         opset: of the ONNX file.
         shape: of images and logits.
         machine: this one.
+        threads: that one image is computed with.
     """
     settings = params.backends.settings(target.backend)
     parts = [
@@ -58,7 +60,7 @@ def probe(
         settings.model_dump(mode="json"), params.quantize.min_int8_share, opset,
         [shape.image_size, shape.channels, shape.classes],
         target.backend, target.precision, versions(backend(target.backend).packages),
-        machine.model_dump(),
+        machine.model_dump(), threads,
     ]  # fmt: skip
     text = json.dumps(parts, sort_keys=True)
     file = CATALOGUE / f"{student.arch}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
@@ -66,7 +68,7 @@ def probe(
         return Probe.read(file)
     start = time.monotonic()
     try:
-        found = _measure(student, target, params, opset, shape)
+        found = _measure(student, target, params, opset, shape, threads)
     except PipelineError as error:
         found = Probe(failure=error.what, seconds=0)
     found = found.model_copy(update={"seconds": round(time.monotonic() - start, 1)})
@@ -75,7 +77,12 @@ def probe(
 
 
 def _measure(
-    student: Student, target: Target, params: CompileParams, opset: int, shape: Shape
+    student: Student,
+    target: Target,
+    params: CompileParams,
+    opset: int,
+    shape: Shape,
+    threads: int,
 ) -> Probe:
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
@@ -101,7 +108,7 @@ def _measure(
             reference_target(place / "images"),
             Timed(CANDIDATE, target.backend, model, images),
         ]
-        found = _timed(timed, found, ROUNDS)
+        found = _timed(timed, found, ROUNDS, threads)
         limit = target.max_ratio
         if limit is None and found.ratio is not None and found.p50_ms is not None:
             assert target.max_p50_ms is not None
@@ -109,16 +116,20 @@ def _measure(
         if found.ratio_interval and limit:
             low, high = found.ratio_interval
             if low < limit < high:
-                found = _timed(timed, found, ROUNDS * AGAIN)
+                found = _timed(timed, found, ROUNDS * AGAIN, threads)
         return found
 
 
-def _timed(timed: list[Timed], found: Probe, rounds: int) -> Probe:
+def _timed(timed: list[Timed], found: Probe, rounds: int, threads: int) -> Probe:
     settings = Benchmark(
-        threads=1, rounds=rounds, extra_rounds=rounds // 2, min_runs=10, min_seconds=0.03, batch=0
+        threads=threads,
+        rounds=rounds,
+        extra_rounds=rounds // 2,
+        min_runs=10,
+        min_seconds=0.03,
+        batch=0,
     )
     row = measure(timed, settings, seed=0).rows[CANDIDATE]
-    assert REFERENCE in {one.name for one in timed}
     if row.latency_ms is None:
         return found.model_copy(update={"failure": row.reason})
     changes = {

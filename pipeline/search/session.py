@@ -156,7 +156,7 @@ def _identity(worker: Search, manifest: Manifest) -> Identity:
             {name: its.model_dump(mode="json") for name, its in known.items()},
             [sha256(file) for file in files if file is not None and file.exists()],
         ),
-        target=digest(limits, target.metric),
+        target=digest(limits, target.metric, project.benchmark.threads),
         params=digest(
             project.model_dump(mode="json", include=groups),
             project.backends.settings(target.backend).model_dump(mode="json"),

@@ -20,13 +20,14 @@ from pipeline.compile.untrained import Shape
 from pipeline.core.errors import PipelineError
 from pipeline.data.records import Manifest
 from pipeline.distill.params import DistillParams, own_recipe
+from pipeline.latency.params import BenchmarkParams
 from pipeline.latency.records import Fingerprint
 from pipeline.networks.params import Student
 from pipeline.search import trials as key
 from pipeline.search.decide import promoted
 from pipeline.search.params import SearchParams
 from pipeline.search.probe import probe
-from pipeline.search.records import CANDIDATE, TRIALS
+from pipeline.search.records import CANDIDATE, TRIALS, Probe
 from pipeline.search.space import Choice, networks, student_of, suggest
 from pipeline.search.trials import Seen, Standing, queue_again, standing
 from pipeline.search.workspace import LOG, train
@@ -39,7 +40,7 @@ STUCK = 30
 """Points in a row that were drawn before: the space has hardly another one."""
 
 
-class Project(CompileParams, DistillParams):
+class Project(BenchmarkParams, CompileParams, DistillParams):
     """The groups of params.yaml that a search reads, beside those of its trials."""
 
 
@@ -182,7 +183,7 @@ class Search:
         trial.set_user_attr(key.SEED, seed)
         student = student_of(choice, self.networks, self.project.distill)
         trial.set_user_attr(key.STUDENT, student.model_dump(mode="json", exclude_defaults=True))
-        found = probe(student, search.target, self.project, self.opset, self.shape, self.machine)
+        found = self._probe(student)
         trial.set_user_attr(key.PROBE, found.model_dump())
         if reason := found.broken(search.target):
             self._end(trial, key.REJECTED, reason)
@@ -207,6 +208,13 @@ class Search:
                 raise optuna.TrialPruned
         trial.set_user_attr(key.OUTCOME, key.DONE)
         return done[-1][1]
+
+    def _probe(self, student: Student) -> Probe:
+        """What the untrained candidate costs on this machine."""
+        threads = self.project.benchmark.threads
+        return probe(
+            student, self.search.target, self.project, self.opset, self.shape, self.machine, threads
+        )
 
     def _others(self, number: int, rung: int) -> list[float]:
         """Accuracies of the other candidates after as many trainings."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from collections.abc import Sequence
 
@@ -117,16 +116,34 @@ def _obstacles(candidates: Sequence[Seen]) -> str:
     return f"{text}.{told}"
 
 
-def table(standing: Standing, target: Target, most: int = 10) -> Table:
-    """The best fully trained candidates."""
-    found = Table(title=f"Best on val, {target.backend} {target.precision}")
-    for name in ("#", "candidate", target.metric, "seeds", f"at least ({LEVEL:.0%})", "costs"):
-        found.add_column(name, justify="left" if name in ("candidate", "costs") else "right")
+WORDS = ("#", "Candidate", "Costs")
+"""Columns of `best_rows` that hold no numbers."""
+
+
+def best_rows(standing: Standing, target: Target, most: int = 10) -> list[dict[str, str]]:
+    """Rows of the best fully trained candidates, by column."""
+    rows = []
     for seen in standing.trained()[:most]:
         bound = standing.bounds[seen.number]
-        mean = statistics.mean(standing.proofs[seen.number])
-        found.add_row(
-            str(seen.number), point(seen), f"{mean:.4f}", str(bound.seeds), f"{bound.lower:.4f}",
-            costs(seen),
-        )  # fmt: skip
+        rows.append(
+            {
+                "#": str(seen.number),
+                "Candidate": point(seen),
+                target.metric.capitalize(): f"{bound.mean:.4f}",
+                "Seeds": str(bound.seeds),
+                f"At least ({LEVEL:.0%})": f"{bound.lower:.4f}",
+                "Costs": costs(seen),
+            }
+        )
+    return rows
+
+
+def table(standing: Standing, target: Target) -> Table:
+    """The best fully trained candidates."""
+    rows = best_rows(standing, target)
+    found = Table(title=f"Best on val, {target.backend} {target.precision}")
+    for name in rows[0] if rows else WORDS:
+        found.add_column(name, justify="left" if name in WORDS else "right")
+    for row in rows:
+        found.add_row(*row.values())
     return found

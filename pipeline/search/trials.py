@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial
 
 from pipeline.search.decide import Bound, lower_bound
 from pipeline.search.params import SearchParams
@@ -29,7 +28,6 @@ class Seen:
 
     number: int
     choice: Choice
-    state: TrialState
     outcome: str | None = None
     reason: str = ""
     probe: Probe | None = None
@@ -46,7 +44,7 @@ class Seen:
         """From what Optuna keeps."""
         its = trial.user_attrs
         return cls(
-            trial.number, dict(trial.params), trial.state, its.get(OUTCOME), its.get(REASON, ""),
+            trial.number, dict(trial.params), its.get(OUTCOME), its.get(REASON, ""),
             Probe.model_validate(its[PROBE]) if PROBE in its else None,
             tuple((int(epochs), float(value)) for epochs, value in its.get(RUNGS, ())),
             its.get(SECONDS, 0.0), its.get(CONFIRMS), its.get(SEED, 0), its.get(STUDENT, {}),
@@ -76,9 +74,8 @@ class Standing:
 
     candidates: tuple[Seen, ...]
     """Those that were drawn from the space, not those that repeat one with another seed."""
-    proofs: dict[int, tuple[float, ...]]
-    """By number of a fully trained candidate, its accuracies over seeds, its own first."""
     bounds: dict[int, Bound]
+    """By number of a fully trained candidate, of its accuracies over seeds."""
     seconds: float
     met_by: int | None
     """The candidate whose lower bound is above the target."""
@@ -86,7 +83,7 @@ class Standing:
     def trained(self) -> list[Seen]:
         """Fully trained candidates, the best first."""
         found = [seen for seen in self.candidates if seen.outcome == DONE]
-        return sorted(found, key=lambda seen: -statistics.mean(self.proofs[seen.number]))
+        return sorted(found, key=lambda seen: -self.bounds[seen.number].mean)
 
     @property
     def best(self) -> Seen | None:
@@ -124,7 +121,6 @@ def standing(trials: Sequence[FrozenTrial], search: SearchParams, images: int) -
     ]
     return Standing(
         tuple(candidates),
-        {number: tuple(values) for number, values in proofs.items()},
         bounds,
         sum(one.seconds for one in seen),
         max(met, key=lambda number: bounds[number].lower, default=None),

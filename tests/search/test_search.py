@@ -75,7 +75,7 @@ def test_a_search_rejects_untrained_trains_the_rest_and_proves_the_best(
         assert not list((TRIALS / f"{seen.number:04d}").glob("*/params.yaml"))
     best = standing.best
     assert best is not None and best.choice["student"] == "fast"
-    assert len(standing.proofs[best.number]) == 2  # its own seed, and a fresh one
+    assert standing.bounds[best.number].seeds == 2  # its own seed, and a fresh one
     (again,) = [seen for seen in ended if seen.confirms == best.number]
     assert again.seed == project.seed + 1 and found[best.number].seed == project.seed
     assert standing.met_by is None and standing.bounds[best.number].lower < 0.99
