@@ -174,9 +174,9 @@ def artifact_target(artifact: Artifact, scratch: Path) -> Target:
     return Target(artifact.key, artifact.backend, model, write_test_images(scratch))
 
 
-def one_device(threads: int | None) -> Fabric:
-    """The device, set up as a stage sets it up; torch is deterministic from here on."""
-    fabric = launch()
+def one_device(threads: int | None, training: Recipe | None = None) -> Fabric:
+    """The device, set up as a stage that trains so; torch is deterministic from here on."""
+    fabric = launch(training)
     if fabric.world_size > 1:
         raise PipelineError("the benchmarks run on a single device", fix="unset EDGESTILL_DEVICES")
     if threads is not None:

@@ -133,6 +133,51 @@ def muon_in_float32() -> None:
     muon.zeropower_via_newtonschulz = partial(original, dtype=torch.float32)
 
 
+@cache
+def muon_by_shape() -> None:
+    """Let timm 1.0's Muon orthogonalise all weights of a shape at once, with the same result.
+
+    It calls every kernel for each weight by itself. The weights of a small network are too small to
+    keep a GPU busy, and too many for the host.
+    """
+    import_timm()
+    import torch
+    from timm.optim import muon
+
+    one_by_one = muon._single_tensor_muon
+
+    def update(params: list[Any], grads: list[Any], momenta: list[Any], **options: Any) -> None:
+        if options["conv_mode"] != "flatten":
+            one_by_one(params, grads, momenta, **options)
+            return
+        rate, momentum = options["lr"], options["momentum"]
+        torch._foreach_mul_(params, 1 - rate * options["weight_decay"])
+        torch._foreach_lerp_(momenta, grads, 1 - momentum)
+        nesterov = options["nesterov"]
+        changes = torch._foreach_lerp(grads, momenta, momentum) if nesterov else momenta
+        coefficients = muon.resolve_ns_coefficients(options["ns_coefficients"], muon._COEFFICIENTS)
+        kept = {name: options[name] for name in ("eps", "safety_factor", "scale_eps")}
+        of_shape: dict[tuple[int, int], list[int]] = {}
+        for i, change in enumerate(changes):
+            of_shape.setdefault((len(change), change[0].numel()), []).append(i)
+        for shape, places in of_shape.items():
+            matrices = torch.stack([changes[i].reshape(shape) for i in places])
+            made = muon.zeropower_via_newtonschulz(
+                matrices, options["ns_steps"], coefficients, **kept
+            )
+            how = options["adjust_lr_fn"]
+            scale = -rate * (muon.get_lr_scale(torch.Size(shape), how) if how else 1.0)
+            group = [params[i] for i in places]
+            steps = [one.reshape(its.shape) for one, its in zip(made, group, strict=True)]
+            if isinstance(scale, torch.Tensor):
+                torch._foreach_mul_(steps, scale)
+                torch._foreach_add_(group, steps)
+            else:
+                torch._foreach_add_(group, steps, alpha=scale)
+
+    muon._single_tensor_muon = update  # type: ignore[assignment]
+
+
 @contextmanager
 def conv2d(replacement: Callable[..., Any]) -> Iterator[None]:
     """Within this, `torch.nn.functional.conv2d` is `replacement`.

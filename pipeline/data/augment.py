@@ -8,6 +8,7 @@ that a sample's view depends neither on the rest of its batch nor on the device.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,11 @@ Uniform = NDArray[np.floating]
 
 WHOLE = 65536
 """The MixUp weight 1: weights are integers, in units of 1/65536."""
+
+
+def put(values: NDArray[Any] | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`values` on `device`; the host does not wait until they are there."""
+    return torch.as_tensor(values).to(device, non_blocking=True)
 
 
 def flip_and_shift(pixels: torch.Tensor, flip: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:

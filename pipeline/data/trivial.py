@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.augment import pick
+from pipeline.data.augment import pick, put
 
 LEVELS = 31
 
@@ -63,14 +63,14 @@ def trivial(
     moved = np.flatnonzero(np.isin(operations, [OPERATIONS.index(name) for name in _GEOMETRIC]))
     if len(moved):
         height, width = pixels.shape[1:3]
-        index = torch.from_numpy(moved).to(device)
+        index = put(moved, device)
         inverses = _inverses(operations[moved], levels[moved], height, width, ranges)
-        result[index] = _affine(pixels[index], inverses.to(device))
+        result[index] = _affine(pixels[index], put(inverses, device))
     for name, operation in _PIXELWISE.items():
         chosen = np.flatnonzero(operations == OPERATIONS.index(name))
         if len(chosen):
-            index = torch.from_numpy(chosen).to(device)
-            level = torch.from_numpy(levels[chosen]).to(device)[:, None, None, None]
+            index = put(chosen, device)
+            level = put(levels[chosen], device)[:, None, None, None]
             result[index] = operation(pixels[index], level, ranges)
     return result
 

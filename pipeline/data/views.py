@@ -7,6 +7,7 @@ again, in any batch, order or process.
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipeline.data.augment import (
     flip_and_shift,
     kept,
     mixup,
+    put,
     resized_crop,
 )
 from pipeline.data.images import centre
@@ -167,6 +169,13 @@ class Views:
         self.known = known or (own if size is None else centre(own, self._shape), labels)
         self.augment, self._classes, self._seed = augment, classes, seed
         self._drawn: tuple[int, Draws] | None = None
+        self._kept: torch.Tensor | None = None
+
+    def keep_on(self, device: torch.device) -> None:
+        """Keep all images in the memory of a GPU, if a quarter of what is free there is enough."""
+        free, _ = torch.cuda.mem_get_info(device)
+        if 4 * math.prod(self.images.shape) <= free:
+            self._kept = torch.tensor(self.images[:], device=device)
 
     @property
     def labelled_share(self) -> float:
@@ -193,7 +202,7 @@ class Views:
         """
         draws = self._draws(epoch)
         if "partner" not in draws:
-            labels = torch.from_numpy(self.labels[samples]).to(device)
+            labels = put(self.labels[samples], device)
             return self._unmixed(draws, samples, device), labels
         partners = draws["partner"][samples]
         both = self._unmixed(draws, np.concatenate([samples, partners]), device)
@@ -220,25 +229,23 @@ class Views:
         if (samples[1:] > samples[:-1]).all():
             return self._made(draws, samples, device)
         distinct, place = np.unique(samples, return_inverse=True)
-        return self._made(draws, distinct, device)[torch.from_numpy(place).to(device)]
+        return self._made(draws, distinct, device)[put(place, device)]
 
     def _made(
         self, draws: Draws, samples: NDArray[np.integer], device: torch.device
     ) -> torch.Tensor:
-        def put(array: NDArray[Any]) -> torch.Tensor:
-            return torch.from_numpy(array).to(device)
-
-        n, (height, width), whole = len(samples), self._shape, self.images[samples]
+        n, (height, width), here = len(samples), self._shape, self._kept
+        whole: Any = self.images[samples] if here is None else here[put(samples, device)]
         if "crop" in draws:
             assert self.augment.crop is not None
             crop = crop_boxes(draws["crop"][samples], self.augment.crop, *whole.shape[1:3])
-            pixels = resized_crop(put(whole), put(crop), self._shape)
+            pixels = resized_crop(put(whole, device), put(crop, device), self._shape)
         else:
-            pixels = put(centre(whole, self._shape))
+            pixels = put(centre(whole, self._shape), device)
         if "flip" in draws or "shift" in draws:
             flip = draws["flip"][samples] if "flip" in draws else np.zeros(n, bool)
             shift = draws["shift"][samples] if "shift" in draws else np.zeros((n, 2), np.int32)
-            pixels = flip_and_shift(pixels, put(flip), put(shift))
+            pixels = flip_and_shift(pixels, put(flip, device), put(shift, device))
         if "trivial" in draws:
             operation, level, direction = draws["trivial"][samples].T
             pixels = trivial(pixels, operation, np.where(direction, level, -level))
@@ -250,7 +257,7 @@ class Views:
                 pixels = trivial(pixels, operation, signed, NARROW)
         if "erase" in draws:
             boxes = erase_boxes(draws["erase"][samples], self.augment.erase, height, width)
-            pixels = erase(pixels, put(boxes), put(draws["erase_colour"][samples]))
+            pixels = erase(pixels, put(boxes, device), put(draws["erase_colour"][samples], device))
         return pixels
 
     def _mixed(
@@ -267,15 +274,13 @@ class Views:
         if "mixup" in draws:
             weights = np.where(draws["takes_mixup"], draws["mixup"], WHOLE)
             share *= weights / WHOLE
-            own = mixup(own, other, torch.from_numpy(weights).to(device))
+            own = mixup(own, other, put(weights, device))
         if "cutmix" in draws:
             boxes = cutmix_boxes(draws["cutmix"], draws["cutmix_centre"], height, width)
             boxes = np.where(draws["takes_mixup"][:, None], 0, boxes)
             share *= kept(boxes, height, width)
-            own = cutmix(own, other, torch.from_numpy(boxes).to(device))
-        label, second = (
-            torch.from_numpy(self.labels[i]).to(device)[:, None] for i in (samples, partners)
-        )
+            own = cutmix(own, other, put(boxes, device))
+        label, second = (put(self.labels[i], device)[:, None] for i in (samples, partners))
         classes = torch.arange(self._classes, device=device)
-        first = torch.from_numpy(share.astype(np.float32)).to(device)[:, None]
+        first = put(share.astype(np.float32), device)[:, None]
         return own, (label == classes) * first + (second == classes) * (1 - first)

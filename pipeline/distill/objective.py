@@ -99,7 +99,7 @@ class Distillation(Objective):
         pixels: torch.Tensor,
         labels: torch.Tensor,
         recorded: torch.Tensor | None = None,
-        progress: float = 0.0,
+        progress: float | torch.Tensor = 0.0,
     ) -> Terms:
         taught = self._teach(pixels, labels, recorded)
         logits = self.model(pixels)

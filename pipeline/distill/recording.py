@@ -124,7 +124,7 @@ class RecordedLogits:
         """float32 [T, B, C]: each teacher's logits for the views of `samples` in `epoch`."""
         rows = []
         for arrays in self._arrays.values():
-            parts = [torch.from_numpy(array[epoch, samples]).to(device) for array in arrays]
+            parts = [augment.put(array[epoch, samples], device) for array in arrays]
             rows.append(parts[0] if len(parts) == 1 else expand(*parts, classes=self._classes))
         return torch.stack(rows)
 
@@ -206,6 +206,8 @@ def _record(
         write_whole(done, "0")
     fabric.barrier()
     arrays = _open(folder, record, "r+")
+    if fabric.device.type == "cuda":
+        shown.keep_on(fabric.device)
     share = np.arange(fabric.global_rank, record.samples, fabric.world_size)
     step = teacher.images_per_call(_IMAGES, *shown.images.shape[1:3])
     starts = range(0, len(share), step)

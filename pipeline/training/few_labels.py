@@ -134,7 +134,7 @@ class Consistent(Objective):
         pixels: torch.Tensor,
         labels: torch.Tensor,
         recorded: torch.Tensor | None = None,  # noqa: ARG002 - students use it
-        progress: float = 0.0,  # noqa: ARG002
+        progress: float | torch.Tensor = 0.0,  # noqa: ARG002
     ) -> Terms:
         weak, strong = labels == UNKNOWN, labels == STRONG
         with torch.no_grad():

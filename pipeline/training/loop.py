@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any
 
@@ -14,7 +13,6 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.core.patches import conv2d
 from pipeline.core.progress import track
 from pipeline.data.records import Arrays
 from pipeline.data.views import Views
@@ -22,7 +20,6 @@ from pipeline.networks.inference import evaluate
 from pipeline.networks.pixels import PixelsToLogits
 from pipeline.training.balance import epoch_order
 from pipeline.training.checkpoints import load_checkpoint, save_checkpoint
-from pipeline.training.convolutions import fast_conv2d
 from pipeline.training.curves import Curves
 from pipeline.training.devices import evaluate_on_ranks, over_ranks, synchronise_batch_norm
 from pipeline.training.estimate import WORTH_AN_ESTIMATE, check_time
@@ -36,6 +33,7 @@ from pipeline.training.recipe import (
 )
 from pipeline.training.records import Epoch
 from pipeline.training.rounding import Rounding
+from pipeline.training.step import Step, captures
 
 _LOOK_EVERY = 50
 """Steps between checks of the loss, each of which makes the host wait for the GPU."""
@@ -100,13 +98,14 @@ class _Loop:
     ) -> None:
         """A run from its checkpoint `saved`, or from a model with the top-1 `start` on val."""
         self.fabric, self.views, self.val, self.run = fabric, views, val, run
-        self.recorded, training = recorded, run.training
+        training = run.training
         self.steps = steps_per_epoch(len(views), training, fabric.world_size, run.name)
         self.objective = objective.to(fabric.device)
         self.model = objective.model
         if fabric.world_size > 1:
             synchronise_batch_norm(objective)
-        self.optimizer = build_optimizer(objective, training, run.name)
+        graph = captures(training.cuda_graph, fabric)
+        self.optimizer = build_optimizer(objective, training, run.name, capturable=graph)
         self.schedule = build_schedule(self.optimizer, training, run.epochs, self.steps, run.name)
         self.ema = build_average(self.model, training)
         self.step = 0
@@ -114,10 +113,9 @@ class _Loop:
         self.start = start
         self.rounding = Rounding(run.int8, run.epochs, self.steps)
         self.best = {} if start is None else deepcopy(self.model.state_dict())
-        self.sums: dict[str, torch.Tensor] = {}
+        self.stepper = Step(fabric, objective, self.optimizer, views, run, recorded)
         if saved is not None:
             self._restore(saved)
-        self.wrapped, self.stepper = fabric.setup(objective, self.optimizer)
         self._saved = time.monotonic()
 
     def go(self) -> Fitted:
@@ -161,14 +159,14 @@ class _Loop:
         self._set_mode()
         for _ in range(2):  # the first one allocates memory and compiles kernels
             start = time.perf_counter()
-            self.schedule.step_update(0)
             self._train_step(0, samples)
             self._check_finite()  # waits for a GPU
             seconds = time.perf_counter() - start
         self.objective.load_state_dict(before)
         optimizer.state.clear()
         self.fabric.strategy.precision.load_state_dict(precision)
-        self.sums = {}
+        self.stepper.sums = {}
+        self.stepper.forget()
         told = self.fabric.is_global_zero and run.curves
         check_time(run, self.steps, seconds, len(self.val[1]), quiet=not told)
 
@@ -199,8 +197,8 @@ class _Loop:
             done=todo.start * size,
             quiet=not self.fabric.is_global_zero,
         ):
-            self.rounding.reach(self.step, self._models())
-            self.schedule.step_update(self.step)
+            if self.rounding.reach(self.step, self._models()):
+                self.stepper.forget()
             self._train_step(epoch, order[i * size : (i + 1) * size])
             self.step += 1
             if self.ema is not None:
@@ -213,42 +211,13 @@ class _Loop:
                 self._save()
 
     def _train_step(self, epoch: int, samples: NDArray[np.int64]) -> None:
-        """One update from this rank's share of a batch, in `accumulate` parts."""
-        fabric, training = self.fabric, self.run.training
-        parts = training.accumulate
-        # Dropout uses torch's global generator: seeded by step, its state needs no checkpoint.
-        torch.manual_seed(
-            (self.run.seed << 32) + self.step * fabric.world_size + fabric.global_rank
-        )
-        progress = self.step / (self.run.epochs * self.steps)
-        share = samples[fabric.global_rank :: fabric.world_size]
-        self.stepper.zero_grad()
-        shown = epoch if self.recorded is None else epoch % self.recorded.epochs
-        for part, chosen in enumerate(np.split(share, parts)):
-            pixels, labels = self.views.batch(shown, chosen, fabric.device)
-            recorded = None
-            if self.recorded is not None:
-                recorded = self.recorded.batch(shown, chosen, fabric.device)
-            wait: AbstractContextManager[None] = fabric.no_backward_sync(
-                self.wrapped, enabled=part + 1 < parts
-            )
-            with wait:
-                with conv2d(fast_conv2d):
-                    terms = self.wrapped(pixels, labels, recorded, progress)
-                loss = torch.stack(list(terms.values())).sum() / parts
-                fabric.backward(loss)
-            for name, value in terms.items():
-                value = value.detach().double() / parts
-                self.sums[name] = self.sums[name] + value if name in self.sums else value
-        if training.clip_norm is not None:
-            fabric.clip_gradients(
-                self.wrapped, self.stepper, max_norm=training.clip_norm, error_if_nonfinite=False
-            )
-        self.stepper.step()
+        """One update from a batch, at the rate of the schedule."""
+        self.schedule.step_update(self.step)
+        self.stepper.take(self.step, epoch, samples, self.step / (self.run.epochs * self.steps))
 
     def _loss(self) -> torch.Tensor:
         """The sum of the losses of this epoch so far, on this rank."""
-        return torch.stack(list(self.sums.values())).sum()
+        return torch.stack(list(self.stepper.sums.values())).sum()
 
     def _check_finite(self) -> None:
         """Raise `DivergedError` for an infinite loss or NaN; all ranks check at the same steps."""
@@ -271,7 +240,7 @@ class _Loop:
             raise self._diverged(f"the loss on val is {val_loss} after epoch {epoch}")
         means = {
             name: over_ranks(self.fabric, value, "mean").item() / self.steps
-            for name, value in self.sums.items()
+            for name, value in self.stepper.sums.items()
         }
         row = {
             "train_loss": sum(means.values()),
@@ -285,7 +254,7 @@ class _Loop:
         self.rows.append(row)
         if self._scores()[-1] > before:
             self.best = deepcopy(shipped.state_dict())
-        self.sums = {}
+        self.stepper.sums = {}
         self._save()
         return row
 
@@ -310,7 +279,7 @@ class _Loop:
             "start": self.start,
             "best": self.best,
             "grids": self.rounding.state(),
-            "sums": self.sums,
+            "sums": self.stepper.sums,
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
@@ -329,7 +298,7 @@ class _Loop:
         self.rounding.restore(state["grids"], self._models())
         # The checkpoint has the sums of rank 0, which count for all ranks in the mean over them.
         mine = self.fabric.world_size if self.fabric.is_global_zero else 0
-        self.sums = {name: mine * value for name, value in state["sums"].items()}
+        self.stepper.sums = {name: mine * value for name, value in state["sums"].items()}
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])

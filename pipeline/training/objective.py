@@ -34,7 +34,7 @@ class Objective(nn.Module):
         pixels: torch.Tensor,
         labels: torch.Tensor,
         recorded: torch.Tensor | None,
-        progress: float,
+        progress: float | torch.Tensor,
     ) -> Terms:
         """The weighted terms of the loss on one batch.
 
@@ -42,7 +42,7 @@ class Objective(nn.Module):
             pixels: uint8 [N, H, W, C].
             labels: int64 [N], or class probabilities float32 [N, classes].
             recorded: teacher logits float32 [teachers, N, classes], if there are any.
-            progress: the share of all steps that are done, in [0, 1].
+            progress: the share of all steps that are done, in [0, 1]; a tensor [] in a CUDA graph.
         """
         raise NotImplementedError
 

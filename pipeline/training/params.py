@@ -49,6 +49,10 @@ class Regularisation(Group):
         "statistics from each",
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    cuda_graph: Switch = Field(
+        False,
+        description="on one GPU, replay a step as one CUDA graph; elsewhere it changes nothing",
+    )
     optimizer_options: dict[Text, Switch | Real] = Field(
         {}, description="further arguments of timm's optimizer"
     )

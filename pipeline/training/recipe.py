@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.patches import import_timm, muon_in_float32
+from pipeline.core.patches import import_timm, muon_by_shape, muon_in_float32
 from pipeline.core.text import show
 from pipeline.training.curves import tensorboard_writer
 from pipeline.training.devices import check_precision
@@ -56,8 +56,13 @@ def steps_per_epoch(samples: int, training: Recipe, ranks: int, name: str) -> in
     return samples // size
 
 
-def build_optimizer(objective: nn.Module, training: Recipe, name: str) -> torch.optim.Optimizer:
-    """timm's optimizer over all parameters of `objective`; errors mention `name`."""
+def build_optimizer(
+    objective: nn.Module, training: Recipe, name: str, *, capturable: bool = False
+) -> torch.optim.Optimizer:
+    """timm's optimizer over all parameters of `objective`; errors mention `name`.
+
+    Its steps may be captured as a CUDA graph if it is `capturable`.
+    """
     import_timm()
     from timm.optim import (  # type: ignore[attr-defined]
         create_optimizer_v2,
@@ -69,6 +74,10 @@ def build_optimizer(objective: nn.Module, training: Recipe, name: str) -> torch.
         muon_in_float32()
     learning: Any = objective if training.layer_decay == 1 else _by_layer(objective, training)
     options: dict[str, Any] = {"momentum": training.momentum, **training.optimizer_options}
+    if capturable:
+        options["capturable"] = True
+    if "muon" in training.optimizer:
+        muon_by_shape()
     if "muon" in training.optimizer and learning is objective:
         options["fallback_list"] = _wide(objective)
     try:
@@ -84,7 +93,8 @@ def build_optimizer(objective: nn.Module, training: Recipe, name: str) -> torch.
         raise PipelineError(
             f"timm has no optimizer `{training.optimizer}` with these options ({error})",
             where=name,
-            fix="correct `optimizer_options`, or choose one of "
+            fix="correct `optimizer_options`, "
+            f"{'set `cuda_graph: false`, ' * capturable}or choose one of "
             f"{', '.join(map(str, list_optimizers()[:12]))}, ...",
         ) from None
     if second_order:

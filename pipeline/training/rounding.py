@@ -43,16 +43,21 @@ class Rounding(ExitStack):
         self.first_epoch = self._first // steps if phase is not None else 0
         """From 0: the first one that ends under rounding. Those before it are not kept."""
 
-    def reach(self, step: int, models: Sequence[PixelsToLogits]) -> None:
+    def reach(self, step: int, models: Sequence[PixelsToLogits]) -> bool:
         """Begin, before the first step of the phase; all models take the ranges of the first.
 
         From here on batch norms keep their running statistics, so outliers would stay: see
         `bound_outliers`.
+
+        Returns:
+            Whether the phase begins here.
         """
-        if self._phase is not None and step == self._first:
-            for model in models:
-                bound_outliers(model, self._phase.images)
-            self._begin(calibrate(models[0], self._phase.images), models)
+        if self._phase is None or step != self._first:
+            return False
+        for model in models:
+            bound_outliers(model, self._phase.images)
+        self._begin(calibrate(models[0], self._phase.images), models)
+        return True
 
     def warning(self, rows: Sequence[Mapping[str, float]], images: int) -> str | None:
         """What to tell where no epoch of the phase comes near the best one before it.

@@ -42,7 +42,7 @@ class Supervised(Objective):
         pixels: torch.Tensor,
         labels: torch.Tensor,
         recorded: torch.Tensor | None = None,  # noqa: ARG002 - students use it
-        progress: float = 0.0,  # noqa: ARG002
+        progress: float | torch.Tensor = 0.0,  # noqa: ARG002
     ) -> Terms:
         logits = adjusted(self.model(pixels), self.log_prior)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)

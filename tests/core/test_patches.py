@@ -83,7 +83,8 @@ rooms = ("core", "data", "networks", "training", "distill", "export", "int8")
 for found in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
     if found.name.split(".")[1] in rooms:
         importlib.import_module(found.name)
-cached = (patches.import_timm, patches.keep_freed_memory, patches.muon_in_float32)
+names = ('import_timm', 'keep_freed_memory', 'muon_in_float32', 'muon_by_shape')
+cached = [getattr(patches, name) for name in names]
 assert "pipeline.training.loop" in sys.modules
 assert not any(patch.cache_info().misses for patch in cached)
 assert torch.nn.functional.conv2d is torch.conv2d
@@ -154,6 +155,36 @@ muon_in_float32()
 print(muon.zeropower_via_newtonschulz(*arguments).dtype)
 """
     assert python(code).split() == ["torch.bfloat16", "torch.float32"]
+
+
+def test_muon_of_all_weights_of_a_shape_is_that_of_each() -> None:
+    code = """
+import torch
+from pipeline.core.patches import import_timm, muon_by_shape, muon_in_float32
+import_timm()
+from timm.optim import Muon
+muon_in_float32()
+shapes = [(8, 4, 3, 3), (4, 8), (8, 36), (4, 8), (8, 4, 3, 3), (5,)]
+def trained(**options):
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    weights[0].data = weights[0].data.to(memory_format=torch.channels_last)
+    optimizer = Muon(weights, **{"lr": 0.02, "weight_decay": 0.1} | options)
+    for _ in range(3):
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        optimizer.step()
+    return weights
+kinds = [{}, {"nesterov": True}, {"conv_mode": "batched"}, {"adjust_lr_fn": None}]
+before = [trained(**kind) for kind in kinds]
+muon_by_shape()
+kinds[0]["lr"] = torch.tensor(0.02)
+for old, kind in zip(before, kinds):
+    for one, other in zip(old, trained(**kind)):
+        torch.testing.assert_close(one, other)
+print("same")
+"""
+    assert python(code) == "same"
 
 
 def test_a_convolution_is_replaced_within_the_block_alone() -> None:

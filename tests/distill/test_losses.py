@@ -472,6 +472,9 @@ def test_rkd_ignores_where_and_how_large_and_how_turned_features_are() -> None:
 def test_a_weight_rises_first_or_falls_last(schedule: Any, factors: list[float]) -> None:
     found = [weight_factor(schedule, 0.4, progress) for progress in (0, 0.2, 0.5, 0.8, 1)]
     assert found == pytest.approx(factors)
+    places = torch.tensor([0, 0.2, 0.5, 0.8, 1], dtype=torch.float64)
+    on_device = [float(weight_factor(schedule, 0.4, place)) for place in places]
+    assert on_device == pytest.approx(factors)
 
 
 @pytest.mark.parametrize("schedule", ["warmup", "decay"])
