@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pipeline.compile.untrained import Shape
 from pipeline.core.errors import PipelineError
 from pipeline.data.sources import find_source
 from pipeline.data.unlabelled import list_unlabelled
-from pipeline.distill.losses.registry import find_loss
+from pipeline.distill.losses.registry import WHERE, find_loss
 from pipeline.distill.objective import Distillation
 from pipeline.networks.build import build_network
 from pipeline.networks.params import Network
@@ -103,11 +104,12 @@ def check(params: Params) -> None:
         _check_weights(network, student, params, channels)
         model = PixelsToLogits(network, normalisation)
         distill, _ = params.own(name)
-        Distillation(
-            model, teachers, distill.losses, student.taps, params.teachers, pixels,
-            labelled_share=1.0 if params.views.unlabelled == 0 else share,
-            accumulate=distill.training.accumulate,
-        )  # fmt: skip
+        with _own_losses(name, params):
+            Distillation(
+                model, teachers, distill.losses, student.taps, params.teachers, pixels,
+                labelled_share=1.0 if params.views.unlabelled == 0 else share,
+                accumulate=distill.training.accumulate,
+            )  # fmt: skip
 
 
 def check_settings(params: Params) -> None:
@@ -133,10 +135,23 @@ def check_settings(params: Params) -> None:
     for name in params.students.enabled:
         about = Facts(_IMAGES, size, params.students.zoo[name].pretrained)
         distill, _ = params.own(name)
-        for term in distill.losses:
-            find_loss(term)
+        with _own_losses(name, params):
+            for term in distill.losses:
+                find_loss(term)
         recipe = plan_recipe(distill.training, about, "students")
         check_recipe(recipe, f"distill.training for the student {name}")
+
+
+@contextmanager
+def _own_losses(name: str, params: Params) -> Iterator[None]:
+    """Within this, what is wrong with losses is told of the recipe that the student has its own."""
+    try:
+        yield
+    except PipelineError as error:
+        if error.where != WHERE or "losses" not in params.students.zoo[name].recipe:
+            raise
+        where = f"students.zoo.{name}.recipe.losses"
+        raise PipelineError(error.what, where=where, fix=error.fix) from None
 
 
 def _check_weights(network: nn.Module, settings: Network, params: Params, channels: int) -> None:

@@ -27,6 +27,9 @@ PAGE = FOLDER / "report.html"
 _COLOURS = {key.DONE: "#2f81f7", key.HALVED: "#d29922", key.REJECTED: GREY, key.FAILED: "#f85149"}
 _FEWEST = 8  # trained candidates from which the weight of dimensions is estimated
 
+_LEVEL = 0.35
+"""Of the way from one axis to the next."""
+
 
 def write_page(worker: Search, file: Path = PAGE) -> None:
     """Write the page of a search as it stands."""
@@ -151,20 +154,29 @@ def _dimensions(trained: list[Seen], worker: Search) -> str | None:
         for seen in sorted(trained, key=lambda one: one.value):
             heights = [_height(space[name], seen.choice[name]) for name in space]
             share = (seen.value - low) / (high - low) if high > low else 1.0
-            heights.append(share)
-            axes.plot(range(len(heights)), heights, color=map_colour(0.9 * share), lw=1, alpha=0.7)
+            # Level at first, below the text of its axis.
+            places = [place + shift for place in range(len(space)) for shift in (0, _LEVEL)]
+            heights = [*np.repeat(heights, 2), share]
+            axes.plot(
+                [*places, len(space)], heights, color=map_colour(0.9 * share), lw=1, alpha=0.7
+            )
         for place, its in enumerate(space.values()):
             axes.axvline(place, color=INK, lw=0.6)
             for height, text in _marks(its):
-                axes.annotate(text, (place, height), fontsize=7, xytext=(3, 0), va="center",
-                              textcoords="offset points")  # fmt: skip
+                if place == 0:  # beside the plot, as names of networks are long
+                    at: dict[str, Any] = {"xytext": (-4, 0), "ha": "right", "va": "center"}
+                elif isinstance(its, Span) and height == 0:
+                    at = {"xytext": (3, -2), "va": "top"}
+                else:
+                    at = {"xytext": (3, 2), "va": "bottom"}
+                axes.annotate(text, (place, height), fontsize=7, textcoords="offset points", **at)
         axes.axvline(len(space), color=INK, lw=0.6)
         for height, value in ((0.0, low), (1.0, high)):
             axes.annotate(f"{100 * value:.1f}", (len(space), height), fontsize=7, xytext=(3, 0),
                           textcoords="offset points", va="center")  # fmt: skip
         axes.set_xticks(range(len(space) + 1), [*space, worker.search.target.metric])
         axes.set_yticks([])
-        axes.set_xlim(-0.1, len(space) + 0.6)
+        axes.set_xlim(0, len(space) + 0.6)
         axes.spines[["left", "bottom"]].set_visible(False)
         return svg(figure)
 

@@ -23,6 +23,11 @@ MISSING = TREE["teachers"]["zoo"]["resnet"] | {
 }
 MIXED = TREE["teachers"]["zoo"]["resnet"] | {"views": {"augment": {"mixup": 0.2}}}
 EARLY = {"name": "hint", "weight": 1, "taps": ["early"]}
+OWN = {"arch": "resnet10t", "recipe": {"losses": [{"name": "kll", "weight": 1}]}}
+EARLY_OWN = {
+    "arch": "resnet10t",
+    "recipe": {"losses": [{"name": "cross_entropy", "weight": 1}, EARLY]},
+}
 HEADLESS = {"features_only": True}
 
 
@@ -57,6 +62,14 @@ def test_what_is_shipped_is_right(tmp_path: Path, profile: str) -> None:
         (
             {"distill": {"losses": [{"name": "kll", "weight": 1}]}},
             "no `kll` among the losses; did you mean `kl`",
+        ),
+        (
+            {"students": {"enabled": ["a"], "zoo": {"a": OWN}}},
+            r"students.zoo.a.recipe.losses: there is no `kll`",
+        ),
+        (
+            {"students": {"enabled": ["a"], "zoo": {"a": EARLY_OWN}}},
+            r"students.zoo.a.recipe.losses: the student has no tap `early`",
         ),
         (
             {"quantize": {"rungs": ["default", "float_layer"]}},
