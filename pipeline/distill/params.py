@@ -14,6 +14,7 @@ from pipeline.core.params import (
     Group,
     Location,
     Name,
+    Positive,
     Real,
     Seed,
     Selection,
@@ -49,6 +50,9 @@ class TeacherLogits(Group):
         "auto", description="of views that are recorded; a longer training sees them again"
     )
     top_k: Count | None = Field(None, description="logits kept per image; null: all of them")
+    temperature: Annotated[Positive, Field(ge=0.1, le=100)] = Field(
+        4.0, description="at which the probabilities of the classes in `top_k` are exact"
+    )
 
 
 class LossTerm(Group):

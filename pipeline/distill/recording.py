@@ -83,13 +83,16 @@ def wanted(params: RecordingParams, manifest: Manifest) -> TeacherLogitsRecord:
     recorded = params.teacher_logits.record and plan.epochs > 0
     names = params.teachers.enabled if recorded else ()
     top_k = params.teacher_logits.top_k
+    if top_k is not None and top_k >= len(manifest.classes):
+        top_k = None
     return TeacherLogitsRecord(
         teachers={name: teacher_digest(name) for name in names},
         views=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
         epochs=plan.epochs,
         samples=sum(epoch_images(manifest, params.views)),
         classes=len(manifest.classes),
-        top_k=None if top_k is None or top_k >= len(manifest.classes) else top_k,
+        top_k=top_k,
+        temperature=None if top_k is None else params.teacher_logits.temperature,
     )
 
 
@@ -117,7 +120,7 @@ class RecordedLogits:
             )
         for path, digest in found.digests.items():
             checked(folder / path, digest)
-        self.epochs, self._classes = expected.epochs, expected.classes
+        self.epochs, self._record = expected.epochs, expected
         self._arrays = {name: _open(folder / name, expected, "r") for name in expected.teachers}
 
     def batch(self, epoch: int, samples: NDArray[np.int64], device: torch.device) -> torch.Tensor:
@@ -125,31 +128,43 @@ class RecordedLogits:
         rows = []
         for arrays in self._arrays.values():
             parts = [augment.put(array[epoch, samples], device) for array in arrays]
-            rows.append(parts[0] if len(parts) == 1 else expand(*parts, classes=self._classes))
+            rows.append(parts[0] if len(parts) == 1 else self._expanded(*parts))
         return torch.stack(rows)
 
+    def _expanded(self, *parts: torch.Tensor) -> torch.Tensor:
+        assert self._record.temperature is not None
+        return expand(*parts, classes=self._record.classes, temperature=self._record.temperature)
 
-def compress(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+
+def compress(
+    logits: torch.Tensor, top_k: int, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The `top_k` = K largest of the logits [N, C], and a summary of the others.
 
     Returns:
-        The largest logits, float32 [N, K]; their classes, int32 [N, K]; and log sum exp of the
-        other C - K logits, float32 [N].
+        The largest logits, float32 [N, K]; their classes, int32 [N, K]; and T log sum exp(z / T)
+        of the other C - K logits z at the `temperature` T, float32 [N].
     """
     values, classes = logits.topk(top_k, dim=1)
-    others = logits.scatter(1, classes, -torch.inf).logsumexp(1)
+    others = (logits.scatter(1, classes, -torch.inf) / temperature).logsumexp(1) * temperature
     return values, classes.int(), others
 
 
 def expand(
-    values: torch.Tensor, kept: torch.Tensor, others: torch.Tensor, *, classes: int
+    values: torch.Tensor,
+    kept: torch.Tensor,
+    others: torch.Tensor,
+    *,
+    classes: int,
+    temperature: float,
 ) -> torch.Tensor:
     """Logits float32 [N, C] from the results of `compress`, C = `classes`.
 
-    At temperature 1 the probabilities of the kept classes are exact. The other classes share the
-    rest evenly, as in TinyViT (arXiv 2207.10666).
+    At the `temperature` of `compress` the probabilities of the kept classes are exact. The other
+    classes share the rest evenly, as in TinyViT (arXiv 2207.10666), where that temperature is 1;
+    at a higher one they would have too large a share.
     """
-    rest = others - math.log(classes - kept.shape[1])
+    rest = others - temperature * math.log(classes - kept.shape[1])
     logits = rest[:, None].expand(-1, classes).clone()
     return logits.scatter_(1, kept.long(), values)
 
@@ -218,7 +233,7 @@ def _record(
             samples = share[start : start + step]
             pixels, _ = shown.batch(epoch, samples, fabric.device)
             logits = teacher(pixels).float()
-            parts = (logits,) if record.top_k is None else compress(logits, record.top_k)
+            parts = _kept(logits, record)
             for array, part in zip(arrays, parts, strict=True):
                 array[epoch, samples] = part.cpu().numpy()
         for array in arrays:
@@ -226,6 +241,12 @@ def _record(
         fabric.barrier()
         if fabric.is_global_zero:
             write_whole(done, str(epoch + 1))
+
+
+def _kept(logits: torch.Tensor, record: TeacherLogitsRecord) -> tuple[torch.Tensor, ...]:
+    if record.top_k is None or record.temperature is None:
+        return (logits,)
+    return compress(logits, record.top_k, record.temperature)
 
 
 def _open(folder: Path, record: TeacherLogitsRecord, mode: str) -> list[np.memmap[Any, Any]]:

@@ -22,4 +22,5 @@ class TeacherLogitsRecord(Record):
     samples: int
     classes: int
     top_k: int | None
+    temperature: float | None = Field(None, description="where `top_k` is not null: see `compress`")
     digests: dict[str, str] = Field({}, description="SHA-256 of the arrays, by path beside it")

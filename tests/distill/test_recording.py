@@ -37,10 +37,11 @@ def logits(n: int = 6, classes: int = 9) -> torch.Tensor:
     return 4 * torch.randn(n, classes, generator=torch.Generator().manual_seed(1))
 
 
-def test_kept_logits_give_exact_probabilities_and_share_the_rest_evenly() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_kept_logits_give_exact_probabilities_and_share_the_rest_evenly(temperature: float) -> None:
     full = logits()
-    rebuilt = expand(*compress(full, 3), classes=9)
-    exact, found = full.softmax(1), rebuilt.softmax(1)
+    rebuilt = expand(*compress(full, 3, temperature), classes=9, temperature=temperature)
+    exact, found = (full / temperature).softmax(1), (rebuilt / temperature).softmax(1)
     top = full.topk(3).indices
     torch.testing.assert_close(found.gather(1, top), exact.gather(1, top))
     rest = found.scatter(1, top, torch.nan)
@@ -51,7 +52,7 @@ def test_kept_logits_give_exact_probabilities_and_share_the_rest_evenly() -> Non
 
 def test_all_logits_but_one_are_rebuilt_whole() -> None:
     full = logits()
-    torch.testing.assert_close(expand(*compress(full, 8), classes=9), full)
+    torch.testing.assert_close(expand(*compress(full, 8, 4.0), classes=9, temperature=4.0), full)
 
 
 @pytest.fixture
@@ -75,7 +76,9 @@ def test_a_recording_holds_the_teachers_answers_to_the_same_views(
         with torch.no_grad():
             answers = teacher(views.batch(epoch, samples, CPU)[0])
         if top_k is not None:
-            answers = expand(*compress(answers, top_k), classes=len(manifest.classes))
+            answers = expand(
+                *compress(answers, top_k, 4.0), classes=len(manifest.classes), temperature=4.0
+            )
         found = recorded.batch(epoch, samples, CPU)
         torch.testing.assert_close(found, answers[None], rtol=1e-4, atol=1e-4)
     parts = [recorded.batch(0, samples[:7], CPU), recorded.batch(0, samples[7:], CPU)]
@@ -89,13 +92,14 @@ def test_a_recording_holds_the_teachers_answers_to_the_same_views(
         {"views": {"epochs": 3}},
         {"seed": 99},
         {"teacher_logits": {"top_k": 2}},
+        {"teacher_logits": {"top_k": 3, "temperature": 1.0}},
     ],
-    ids=["augmentation", "epochs", "seed", "top_k"],
+    ids=["augmentation", "epochs", "seed", "top_k", "temperature"],
 )
 def test_a_recording_for_other_views_is_refused(
     taught: Callable[..., Params], change: dict[str, object]
 ) -> None:
-    record_teacher_logits(taught())
+    record_teacher_logits(taught(teacher_logits={"top_k": 3}))
     manifest = Manifest.read(PACKED / "manifest.json")
     with pytest.raises(PipelineError, match=r"(?s)recorded for other .*record them again"):
         RecordedLogits(wanted(taught(**change), manifest))
@@ -221,5 +225,5 @@ def test_nothing_is_recorded_where_teachers_run_in_every_step(
 
 
 def test_the_rest_of_a_recording_is_a_log_of_mass() -> None:
-    _, _, others = compress(torch.zeros(1, 10), 4)
-    assert others.item() == pytest.approx(math.log(6))
+    _, _, others = compress(torch.zeros(1, 10), 4, 2.0)
+    assert others.item() == pytest.approx(2 * math.log(6))
