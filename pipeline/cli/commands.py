@@ -226,6 +226,8 @@ def _search(parsed: argparse.Namespace) -> int:
     if not parsed.worker:
         make_teachers()
     worker = open_search(new=not parsed.worker)
+    if not worker.times:
+        print("The target's latency is of another machine: this one trains, and times nothing.")
     if sys.stdout.isatty():
         worker.say = print
     for seen in worker.work():

@@ -7,6 +7,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,11 @@ ROUNDS = 7
 """Interleaved with the reference. A latency near its limit is measured again with more."""
 AGAIN = 4
 """Times as many, where the limit lies inside the interval."""
+
+
+def network_of(student: Student) -> dict[str, Any]:
+    """What decides how fast and large a student is, whatever it learns."""
+    return student.model_dump(mode="json", exclude={"recipe", "taps", "weights", "normalisation"})
 
 
 def probe(
@@ -56,7 +62,7 @@ def probe(
     """
     settings = params.backends.settings(target.backend)
     parts = [
-        student.model_dump(exclude={"recipe", "taps", "weights", "normalisation"}),
+        network_of(student),
         settings.model_dump(mode="json"), params.quantize.min_int8_share, opset,
         [shape.image_size, shape.channels, shape.classes],
         target.backend, target.precision, versions(backend(target.backend).packages),

@@ -50,7 +50,8 @@ def open_search(kind: type[Search] = Search, *, new: bool = True) -> Search:
 
     Args:
         kind: of worker.
-        new: whether a study may begin; else there has to be one.
+        new: whether a study may begin; else there has to be one, and may be of the latency on
+            another machine, for which this one then trains and times nothing.
 
     Raises:
         PipelineError: for a mistake in search.yaml, a runtime that is missing, data or teachers
@@ -79,7 +80,10 @@ def open_search(kind: type[Search] = Search, *, new: bool = True) -> Search:
     if IDENTITY not in study.user_attrs:
         study.set_user_attr(IDENTITY, identity.model_dump())
     before = Identity.model_validate(study.user_attrs[IDENTITY])
-    if differing := before.differing(identity):
+    differing = before.differing(identity)
+    if differing == ["machine"] and not new:
+        worker.times = False
+    elif differing:
         raise PipelineError(
             f"its trials are of another {' and another '.join(differing)}",
             where=str(FOLDER) if search.storage is None else f"{SEARCH_FILE}: storage",

@@ -26,7 +26,7 @@ from pipeline.networks.params import Student
 from pipeline.search import trials as key
 from pipeline.search.decide import promoted
 from pipeline.search.params import SearchParams
-from pipeline.search.probe import probe
+from pipeline.search.probe import network_of, probe
 from pipeline.search.records import CANDIDATE, TRIALS, Probe
 from pipeline.search.space import Choice, networks, student_of, suggest
 from pipeline.search.trials import Seen, Standing, queue_again, standing
@@ -38,6 +38,14 @@ STARTUP = 8
 
 STUCK = 30
 """Points in a row that were drawn before: the space has hardly another one."""
+
+WAIT_SECONDS = 20
+PATIENCE = 90
+"""How long, and how often in a row, a worker that times nothing waits for one that does."""
+
+
+class UntimedError(Exception):
+    """A network whose latency is not known, and cannot be measured by this worker."""
 
 
 class Project(BenchmarkParams, CompileParams, DistillParams):
@@ -76,6 +84,10 @@ class Search:
         """Whether `work` ended because the space has hardly a point that was not drawn."""
         self.say: Callable[[str], object] = lambda _: None
         """Is told what takes long, when it begins."""
+        self.times = True
+        """Whether this is the machine that the target's latency is of. Another one trains what
+        has been timed there."""
+        self._untimed = 0
 
     def standing(self) -> Standing:
         """How the search stands."""
@@ -89,17 +101,26 @@ class Search:
         """
         stuck = 0
         ended: list[Seen] = []
-        while stuck < STUCK:
+        while stuck < STUCK and self._untimed < PATIENCE:
             self._take_over()
             now = self.standing()
             if now.met_by is not None or not self._may_go_on(now):
                 return
             self.study.sampler = self._sampler()
             self.study.optimize(
-                self._objective, n_trials=1, callbacks=[lambda _, one: ended.append(Seen.of(one))]
+                self._objective,
+                n_trials=1,
+                catch=(UntimedError,),
+                callbacks=[lambda _, one: ended.append(Seen.of(one))],
             )
             (seen,) = ended
             ended.clear()
+            if seen.outcome is None:
+                self._untimed += 1
+                self.say(f"waiting: {seen.choice['student']} has not been timed yet")
+                time.sleep(WAIT_SECONDS)
+                continue
+            self._untimed = 0
             stuck = stuck + 1 if seen.outcome == key.REPEATED else 0
             if seen.outcome != key.REPEATED:
                 yield seen
@@ -148,6 +169,8 @@ class Search:
             and key.CONFIRMS not in trial.user_attrs
         ]
         text = f"{self.search.seed} {self.project.seed} {len(drawn)}"
+        if self._untimed:  # another one than before
+            text += f" {self._untimed}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
         return TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=True)
 
@@ -156,6 +179,7 @@ class Search:
         if key.CONFIRMS not in trial.user_attrs and self._was_drawn(trial):
             self._end(trial, key.REPEATED, "")
             raise optuna.TrialPruned
+        queued = key.PLACE in trial.user_attrs
         place = trial.user_attrs.get(key.PLACE, f"{trial.number:04d}")
         trial.set_user_attr(key.PLACE, place)
         start, before = time.monotonic(), trial.user_attrs.get(key.SECONDS, 0.0)
@@ -169,6 +193,10 @@ class Search:
             except KeyboardInterrupt:
                 spend()
                 queue_again(self.study, trial)
+                raise
+            except UntimedError:
+                if queued:
+                    queue_again(self.study, trial)
                 raise
             except PipelineError as error:
                 self._end(trial, key.FAILED, str(error))
@@ -210,7 +238,19 @@ class Search:
         return done[-1][1]
 
     def _probe(self, student: Student) -> Probe:
-        """What the untrained candidate costs on this machine."""
+        """What the untrained candidate costs.
+
+        Raises:
+            UntimedError: where another machine has to say that, and has not yet.
+        """
+        if not self.times:
+            for trial in self.study.get_trials(deepcopy=False):
+                its = trial.user_attrs
+                if key.PROBE in its and network_of(student) == network_of(
+                    Student.model_validate(its[key.STUDENT])
+                ):
+                    return Probe.model_validate(its[key.PROBE])
+            raise UntimedError
         threads = self.project.benchmark.threads
         return probe(
             student, self.search.target, self.project, self.opset, self.shape, self.machine, threads

@@ -25,6 +25,8 @@ from pipeline.data.records import load_split
 from pipeline.distill.student import distill_student
 from pipeline.export.evaluate import logits_of
 from pipeline.networks.records import STUDENTS, ModelCard
+from pipeline.search import probe as probing
+from pipeline.search import session, study
 from pipeline.search import trials as key
 from pipeline.search.records import DATA, TRIALS
 from pipeline.search.session import open_search
@@ -166,6 +168,34 @@ def test_without_optuna_the_command_that_installs_it_is_told(
     monkeypatch.setattr(importlib.metadata, "version", missing)
     with pytest.raises(PipelineError, match=r"optuna is not installed(?s:.*)edgestill\[search\]"):
         main(command)
+
+
+@pytest.mark.usefixtures("project")
+def test_a_worker_on_another_machine_trains_what_was_timed_on_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probing, "ROUNDS", 2)
+    target = {"backend": "onnxruntime", "min_top1": 0.99, "max_ratio": 1000.0}
+    write(SEARCH | {"target": target})
+    first = open_search()
+    here = first.machine
+    there = here.model_copy(update={"cpu": f"not {here.cpu}"})
+    monkeypatch.setattr(session, "read_fingerprint", lambda: there)
+    with pytest.raises(PipelineError, match="another machine"):
+        open_search()
+    for name, value in (("WAIT_SECONDS", 0), ("PATIENCE", 3)):
+        monkeypatch.setattr(study, name, value)
+    second = open_search(new=False)
+    assert not second.times
+    assert list(second.work()) == [], "nothing has been timed"
+    timed = next(first.work())
+    known = set(Path("search/catalogue").iterdir())
+    second._untimed = 0
+    trained = next(second.work())
+    assert trained.choice["student"] == timed.choice["student"] and trained.rungs
+    assert trained.probe == timed.probe
+    assert set(Path("search/catalogue").iterdir()) == known, "it timed nothing"
+    assert {seen.number for seen in first.standing().candidates} == {timed.number, trained.number}
 
 
 @pytest.mark.slow
