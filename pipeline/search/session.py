@@ -17,6 +17,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256
 from pipeline.core.params import PARAMS_FILE, load, nearest
 from pipeline.data.records import MANIFEST, PACKED, Manifest
+from pipeline.distill.params import own_recipe
 from pipeline.distill.recording import RecordedLogits, wanted
 from pipeline.distill.teachers import teacher_digest
 from pipeline.export.params import ExportParams
@@ -114,7 +115,7 @@ def _check_target(target: Target, project: Project) -> None:
 
 def _check_networks(worker: Search) -> None:
     """What would fail every candidate of a network, but only after minutes."""
-    project, compared = worker.project, worker.project.distill.losses
+    project = worker.project
     check_values(worker.search.space, worker.networks, project.distill)
     for name, its in worker.networks.items():
         where = f"{SEARCH_FILE}: space.student.{name}"
@@ -125,9 +126,10 @@ def _check_networks(worker: Search) -> None:
                 where=where,
                 fix=f"put it into {project.checkpoints}, or set `weights: none`",
             )
-        for tap in (tap for term in compared for tap in term.taps if tap not in its.taps):
+        own, _ = own_recipe(name, its, project.distill)
+        for tap in (tap for term in own.losses for tap in term.taps if tap not in its.taps):
             raise PipelineError(
-                f"it has no tap `{tap}`, which distill.losses compares",
+                f"it has no tap `{tap}`, which its losses compare",
                 where=where,
                 fix=f"add `taps: {{ {tap}: MODULE }}`: `python -m pipeline taps {its.arch}`",
             )

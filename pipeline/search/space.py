@@ -76,7 +76,8 @@ def student_of(choice: Choice, known: dict[str, Student], distill: Distill) -> S
     training = {name: choice[name] for name in _OF_TRAINING if name in choice}
     recipe["training"] = recipe.get("training", {}) | training
     if any(name in choice for name in _OF_LOSSES):
-        recipe["losses"] = _losses(choice, distill)
+        own, _ = own_recipe(only, known[only], distill)
+        recipe["losses"] = _losses(choice, own)
     try:
         return Student.model_validate(tree | {"recipe": recipe})
     except ValidationError as error:
