@@ -37,7 +37,7 @@ PLACEHOLDER = re.compile(r"\b[A-Z]+(-[A-Z]+)*\b")
 """Stands for a name, as STUDENT-BACKEND-PRECISION does."""
 BUNDLE_SCRIPTS = {
     file.name: file
-    for pattern in ("bundle/on-device/*.py", "backends/*/*.py")
+    for pattern in ("bundle/on-device/**/*.py", "backends/*/*.py")
     for file in ROOT.glob(f"pipeline/{pattern}")
 }
 

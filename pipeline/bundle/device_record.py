@@ -1,4 +1,4 @@
-"""What bench.py, phone.py and verify.py of a bundle write about a device, as strict types.
+"""What bench.py, phone.py, verify.py and the page of a bundle write about a device, as strict types.
 
 What a result says of itself is not believed where it follows from its figures: types refuse a
 verdict, a median or an order that they contradict.
@@ -45,7 +45,7 @@ def _finite_or_none(error: Any) -> Any:
 LogitError = Annotated[float | None, Field(ge=0), BeforeValidator(_finite_or_none)]
 """None where a logit is not a number: verify.py fails then, and JSON has no NaN."""
 
-_SETTINGS = {"governor", "python", "numpy"}
+_SETTINGS = {"governor", "python", "numpy", "browser_version"}
 """Fields of a machine's record that may change while it stays the same machine."""
 
 _ROUNDING = 1e-5
@@ -151,6 +151,15 @@ class Bench(Timed):
         if self.emulated:
             return f"an emulator's latency is no device's, {self.threads} thread(s){unit}"
         return f"p50 {times.p50:.3f} ms, p90 {times.p90:.3f} ms, {self.threads} thread(s){unit}"
+
+
+class BrowserBench(Bench):
+    """What the page of a bundle writes."""
+
+    clock_step_ms: Milliseconds = Field(description="of the clock that timed each inference")
+    cross_origin_isolated: bool = Field(
+        description="whether the browser gave the page threads and its finest clock"
+    )
 
 
 class PhoneBench(Timed):
@@ -285,11 +294,14 @@ def parse_result(content: Any, where: str, fix: str) -> Result:
     elif isinstance(content, dict) and "status" in content:
         kind = PhoneBench
     elif isinstance(content, dict) and "latency_ms" in content:
-        kind = Bench
+        machine = content.get("machine")
+        kind = BrowserBench if isinstance(machine, dict) and "browser" in machine else Bench
     else:
         what = "not what bench.py or verify.py writes: there is neither `latency_ms` nor `verdict`"
         raise PipelineError(what, where=where, fix=fix)
-    script = {Bench: "bench.py", PhoneBench: "phone.py"}.get(kind, "verify.py")
+    script = {Bench: "bench.py", BrowserBench: "the page", PhoneBench: "phone.py"}.get(
+        kind, "verify.py"
+    )
     try:
         # From JSON strict types still accept lists as tuples and integers as floats.
         return kind.model_validate_json(json.dumps(content), strict=True)

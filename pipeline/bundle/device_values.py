@@ -69,7 +69,7 @@ Counted = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class Machine(Record):
-    """common.py's record of a machine, or phone.py's of a phone.
+    """common.py's record of a machine, phone.py's of a phone, or that of a page in a browser.
 
     What is not set stays out of the file: the record's digest is part of the device's name.
     """
@@ -86,11 +86,15 @@ class Machine(Record):
     python: Label | None = None
     numpy: Label | None = None
     emulator: Label | None = Field(None, description="what emulates the CPU, if a script found one")
+    browser: Label | None = Field(None, description="in which the page ran; it tells no CPU")
+    browser_version: Label | None = None
 
     @model_validator(mode="after")
     def _is_named(self) -> Self:
-        if not (self.model or self.cpu):
+        if not (self.model or self.cpu or self.browser):
             raise ValueError("neither `cpu` nor `model` says which device it is")
+        if (self.browser is None) != (self.browser_version is None):
+            raise ValueError("`browser` and `browser_version` belong together")
         return self
 
     @model_serializer(mode="wrap")
@@ -99,8 +103,11 @@ class Machine(Record):
 
     @property
     def name(self) -> str:
-        """A phone's model and chip, otherwise the CPU or the board."""
+        """A phone's model and chip, otherwise the CPU or the board; a browser before it."""
         chip = self.soc or self.cpu
+        if self.browser:
+            system = " ".join(filter(None, (self.system, self.architecture)))
+            return " on ".join(filter(None, (self.browser, self.model or chip or system)))
         if self.model:
             return f"{self.model} ({chip})" if chip else self.model
         return str(self.cpu)

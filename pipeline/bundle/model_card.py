@@ -34,6 +34,18 @@ HUB_DATASETS = {
     "MNIST": "ylecun/mnist",
 }
 """By torchvision's name: where the hub has the same images with the same test split."""
+_BROWSER = """
+## In a browser
+
+```sh
+python web/serve.py            # then open the address that it prints
+python web/serve.py --fetch    # once, for use without a network
+```
+
+The page classifies photos and the camera's picture, verifies as verify.py does, and measures; its
+JSON is imported like the scripts'. The runtime comes from a CDN or, after --fetch, from web/runtime/;
+web/runtime.json pins its packages by digest.
+"""
 SHOWN = 20
 """Classes and float layers that are named; of more, the rest is counted."""
 
@@ -163,7 +175,7 @@ sha256sum --check SHA256SUMS   # the files alone
 
 With `--json` run.py prints, and with `--json FILE` verify.py and bench.py write, results that
 name the bundle's digest, the SHA-256 of SHA256SUMS; the latter two name this machine as well.
-{its.after_use}
+{_BROWSER if "web/runtime.js" in its.bundle_files() else ""}{its.after_use}
 ## Input and output
 
 - `image`: uint8 {shape}, raw {colour} pixels in [0, 255]. Normalisation is inside the

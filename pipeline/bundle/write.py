@@ -33,6 +33,8 @@ from pipeline.latency.fingerprint import read_fingerprint
 GOLDEN_IMAGES = 32
 SHARED = ("bench.py", "common.py", "run.py", "verify.py")
 """Scripts of every bundle, from on-device/."""
+PAGE = Path(__file__).parent / "on-device" / "web"
+"""The page of bundles whose backend has a runtime for browsers."""
 
 _COPIED = {
     "input", "output", "image_size", "stored_size", "channels", "classes", "quantizer",
@@ -179,6 +181,8 @@ def _copy_scripts(its: Backend, folder: Path) -> None:
     scripts = {name: Path(__file__).parent / "on-device" / name for name in SHARED}
     scripts |= {"harness.py": Path(harness.__file__), "pixels.py": Path(image_files.__file__)}
     scripts |= its.bundle_files()
+    if "web/runtime.js" in scripts:
+        scripts |= {f"web/{file.name}": file for file in PAGE.iterdir() if file.is_file()}
     for target, source in scripts.items():
         (folder / target).parent.mkdir(exist_ok=True)
         shutil.copyfile(source, folder / target)

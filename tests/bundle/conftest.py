@@ -43,7 +43,7 @@ def shipped(
         patch.chdir(folder)
         tree = yaml.safe_load(PARAMS.read_text())
         tree["students"]["enabled"] = [STUDENT]
-        tree["backends"]["tflite"]["precisions"] = ["fp16", "int8"]
+        tree["backends"]["tflite"]["precisions"] = ["fp32", "fp16", "int8"]
         Path("params.yaml").write_text(yaml.safe_dump(tree))
         params = load_params()
         PACKED.mkdir(parents=True)

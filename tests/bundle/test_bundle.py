@@ -78,8 +78,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def rewrite_sums(folder: Path) -> None:
     """As somebody would who changes a bundle with intent."""
-    files = sorted(file for file in folder.iterdir() if file.name != "SHA256SUMS")
-    lines = [f"{sha256(file)}  {file.name}\n" for file in files]
+    names = sorted(name for name in contents(folder) if name != "SHA256SUMS")
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in names]
     (folder / "SHA256SUMS").write_text("".join(lines))
 
 
@@ -89,8 +89,13 @@ def test_every_artifact_becomes_a_folder_with_what_its_backend_needs(bundle: Pat
         "harness.py", "labels.txt", "model.onnx", "pixels.py", "preprocess.json", "run.py",
         "runtime.py", "session.py", "verify.py",
     }  # fmt: skip
+    web = {
+        "web/bundle.js", "web/index.html", "web/measure.js", "web/page.js", "web/pixels.js",
+        "web/runtime.js", "web/runtime.json", "web/runtime_files.js", "web/serve.py",
+        "web/style.css",
+    }  # fmt: skip
     tensorrt = bundle.with_name(f"{STUDENT}-tensorrt-fp16")
-    assert set(contents(bundle)) == common
+    assert set(contents(bundle)) == common | web
     assert set(contents(tensorrt)) == common | {"build_engine.py", "graph.py"}
     assert sorted(bundle.parent.iterdir()) == [bundle, tensorrt]
     assert (bundle / "labels.txt").read_text().splitlines() == COLOURS
@@ -338,7 +343,7 @@ def test_a_throughput_that_fails_leaves_the_latency(
 SHIPPED = {
     script.name: script
     for script in (
-        *sorted(ON_DEVICE.glob("*.py")),
+        *sorted(ON_DEVICE.rglob("*.py")),
         Path(harness.__file__),
         Path(image_files.__file__),
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,25 +19,18 @@ from pipeline.data.records import PACKED, Manifest
 from pipeline.latency.fingerprint import read_fingerprint
 from pipeline.latency.records import BENCHMARK, LATENCIES, BenchmarkRecord, BenchmarkRow, Latency
 from pipeline.report.page import HTML, report
+from tests.browser import chrome
 from tests.conftest import STUDENT, fill_workspace, write_latencies
 
-if not os.environ.get("CI"):
-    pytest.importorskip("selenium", reason="selenium is not installed: it is in the extra `dev`")
-
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 
-BROWSERS = ("google-chrome", "chromium", "chromium-browser")
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--window-size=1280,900",
-)  # fmt: skip
+__all__ = ["chrome"]
+
 FIGURES = {  # top-1 drop, p50 ms, bytes; no p50: not measured
     ("onnxruntime", "fp32"): (0.0, 0.4, 4_000_000),
     ("onnxruntime", "int8"): (0.002, 0.5, 1_200_000),
@@ -123,22 +114,6 @@ def record_latencies() -> None:
         reference_digest="d" * 64,
         rows=rows,
     ).write(BENCHMARK)
-
-
-@pytest.fixture(scope="module")
-def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    driver = shutil.which("chromedriver")
-    if browser is None or driver is None:
-        why = "no Chromium with its driver on PATH: Debian's packages chromium and chromium-driver"
-        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
-    options = ChromeOptions()
-    options.binary_location = browser
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with Chrome(options=options, service=Service(executable_path=driver)) as running:
-        yield running
 
 
 @pytest.fixture

@@ -171,8 +171,13 @@ class Backend:
         return evaluator.startswith(tuple(f"{package} " for package in self.runtimes))
 
     def bundle_files(self) -> dict[str, Path]:
-        """Files of a bundle beside the model and the general scripts: source by name in it."""
-        return {"runtime.py": self.folder / "run.py"}
+        """Files of a bundle beside the model and the general scripts: source by name in it.
+
+        Those of the folder web/, if there is one, run the model in a browser: runtime.js opens it,
+        and runtime.json pins the npm packages that it needs.
+        """
+        web = sorted((self.folder / "web").glob("*"))
+        return {"runtime.py": self.folder / "run.py"} | {f"web/{file.name}": file for file in web}
 
     def install(self) -> dict[str, tuple[str, ...]]:
         """By module of the bundle that needs packages: commands, any of which installs them."""
