@@ -1,4 +1,4 @@
-"""What bench.py, phone.py, verify.py and the page of a bundle write about a device, as strict types.
+"""What the scripts and the page of a bundle write about a device, as strict types.
 
 What a result says of itself is not believed where it follows from its figures: types refuse a
 verdict, a median or an order that they contradict.
@@ -295,7 +295,8 @@ def parse_result(content: Any, where: str, fix: str) -> Result:
         kind = PhoneBench
     elif isinstance(content, dict) and "latency_ms" in content:
         machine = content.get("machine")
-        kind = BrowserBench if isinstance(machine, dict) and "browser" in machine else Bench
+        in_browser = isinstance(machine, dict) and machine.get("browser") is not None
+        kind = BrowserBench if in_browser else Bench
     else:
         what = "not what bench.py or verify.py writes: there is neither `latency_ms` nor `verdict`"
         raise PipelineError(what, where=where, fix=fix)

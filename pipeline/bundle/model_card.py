@@ -43,8 +43,8 @@ python web/serve.py --fetch    # once, for use without a network
 ```
 
 The page classifies photos and the camera's picture, verifies as verify.py does, and measures; its
-JSON is imported like the scripts'. The runtime comes from a CDN or, after --fetch, from web/runtime/;
-web/runtime.json pins its packages by digest.
+JSON is imported like the scripts'. The runtime comes from a CDN or, after --fetch, from
+web/runtime/; web/runtime.json pins its packages by digest.
 """
 SHOWN = 20
 """Classes and float layers that are named; of more, the rest is counted."""

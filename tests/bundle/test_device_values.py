@@ -42,6 +42,7 @@ __all__ = ["lab", "measured", "results"]
 
 TURNED, ESCAPED = "Pi \u202e5", "Pi \x1b[31m5"
 """A mark that turns the direction of writing, and a colour of terminals."""
+BROWSER = {"browser": "Firefox", "browser_version": "150.0", "system": "Linux x86_64"}
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,13 @@ TURNED, ESCAPED = "Pi \u202e5", "Pi \x1b[31m5"
         ("bench", put("machine.cpu", "\ud800"), "not what bench.py writes: Invalid JSON"),
         ("bench", put("machine.mood", "good"), "the field `machine.mood` is unknown"),
         ("bench", put("machine.cores", "many"), "`machine.cores`: .*integer"),
+        ("bench", put("machine.browser", "Firefox"), "`browser` and `browser_version` belong"),
+        (
+            "bench",
+            put("machine", BROWSER),
+            "not what the page writes: .*`clock_step_ms` is missing",
+        ),
+        ("bench", put("clock_step_ms", 0.1), "the field `clock_step_ms` is unknown"),
         ("bench", put("runtime", {ESCAPED: "1"}), r"`runtime.Pi .\[31m5.*not shown"),
         ("bench", put("bundle.student", "a" * 101), "`bundle.student`: .*at most 100"),
         ("bench", put("bundle.student", ESCAPED), "`bundle.student`: .*match pattern"),
@@ -202,6 +210,17 @@ def test_an_emulators_latency_is_not_shown_as_a_devices(
     assert row["Device"].startswith(f"{machine['cpu']}, emulated by ")
     assert (row["p50 ms"], row["Verified"]) == ("emulated", "PASSED")
     assert row["p90 ms"] == row["p50 here"] == row["Images/s"] == "–"  # noqa: RUF001
+
+
+def test_a_browser_stays_one_device_when_it_is_updated(results: Results) -> None:
+    of_page = {"clock_step_ms": 0.02, "cross_origin_isolated": True}
+    places = {
+        take(results["bench"] | of_page | {"machine": BROWSER | {"browser_version": version}})
+        for version in ("150.0", "151.0")
+    }
+    (place,) = places
+    assert place.parent.name.startswith("firefox-on-linux-x86-64-")
+    assert json.loads(place.read_text())["clock_step_ms"] == 0.02
 
 
 def test_a_real_cpu_is_none_that_is_emulated(results: Results) -> None:

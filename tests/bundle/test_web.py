@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from tests.browser import chrome  # it skips these tests where there is no selenium
+
+# isort: split
+
+
 import base64
 import json
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import urllib.error
@@ -29,7 +35,6 @@ from pipeline.bundle.devices import import_results
 from pipeline.bundle.write import PAGE
 from pipeline.core.files import sha256
 from pipeline.data.images import load_image
-from tests.browser import chrome
 from tests.bundle.test_bundle import python, rewrite_sums
 
 __all__ = ["chrome"]
@@ -43,24 +48,19 @@ IMPLEMENTED = ("tflite", "onnxruntime")
 OF_DAMAGE = "is not the file that was bundled"
 
 
-@pytest.fixture(scope="module")
-def runtimes() -> Callable[[str], Path]:
+def runtime(name: str) -> Path:
     """The folder web/runtime/ of a backend, as serve.py --fetch fills it."""
-
-    def runtime(name: str) -> Path:
-        files = backend(name).bundle_files()
-        folder = CACHE / sha256(files["web/runtime.json"])[:16]
-        if not (folder / "fetched").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(files["web/runtime.json"], folder / "runtime.json")
-            shutil.copyfile(PAGE / "serve.py", folder / "serve.py")
-            done = python(folder / "serve.py", "--fetch", "--registry", registry())
-            if done.returncode:
-                pytest.skip(f"the npm packages of web/runtime.json cannot be had: {done.stderr}")
-            (folder / "fetched").touch()
-        return folder / "runtime"
-
-    return runtime
+    pins = backend(name).bundle_files()["web/runtime.json"]
+    folder = CACHE / sha256(pins)[:16]
+    if not (folder / "fetched").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(pins, folder / "runtime.json")
+        shutil.copyfile(PAGE / "serve.py", folder / "serve.py")
+        done = python(folder / "serve.py", "--fetch", "--registry", registry())
+        if done.returncode:
+            pytest.skip(f"the npm packages of web/runtime.json cannot be had: {done.stderr}")
+        (folder / "fetched").touch()
+    return folder / "runtime"
 
 
 def registry() -> str:
@@ -74,7 +74,6 @@ def registry() -> str:
 @pytest.fixture
 def bundle(
     shipped: dict[str, list[Path]],
-    runtimes: Callable[[str], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[str], Path]:
@@ -86,7 +85,7 @@ def bundle(
         (source,) = (folder for folder in shipped[its] if folder.name.endswith(name))
         folder = BUNDLES.absolute() / source.name
         shutil.copytree(source, folder)
-        (folder / "web/runtime").symlink_to(runtimes(its))
+        (folder / "web/runtime").symlink_to(runtime(its))
         return folder
 
     return copied
@@ -268,7 +267,9 @@ def pixels(chrome: Chrome, bundle: Callable[[str], Path]) -> Iterator[Callable]:
 
         def found(files: list[Path], shapes: list[tuple[int, int, int]]) -> list[list[NDArray]]:
             contents = [base64.b64encode(file.read_bytes()).decode() for file in files]
-            how = [dict(zip(("size", "channels", "resize"), shape, strict=True)) for shape in shapes]
+            how = [
+                dict(zip(("size", "channels", "resize"), shape, strict=True)) for shape in shapes
+            ]
             return [
                 [
                     np.frombuffer(base64.b64decode(one), np.uint8).reshape(size, size, channels)
@@ -329,9 +330,7 @@ def test_every_value_at_every_opacity_is_put_on_white(pixels: Callable, tmp_path
         assert one.max() == 0
 
 
-def test_what_a_browsers_decoder_changes_is_what_docs_say(
-    pixels: Callable, tmp_path: Path
-) -> None:
+def test_what_a_browsers_decoder_changes_is_what_docs_say(pixels: Callable, tmp_path: Path) -> None:
     """Chromium's libjpeg-turbo is Pillow's; a JPEG that training decodes at a reduced size and
     16 bits differ."""
     smooth = noise((12, 16, 3), 0).resize((320, 240), Image.Resampling.BICUBIC)
@@ -385,9 +384,7 @@ def test_golden_images_are_judged_by_verify_pys_tolerances(
         logits = golden["logits"].copy()
         logits[3, 2] += shift
         np.savez_compressed(folder / "golden.npz", **(golden | {"logits": logits}))
-        (folder / "web/runtime").unlink()
         rewrite_sums(folder)
-        (folder / "web/runtime").symlink_to(cached("onnxruntime"))
         with opened(chrome, folder) as page:
             result = page.press("verify")
         done = python(folder / "verify.py", "--json", folder / "lab.json")
@@ -401,16 +398,12 @@ def test_golden_images_are_judged_by_verify_pys_tolerances(
             assert result["why"].startswith("max logit error is ")
 
 
-def cached(name: str) -> Path:
-    return CACHE / sha256(backend(name).bundle_files()["web/runtime.json"])[:16] / "runtime"
-
-
 def test_a_runtime_that_is_not_the_pinned_one_is_not_run(
     chrome: Chrome, bundle: Callable[[str], Path]
 ) -> None:
     folder = bundle("onnxruntime-int8")
     (folder / "web/runtime").unlink()
-    shutil.copytree(cached("onnxruntime"), folder / "web/runtime")
+    shutil.copytree(runtime("onnxruntime"), folder / "web/runtime")
     changed = folder / "web/runtime/onnxruntime-web/dist/ort-wasm-simd-threaded.mjs"
     changed.write_bytes(changed.read_bytes() + b"\n")
     name = changed.relative_to(folder / "web/runtime")
@@ -457,6 +450,44 @@ def test_a_browser_that_cannot_is_told_so(
         chrome.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", early)
 
 
+def test_without_isolation_the_page_says_so_and_runs_on_one_thread(
+    chrome: Chrome, bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = bundle("onnxruntime-int8")
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--directory", folder]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        port = server.stdout.readline().split(" port ")[1].split()[0]
+        try:
+            page = Page(chrome, f"http://localhost:{port}/web/", tmp_path / "downloads")
+            assert "not isolated" in page.one("clock").text
+            assert page.press("verify")["max_logit_error"] == 0
+            page = Page(chrome, f"http://localhost:{port}/web/?threads=2", tmp_path)
+            assert page.problem() == (
+                "threads need a page that is isolated\nserve it with web/serve.py"
+            )
+        finally:
+            server.terminate()
+
+
+def test_a_clock_that_is_too_coarse_measures_nothing(
+    chrome: Chrome, bundle: Callable[[str], Path]
+) -> None:
+    coarse = (
+        "const now = performance.now.bind(performance); "
+        "performance.now = () => Math.floor(now() / 50) * 50;"
+    )
+    early = chrome.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": coarse})
+    try:
+        with opened(chrome, bundle("tflite-int8")) as page:
+            page.one("bench").click()
+            page.wait(page.problem)
+            assert "clock goes in steps of 50 ms, which is too coarse" in page.problem()
+            assert not page.one("bench-save").is_displayed()
+    finally:
+        chrome.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", early)
+
+
 def test_the_page_is_small_and_asks_nobody_but_the_pinned_cdn() -> None:
     for name in IMPLEMENTED:
         files = backend(name).bundle_files()
@@ -485,8 +516,23 @@ def test_serve_isolates_the_page_and_serves_the_bundle_alone(
         port = url.split(":")[2].split("/")[0]
         done = python(folder / "web/serve.py", "--port", port)
         assert done.returncode == 1 and "in use" in done.stderr and "Traceback" not in done.stderr
-    done = python(folder / "web/serve.py", "--certificate", folder / "none.pem")
+    done = python(folder / "web/serve.py", "--certificate", folder / "none.pem", "--port", "0")
     assert done.returncode == 1 and done.stderr.startswith("error: ")
+
+
+def test_serve_speaks_https(tmp_path: Path, shipped: dict[str, list[Path]]) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl here to make a certificate")
+    pem = tmp_path / "both.pem"
+    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-keyout", pem, "-out", tmp_path / "c.pem"], check=True)
+    pem.write_bytes(pem.read_bytes() + (tmp_path / "c.pem").read_bytes())
+    with serving(shipped["onnxruntime"][0], "--certificate", str(pem)) as url:
+        assert url.startswith("https://localhost:")
+        trusting = ssl.create_default_context(cafile=str(tmp_path / "c.pem"))
+        with urllib.request.urlopen(url, context=trusting) as answer:
+            assert b"<h1" in answer.read()
 
 
 def test_fetch_refuses_a_package_that_is_not_the_pinned_one(

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from tests.browser import chrome  # it skips these tests where there is no selenium
+
+# isort: split
+
+
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.select import Select
 
 from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.records import ArtifactRecord
@@ -19,15 +30,7 @@ from pipeline.data.records import PACKED, Manifest
 from pipeline.latency.fingerprint import read_fingerprint
 from pipeline.latency.records import BENCHMARK, LATENCIES, BenchmarkRecord, BenchmarkRow, Latency
 from pipeline.report.page import HTML, report
-from tests.browser import chrome
 from tests.conftest import STUDENT, fill_workspace, write_latencies
-
-from selenium.webdriver import Chrome
-from selenium.webdriver.common.action_chains import ActionChains
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.select import Select
 
 __all__ = ["chrome"]
 

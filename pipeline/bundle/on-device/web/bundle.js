@@ -162,7 +162,7 @@ export async function machine(name = "") {
     model: name || its?.model || undefined,
     architecture: [its?.architecture, its?.bitness].filter(Boolean).join("_") || undefined,
     cores: navigator.hardwareConcurrency || undefined,
-    system: data?.platform || /\(([^;)]+)/.exec(agent)?.[1],
+    system: data?.platform || /\((?:X11; )?([^;)]+)/.exec(agent)?.[1],
   };
   const brands = (its?.fullVersionList ?? []).filter(({ brand }) => !/not.*brand/i.test(brand));
   const brand = brands.find(({ brand }) => brand !== "Chromium") ?? brands[0];

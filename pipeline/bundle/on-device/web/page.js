@@ -133,9 +133,12 @@ function showSeen(pixels) {
 }
 
 function take(file) {
-  if (!file || !run) return;
+  if (!file) return;
   stopCamera();
-  busy(() => classify(file, file.name || "the pasted image"));
+  busy(async () => {
+    if (!run) throw new BundleError("the model is not loaded", "load the page again");
+    await classify(file, file.name || "the pasted image");
+  });
 }
 
 async function startCamera() {

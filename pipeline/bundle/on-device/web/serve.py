@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import os
+import socket
 import ssl
 import sys
 import tarfile
@@ -50,7 +51,7 @@ class Handler(SimpleHTTPRequestHandler):
         self.send_header("Cache-Control", "no-cache")
         super().end_headers()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         if self.path == "/":
             self.send_response(302)
             self.send_header("Location", "/web/")
@@ -71,7 +72,7 @@ def main() -> int:
     parser.add_argument("--fetch", action="store_true", help="fetch the runtime, and end")
     parser.add_argument(
         "--registry",
-        default=os.environ.get("npm_config_registry", REGISTRY),
+        default=os.environ.get("NPM_CONFIG_REGISTRY", REGISTRY),
         metavar="URL",
         help="of npm packages",
     )
@@ -96,9 +97,13 @@ def serve(host: str, port: int, certificate: str | None) -> None:
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
-        server.socket = context.wrap_socket(server.socket, server_side=True)
+        # each request shakes hands in its own thread, so that none can hold up the others
+        server.socket = context.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
         scheme = "https"
-    print(f"{scheme}://{host}:{server.server_address[1]}/web/", flush=True)
+    name = socket.gethostname() if host == "0.0.0.0" else host
+    print(f"{scheme}://{name}:{server.server_address[1]}/web/", flush=True)
     server.serve_forever()
 
 
@@ -113,8 +118,11 @@ def fetch(registry: str, folder: Path = WEB) -> None:
     for name, package in pins["packages"].items():
         archive = f"{name.split('/')[-1]}-{package['version']}.tgz"
         url = f"{registry.rstrip('/')}/{name}/-/{archive}"
-        with urllib.request.urlopen(url, timeout=60) as answer:
-            content = answer.read(MOST_BYTES)
+        try:
+            with urllib.request.urlopen(url, timeout=60) as answer:
+                content = answer.read(MOST_BYTES)
+        except OSError as error:
+            raise OSError(f"{url} does not come: {error}") from None
         if _digest(content, "sha512") != package["integrity"]:
             raise ValueError(f"{url} is not the package that runtime.json pins")
         with tarfile.open(fileobj=io.BytesIO(content)) as files:
