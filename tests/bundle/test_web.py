@@ -21,8 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 from PIL import Image
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
@@ -35,6 +38,7 @@ from pipeline.bundle.devices import import_results
 from pipeline.bundle.write import PAGE
 from pipeline.core.files import sha256
 from pipeline.data.images import load_image
+from pipeline.export.session import load
 from tests.bundle.test_bundle import python, rewrite_sums
 
 __all__ = ["chrome"]
@@ -45,6 +49,7 @@ MOST_BYTES = 100_000
 FLOAT_ERROR = 1e-5
 """Of the largest absolute logit of the lab."""
 IMPLEMENTED = ("tflite", "onnxruntime")
+CPU = "CPUExecutionProvider"
 OF_DAMAGE = "is not the file that was bundled"
 
 
@@ -396,6 +401,54 @@ def test_golden_images_are_judged_by_verify_pys_tolerances(
         assert result["max_logit_error"] == pytest.approx(lab["max_logit_error"], rel=0.01)
         if verdict == "FAILED":
             assert result["why"].startswith("max logit error is ")
+
+
+def float_between() -> onnx.ModelProto:
+    """A float convolution between int8 tensors, which ONNX Runtime rounds to int8 if it may."""
+    values = {
+        "centre": np.float32(128), "scale": np.float32(1 / 64), "axes": np.array([2, 3], np.int64),
+        "zero": np.int8(0), "before": np.float32(0.02), "after": np.float32(0.1),
+        "weight": np.random.default_rng(0).normal(size=(10, 3, 3, 3)).astype(np.float32),
+    }  # fmt: skip
+    node = helper.make_node
+    nodes = [
+        node("Cast", ["image"], ["float"], to=onnx.TensorProto.FLOAT),
+        node("Transpose", ["float"], ["nchw"], perm=[0, 3, 1, 2]),
+        node("Sub", ["nchw", "centre"], ["centred"]),
+        node("Mul", ["centred", "scale"], ["normalised"]),
+        node("QuantizeLinear", ["normalised", "before", "zero"], ["q1"]),
+        node("DequantizeLinear", ["q1", "before", "zero"], ["d1"]),
+        node("Conv", ["d1", "weight"], ["conv"]),
+        node("QuantizeLinear", ["conv", "after", "zero"], ["q2"]),
+        node("DequantizeLinear", ["q2", "after", "zero"], ["d2"]),
+        node("ReduceMean", ["d2", "axes"], ["logits"], keepdims=0),
+    ]
+    take = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "float_between",
+        [take("image", onnx.TensorProto.UINT8, ["N", 28, 28, 3])],
+        [take("logits", onnx.TensorProto.FLOAT, ["N", 10])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def test_float_layers_of_an_int8_model_stay_in_float(
+    chrome: Chrome, bundle: Callable[[str], Path]
+) -> None:
+    folder = bundle("onnxruntime-int8")
+    onnx.save(float_between(), folder / "model.onnx")
+    golden = dict(np.load(folder / "golden.npz"))
+    golden["logits"] = load(str(folder / "model.onnx"), 1)(golden["images"])
+    most = 4 * 0.1 / 26**2  # the order of float sums moves a few of 26 x 26 pixels by a step
+    rounding = onnxruntime.InferenceSession(folder / "model.onnx", providers=[CPU])
+    rounded = rounding.run(["logits"], {"image": golden["images"]})[0]
+    assert np.abs(rounded - golden["logits"]).max() > 10 * most
+    np.savez(folder / "golden.npz", **golden)
+    rewrite_sums(folder)
+    with opened(chrome, folder) as page:
+        assert page.press("verify")["max_logit_error"] <= most
 
 
 def test_a_runtime_that_is_not_the_pinned_one_is_not_run(

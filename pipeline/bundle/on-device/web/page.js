@@ -188,12 +188,20 @@ function showDigests(digest, artifact) {
   );
 }
 
+// SHA256SUMS, which has to be what it was when the model was opened, if it was.
+async function unchanged() {
+  const known = await sums();
+  if (bundle && bundle.identity.digest !== known.digest)
+    throw new BundleError("the bundle has changed since", "load the page again");
+  return known;
+}
+
 // The record that verify.py writes.
 async function verify() {
   const result = { verdict: "FAILED", why: "" };
   let wrong = [];
   try {
-    const known = await sums();
+    const known = await unchanged();
     wrong = await damaged(known);
     result.bundle = { digest: known.digest };
     result.machine = await machine(one("name").value.trim());
@@ -241,7 +249,7 @@ function showVerdict(result) {
 
 async function measure() {
   stopCamera();
-  const known = await sums(), { images } = await golden(known);
+  const { images } = await golden(await unchanged());
   const tell = (words) => (one("bench-state").textContent = words);
   tell("starting");
   try {

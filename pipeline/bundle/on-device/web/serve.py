@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import functools
 import hashlib
 import io
 import json
@@ -32,7 +33,7 @@ MOST_BYTES = 200 << 20
 
 class Handler(SimpleHTTPRequestHandler):
     """Serves the bundle's folder. Its headers isolate the page, so that a browser gives it threads
-    and a finer clock, and forbid it to load anything but its own files and the runtime."""
+    and a finer clock."""
 
     extensions_map = {  # noqa: RUF012
         **SimpleHTTPRequestHandler.extensions_map,
@@ -40,9 +41,6 @@ class Handler(SimpleHTTPRequestHandler):
         ".mjs": "text/javascript",
         ".wasm": "application/wasm",
     }
-
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments, directory=str(WEB.parent))  # type: ignore[arg-type]
 
     def end_headers(self) -> None:
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")
@@ -92,7 +90,8 @@ def main() -> int:
 
 def serve(host: str, port: int, certificate: str | None) -> None:
     """Serve until the process is ended. A certificate is a file in PEM with its private key."""
-    server = ThreadingHTTPServer((host, port), Handler)
+    handler = functools.partial(Handler, directory=str(WEB.parent))
+    server = ThreadingHTTPServer((host, port), handler)
     scheme = "http"
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
