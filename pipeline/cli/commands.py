@@ -65,6 +65,22 @@ def _parser() -> argparse.ArgumentParser:
     gate.add_argument(
         "--save", type=Path, metavar="FILE", help="write the records as a baseline and exit"
     )
+    inspect = add("inspect", _inspect, "say what is inside a model file that anybody has made")
+    inspect.epilog = (
+        "Files: .tflite, .onnx, .xml of OpenVINO, those of other backends. See docs/inspect.md."
+    )
+    inspect.add_argument("file", type=Path, metavar="FILE", help="the model")
+    inspect.add_argument(
+        "--against", type=Path, metavar="FILE", help="the same network before it was quantized"
+    )
+    inspect.add_argument(
+        "--inputs", type=Path, metavar="NPZ", help="arrays by input for --against; else seeded ones"
+    )
+    inspect.add_argument(
+        "--shape", action="append", default=[], metavar="NAME=1x3x224x224",
+        help="of an input whose size is not fixed",
+    )  # fmt: skip
+    inspect.add_argument("--json", action="store_true", help="print JSON instead of a text")
     search = add("search", _search, "search for the student that reaches the target of search.yaml")
     search.epilog = "Exit codes: 0 the target is met, 3 it is not. See docs/search.md."
     search.add_argument(
@@ -191,6 +207,13 @@ def _gate(parsed: argparse.Namespace) -> int:
         return 0
     request = Request(parsed.baseline, parsed.only, parsed.rerun, parsed.baseline_models)
     return gate(request, as_json=parsed.json)
+
+
+def _inspect(parsed: argparse.Namespace) -> int:
+    from pipeline.cli.inspect.process import Request, inspect
+
+    against, inputs = (name and str(name) for name in (parsed.against, parsed.inputs))
+    return inspect(Request(str(parsed.file), against, inputs, tuple(parsed.shape), parsed.json))
 
 
 def _import_results(parsed: argparse.Namespace) -> None:

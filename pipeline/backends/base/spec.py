@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, cast, get_args
 
 from pydantic import field_validator
 
+from pipeline.backends.base.anatomy import Reader
 from pipeline.backends.base.job import Compiler
 from pipeline.core.errors import PipelineError
 from pipeline.core.params import Group, differ
@@ -90,6 +91,8 @@ class Backend:
     """What the Hugging Face hub calls the library that opens the model."""
     tags: ClassVar[tuple[str, ...]] = ()
     """What the hub calls the file, where that is not the library."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Suffixes of files of anybody that its module `reader` can inspect: see `base.anatomy`."""
     portable: ClassVar[str | None] = None
     """The file that ships in place of what `device_built` names; null: the compiled one."""
     device_built: ClassVar[tuple[str, ...]] = ()
@@ -119,6 +122,10 @@ class Backend:
         """The `Compiler` of this backend's `compile.py`."""
         compiler: Compiler = self.module("compile").Compiler(settings)
         return compiler
+
+    def reader(self) -> Reader:
+        """The module `reader` of a backend that `reads` files."""
+        return cast(Reader, self.module("reader"))
 
     def load(self, model: Path, threads: int, batch: int = 0) -> Runner:
         """Open a compiled file with `run.py` of this folder, the very file that bundles ship.

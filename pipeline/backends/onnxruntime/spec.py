@@ -28,6 +28,7 @@ class OnnxRuntime(Backend):
     settings = Settings
     tolerances: ClassVar = {"fp32": FLOAT32, "int8": INT8}
     hub_library = "onnx"
+    reads = (".onnx",)
 
     def bundle_files(self) -> dict[str, Path]:
         return super().bundle_files() | {"session.py": Path(session.__file__)}

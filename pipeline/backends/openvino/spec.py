@@ -26,6 +26,7 @@ class OpenVino(Backend):
     settings = Settings
     tolerances: ClassVar = {"fp32": FLOAT32, "int8": INT8}
     hub_library = "openvino"
+    reads = (".xml",)
 
 
 BACKEND = OpenVino()

@@ -59,14 +59,13 @@ def layer_outputs(model: Path, images: NDArray[np.uint8]) -> LayerOutputs:
     return {str(i): flat(np.concatenate(values)) for i, values in enumerate(found)}
 
 
-def _real(interpreter: Any, tensor: int) -> NDArray[np.float32]:
-    """The dequantized values of a tensor, channels first."""
+def _real(interpreter: Any, tensor: int, *, moved: bool = True) -> NDArray[np.float32]:
+    """The dequantized values of a tensor; `moved`: channels first."""
     values: NDArray[np.float32] = interpreter.get_tensor(tensor).astype(np.float32)
-    details = interpreter._get_tensor_details(tensor, 0)
-    if details["dtype"] == np.int8:
-        scale, zero_point = details["quantization"]
+    scale, zero_point = interpreter._get_tensor_details(tensor, 0)["quantization"]
+    if scale:
         values = (values - np.float32(zero_point)) * np.float32(scale)
-    return np.moveaxis(values, -1, 1)
+    return np.moveaxis(values, -1, 1) if moved and values.ndim > 1 else values
 
 
 def _layer(interpreter: Any, node: dict[str, Any]) -> ExecutedLayer:
@@ -88,7 +87,8 @@ def _layer(interpreter: Any, node: dict[str, Any]) -> ExecutedLayer:
 
 
 def _kind(node: dict[str, Any]) -> str:
-    return f"{node['op_name']} {np.dtype(node['operand_types'][0])}"
+    types = node["operand_types"]
+    return f"{node['op_name']} {np.dtype(types[0])}" if types else str(node["op_name"])
 
 
 def _inside(partition: dict[str, Any], graph: list[dict[str, Any]]) -> set[int]:

@@ -50,6 +50,7 @@ class TFLite(Backend):
     tolerances: ClassVar = {"fp32": FLOAT32, "fp16": FLOAT32, "int8": INT8}
     hub_library = "litert"
     tags = ("tflite",)
+    reads = (".tflite",)
     after_use = _AFTER_USE
 
     def bundle_files(self) -> dict[str, Path]:

@@ -1,0 +1,1 @@
+"""`python -m pipeline inspect`: what a model file of anybody has inside."""
