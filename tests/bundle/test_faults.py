@@ -172,23 +172,26 @@ def test_bundles_report_nothing_and_leave_the_home_alone(
 
 
 @pytest.mark.parametrize(
-    ("architecture", "cpuinfo", "emulator"),
+    ("architecture", "cpuinfo", "executable", "emulator"),
     [
-        ("x86_64", "model name\t: AMD EPYC\nflags\t\t: fpu sse avx2\n", None),
-        ("aarch64", "CPU implementer\t: 0x41\nFeatures\t: asimd\n", None),
-        ("riscv64", "isa\t: rv64imafdc\n", None),
-        ("arm64", "", None),
-        ("x86_64", "model name\t: QEMU Virtual CPU version 2.5+\nflags\t\t: fpu\n", "QEMU"),
-        ("x86_64", "model name\t: VirtualApple @ 2.50GHz\nflags\t\t: fpu\n", "Rosetta"),
-        ("aarch64", "model name\t: AMD EPYC\nflags\t\t: fpu sse\n", "a CPU of another kind"),
-        ("x86_64", "CPU implementer\t: 0x41\nFeatures\t: asimd\n", "a CPU of another kind"),
-        ("aarch64", "CPU implementer\t: 0x00\nFeatures\t: asimd\n", "QEMU"),
+        ("x86_64", "model name\t: AMD EPYC\nflags\t\t: fpu sse avx2\n", "", None),
+        ("aarch64", "CPU implementer\t: 0x41\nFeatures\t: asimd\n", "", None),
+        ("riscv64", "isa\t: rv64imafdc\n", "", None),
+        ("arm64", "", "", None),
+        ("x86_64", "model name\t: QEMU Virtual CPU version 2.5+\nflags\t\t: fpu\n", "", "QEMU"),
+        ("x86_64", "model name\t: VirtualApple @ 2.50GHz\nflags\t\t: fpu\n", "", "Rosetta"),
+        ("aarch64", "model name\t: AMD EPYC\nflags\t\t: fpu sse\n", "", "a CPU of another kind"),
+        ("x86_64", "CPU implementer\t: 0x41\nFeatures\t: asimd\n", "", "a CPU of another kind"),
+        ("aarch64", "CPU implementer\t: 0x00\nFeatures\t: asimd\n", "", "QEMU"),
+        ("aarch64", "CPU implementer\t: 0x41\n", "/usr/bin/qemu-aarch64", "QEMU"),
+        ("aarch64", "CPU implementer\t: 0x41\n", "/usr/bin/qemu-aarch64-static", "QEMU"),
+        ("aarch64", "CPU implementer\t: 0x41\n", "/home/qemu-user/bin/python3.13", None),
     ],
 )
 def test_an_emulated_cpu_is_told_by_what_the_system_says(
-    architecture: str, cpuinfo: str, emulator: str | None
+    architecture: str, cpuinfo: str, executable: str, emulator: str | None
 ) -> None:
-    code = f"import common; print(common.emulated({architecture!r}, {cpuinfo!r}))"
+    code = f"import common; print(common.emulated({architecture!r}, {cpuinfo!r}, {executable!r}))"
     done = subprocess.run(
         [sys.executable, "-B", "-c", code], cwd=ON_DEVICE, capture_output=True, text=True
     )

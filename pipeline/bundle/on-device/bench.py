@@ -151,6 +151,8 @@ def show(result: dict[str, Any]) -> None:
     times, limits = result["latency_ms"], result["p90_interval_ms"]
     print("{student} for {backend}, {precision}; bundle {digest}".format(**result["bundle"]))
     print("{cpu}, kernel {kernel}, python {python}, numpy {numpy}".format(**result["machine"]))
+    if "emulator" in result["machine"]:
+        print("emulated by {emulator}: these are no device's latencies".format(**result["machine"]))
     runtime = ", ".join(f"{name} {version}" for name, version in result["runtime"].items())
     print(f"{runtime}, {result['threads']} thread(s) {_where(result['cpus'])}")
     print("p50 {p50:.3f} ms, p90 {p90:.3f} ms, p99 {p99:.3f} ms".format(**times))

@@ -195,7 +195,7 @@ def machine() -> dict[str, Any]:
     cpuinfo = system_text(Path("/proc/cpuinfo"))
     # Arm kernels report no CPU model, but the board.
     board = system_text(Path("/proc/device-tree/model")).strip("\0")
-    emulator = emulated(platform.machine(), cpuinfo)
+    emulator = emulated(platform.machine(), cpuinfo, _executable())
     return {
         "cpu": one_line(_cpu(cpuinfo) or board or platform.processor() or platform.machine(), 200),
         "architecture": platform.machine(),
@@ -209,17 +209,21 @@ def machine() -> dict[str, Any]:
     }
 
 
-def emulated(architecture: str, cpuinfo: str) -> str | None:
+def emulated(architecture: str, cpuinfo: str, executable: str = "") -> str | None:
     """What emulates this CPU; None for a real one.
 
-    QEMU's user mode, by which containers of another architecture run, shows the CPU of the host
-    in /proc/cpuinfo or, since version 8.2, an Arm CPU without a maker. QEMU without KVM and
-    Apple's Rosetta name themselves.
+    QEMU's user mode, by which containers of another architecture run, is the program that the
+    kernel executes. In /proc/cpuinfo it shows the CPU of the host or, since version 8.2, the Arm
+    CPU that it was told to be, by default one without a maker. QEMU without KVM and Apple's
+    Rosetta name themselves.
 
     Args:
         architecture: as `uname -m` prints it.
         cpuinfo: content of /proc/cpuinfo, or nothing.
+        executable: path of the program that the kernel executes, or nothing.
     """
+    if re.search(r"(^|/)qemu-[^/]*$", executable):
+        return "QEMU"
     found = re.search(r"QEMU|VirtualApple", cpuinfo)
     if found:
         return {"QEMU": "QEMU", "VirtualApple": "Rosetta"}[found.group()]
@@ -229,6 +233,17 @@ def emulated(architecture: str, cpuinfo: str) -> str | None:
     arm = re.search(r"^CPU implementer\s*:", cpuinfo, re.MULTILINE)
     meant = re.match("x86|AMD64|i[3-6]86", architecture) is not None
     return "a CPU of another kind" if (arm if meant else x86) else None
+
+
+def _executable() -> str:
+    """The program that the kernel executes; nothing where the system has no /proc.
+
+    QEMU answers with Python's path for /proc/self/exe, but not for the same link of a thread.
+    """
+    try:
+        return os.readlink("/proc/thread-self/exe")
+    except OSError:
+        return ""
 
 
 def _cpu(cpuinfo: str) -> str:
