@@ -165,7 +165,7 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
 
 @each_page
 def test_every_command_exists(page: Path) -> None:
-    targets = re.findall(r"^([\w./]+):", (ROOT / "Makefile").read_text(), re.M)
+    targets = re.findall(r"^([\w./-]+):", (ROOT / "Makefile").read_text(), re.M)
     for words in commands(page):
         line = shlex.join(words)
         match words:

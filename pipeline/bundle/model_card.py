@@ -157,12 +157,12 @@ An image classifier of {len(bundle.classes)} classes (labels.txt).
 - the float network has {bundle.top1 + bundle.top1_drop:.4f}
 - everything else about it: bundle.json
 
-It needs Python 3.8 or newer, NumPy, and the runtime:
+It needs Python, NumPy, and the runtime:
 
 ```sh
 {_install(bundle)}
 ```
-{its.before_use.format(shape=square, graph=graph)}
+{_proven(bundle)}{its.before_use.format(shape=square, graph=graph)}
 ## Use
 
 ```sh
@@ -200,6 +200,24 @@ def _install(bundle: Bundle) -> str:
     """One command a line, alternatives as comments."""
     first, *others = bundle.install["runtime"]
     return "\n".join([first, *(f"# or {other}" for other in others)])
+
+
+def _proven(bundle: Bundle) -> str:
+    """The table of versions; empty for a backend that has none."""
+    if not bundle.proven:
+        return ""
+    pythons: dict[str, list[str]] = {}
+    for python, pin in bundle.proven.items():
+        pythons.setdefault(pin.replace("==", " "), []).append(python)
+    rows = "\n".join(f"| {', '.join(found)} | {pin} |" for pin, found in pythons.items())
+    graph = " --graph" if "graph" in bundle.install else ""
+    return f"""
+Bundles of this kind passed `verify.py{graph}` in clean environments of these versions, on x86-64:
+
+| Python | verified with |
+| --- | --- |
+{rows}
+"""
 
 
 def _source(manifest: Manifest) -> str:
@@ -303,6 +321,8 @@ def _int8(artifact: ArtifactRecord) -> str:
         "read back from the artifact",
         f"- conv and linear layers in float: {_some(list(map(str, execution.in_float)))}",
     ]
+    if note := backend(artifact.backend).int8_note:
+        lines.append(f"- {note}")
     if execution.per_channel is not None:
         whose = "all" if execution.per_channel else "not all"
         lines.append(f"- {whose} int8 weights have a scale per output channel")

@@ -56,6 +56,10 @@ class Bundle(Record):
     install: dict[str, tuple[str, ...]] = Field(
         description="by script module that needs a runtime: commands, any of which installs it"
     )
+    proven: dict[str, str] = Field(
+        description="by Python's version: what these commands install there, NAME==VERSION, and "
+        "what bundles of this kind were verified with; of TensorRT the graph"
+    )
     quantizer: str | None
     calibration_digest: str | None
     versions: dict[str, str] = Field(description="of the tools that compiled the artifact")

@@ -102,6 +102,7 @@ def _write_bundle(
         **record.model_dump(include=_COPIED),
         model_file=its.portable or record.model_file,
         install=its.install(),
+        proven=dict(its.proven),
         digests=digests,
         top1=metrics.top1,
         top1_drop=metrics.top1_drop,

@@ -108,7 +108,13 @@ def test_the_records_say_what_is_inside(bundle: Path) -> None:
     assert record.digests == {"model.onnx": sha256(bundle / "model.onnx")}
     assert record.top1 == 1.0 and record.test_images == 30
     assert record.golden.answered_by.startswith("onnxruntime 1")
-    assert record.install == {"runtime": (f"pip install onnxruntime=={onnxruntime.__version__}",)}
+    newest = onnxruntime.__version__
+    command = f"pip install 'onnxruntime>=1.19.2,<={newest}'"
+    assert record.install == {"runtime": (command,)}
+    assert record.proven["3.8"] == "onnxruntime==1.19.2"
+    assert record.proven["3.11"] == f"onnxruntime=={newest}"
+    card = (bundle / "README.md").read_text()
+    assert f"{command}\n" in card and "| 3.8, 3.9 | onnxruntime 1.19.2 |\n" in card
     preprocessing = Preprocessing.read(bundle / "preprocess.json")
     assert (preprocessing.size, preprocessing.channels, preprocessing.colour) == (8, 3, "RGB")
 
@@ -221,7 +227,7 @@ def test_other_logits_than_the_labs_fail(bundle: Path, change, complaint: str) -
 def test_a_missing_runtime_is_named_with_the_command_that_installs_it(
     bundle: Path, only_numpy: dict[str, str]
 ) -> None:
-    install = f"pip install onnxruntime=={onnxruntime.__version__}"
+    install = f"pip install 'onnxruntime>=1.19.2,<={onnxruntime.__version__}'"
     for script in (["verify.py"], ["bench.py"], ["run.py", PACKED / "test_images.npy"]):
         done = python("-S", bundle / script[0], *script[1:], **only_numpy)
         said = done.stdout + done.stderr

@@ -202,6 +202,15 @@ def test_int8_is_told_with_what_stayed_in_float_and_how_it_was_found(records: Re
         "the same bits on 64 images\n",
     ):
         assert said in text
+    assert "LP_TRANSFORMS_MODE" not in text
+    records.change("artifact", backend="openvino")
+    assert "- that is so on x86 CPUs alone: on others, Arm for example" in records.card().text
+
+
+def test_a_backend_without_a_table_of_versions_has_none(records: Records) -> None:
+    assert "| Python | verified with |\n" in records.card().text
+    records.change("bundle", proven={})
+    assert "verified with" not in records.card().text
 
 
 def test_many_classes_are_counted(records: Records) -> None:

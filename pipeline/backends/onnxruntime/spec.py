@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.backends.base.spec import FLOAT32, INT8, Backend, BackendSettings
+from pipeline.backends.base.spec import FLOAT32, INT8, ONNX_RUNTIME, Backend, BackendSettings
 from pipeline.export import session
 
 
@@ -27,6 +27,7 @@ class OnnxRuntime(Backend):
     runtimes = ("onnxruntime",)
     settings = Settings
     tolerances: ClassVar = {"fp32": FLOAT32, "int8": INT8}
+    proven: ClassVar = ONNX_RUNTIME
     hub_library = "onnx"
     reads = (".onnx",)
 

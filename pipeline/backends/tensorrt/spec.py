@@ -11,7 +11,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.backends.base.spec import INT8, Backend, BackendSettings, Tolerance, pinned
+from pipeline.backends.base.spec import (
+    INT8,
+    ONNX_RUNTIME,
+    Backend,
+    BackendSettings,
+    Tolerance,
+)
 from pipeline.backends.tensorrt import graph, run
 from pipeline.core.errors import PipelineError
 from pipeline.export import session
@@ -71,6 +77,9 @@ class TensorRT(Backend):
     runtimes = tuple(MODULES)
     settings = Settings
     tolerances: ClassVar = {"fp16": _HALF, "int8": INT8}
+    proven: ClassVar = (
+        ONNX_RUNTIME  # of the graph: TensorRT itself has the versions of NVIDIA's drivers
+    )
     hub_library = "tensorrt"
     tags = ("onnx",)
     portable = MODEL
@@ -115,7 +124,7 @@ class TensorRT(Backend):
 
     def install(self) -> dict[str, tuple[str, ...]]:
         engine = ("pip install 'tensorrt>=10.3'", "pip install tensorrt-rtx-cu13")
-        return {"runtime": engine, "graph": (pinned("onnxruntime"),)}
+        return {"runtime": engine, "graph": (self.range_of("onnxruntime"),)}
 
 
 def installed() -> tuple[str, ...]:

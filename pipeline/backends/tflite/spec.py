@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.backends.base.spec import FLOAT32, INT8, Backend, BackendSettings, pinned
+from pipeline.backends.base.spec import FLOAT32, INT8, Backend, BackendSettings
 
 _AFTER_USE = """
 ## On a phone
@@ -48,6 +48,14 @@ class TFLite(Backend):
     runtimes = ("ai-edge-litert", "tflite-runtime")
     settings = Settings
     tolerances: ClassVar = {"fp32": FLOAT32, "fp16": FLOAT32, "int8": INT8}
+    proven: ClassVar = {
+        "3.8": "tflite-runtime==2.14.0",
+        "3.9": "ai-edge-litert==2.1.0",
+        "3.10": "ai-edge-litert==2.3.0",
+        "3.11": "ai-edge-litert==2.3.0",
+        "3.12": "ai-edge-litert==2.3.0",
+        "3.13": "ai-edge-litert==2.3.0",
+    }
     hub_library = "litert"
     tags = ("tflite",)
     reads = (".tflite",)
@@ -62,8 +70,8 @@ class TFLite(Backend):
         )
 
     def install(self) -> dict[str, tuple[str, ...]]:
-        last = "pip install tflite-runtime==2.14.0 'numpy<2'"  # for Python up to 3.11
-        return {"runtime": (pinned("ai-edge-litert"), last)}
+        last = "pip install tflite-runtime==2.14.0 'numpy<2'"  # for Python 3.8 to 3.11
+        return {"runtime": (self.range_of("ai-edge-litert"), last)}
 
 
 BACKEND = TFLite()
