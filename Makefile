@@ -7,7 +7,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # DVC asks for the user's name, and a user whom a container knows by number alone has none.
 export USER ?= uid-$(shell id -u)
 
-.PHONY: repro test lint gate clean
+.PHONY: repro test test-arm lint gate clean
 
 # In a folder that came without git, an unpacked archive for example, DVC has to be told so.
 repro: .venv/ready
@@ -20,6 +20,9 @@ repro: .venv/ready
 
 test: .venv/ready # two files at a time; more threads would only wait for each other
 	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-arm: .venv/ready # the bundles of models/bundles, on emulated Arm CPUs
+	python -m tests.arm.emulated
 
 gate: .venv/ready # what was committed, against BASE, both run anew on the profile `smoke`
 	bash .github/gate.sh $(BASE)
