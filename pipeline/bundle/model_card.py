@@ -106,6 +106,7 @@ def model_card(
         _data(manifest),
         _accuracy(metrics, manifest, lineage),
         *([_int8(artifact)] if artifact.precision == "int8" else []),
+        *backend(bundle.backend).sections(artifact),
         _limits(manifest),
     )
     return "\n".join((front_matter(bundle, manifest), readme(bundle), *sections))

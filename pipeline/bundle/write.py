@@ -117,6 +117,7 @@ def _write_bundle(
     card = model_card(bundle, record, metrics, manifest, lineage)
     write_whole(folder / "README.md", card)
     _copy_scripts(its, folder)
+    its.add_files(record, folder)
     _write_sums(folder)
     return bundle
 

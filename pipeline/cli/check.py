@@ -14,7 +14,6 @@ from torch import nn
 from voluptuous import Invalid
 
 from pipeline.backends.base.registry import backend
-from pipeline.backends.base.spec import versions
 from pipeline.cli.params import Params
 from pipeline.compile.ladder import find_rung
 from pipeline.compile.untrained import Shape
@@ -122,7 +121,7 @@ def check_settings(params: Params) -> None:
         PipelineError: for the first mistake.
     """
     for name in params.backends.enabled:
-        versions(backend(name).packages)
+        backend(name).check(params.backends.settings(name))
     for rung in params.quantize.rungs:
         find_rung(rung)
     find_source(params.data).check(params.data)

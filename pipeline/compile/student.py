@@ -62,7 +62,7 @@ def compile_student(
         PipelineError: see `compile_artifact`.
     """
     spec, settings = backend(name), params.backends.settings(name)
-    versions(spec.packages)  # names a missing package before a converter's import fails
+    spec.check(settings)  # names a missing package before a converter's import fails
     compiler = spec.compiler(settings)
     for precision in settings.precisions:
         artifact = Artifact(student, name, precision)
@@ -265,6 +265,7 @@ def _record(
         classes=job.manifest.classes,
         execution=compiled.execution,
         exact_input_images=inside.exact_input_images,
+        micro=compiled.micro,
         versions=tools,
         digests={
             file.relative_to(folder).as_posix(): sha256(file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,30 +40,35 @@ def shipped(
 ) -> Iterator[dict[str, list[Path]]]:
     """Bundles by backend, of the precisions in params.yaml; converting for LiteRT is slow."""
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("shipped")
-        patch.chdir(folder)
+        patch.chdir(tmp_path_factory.mktemp("shipped"))
         tree = yaml.safe_load(PARAMS.read_text())
-        tree["students"]["enabled"] = [STUDENT]
         tree["backends"]["tflite"]["precisions"] = ["fp32", "fp16", "int8"]
-        Path("params.yaml").write_text(yaml.safe_dump(tree))
-        params = load_params()
-        PACKED.mkdir(parents=True)
-        for part, array in zip(("images", "labels"), draw(100, seed=2), strict=True):
-            np.save(PACKED / f"test_{part}.npy", array)
-        manifest = job("fp32").manifest
-        counts = dict.fromkeys(SPLITS, manifest.counts["train"])
-        digests = manifest.digests | {file.name: sha256(file) for file in PACKED.iterdir()}
-        changed = {"counts": counts, "digests": digests}
-        manifest.model_copy(update=changed).write(PACKED / "manifest.json")
-        write_training("teachers", params.teachers.enabled[0])
-        write_training("students", STUDENT)
-        for name, precision in params.backends.pairs():
-            compile_artifact(job(precision, name), params.backends.settings(name))
-        found = {name: [] for name in backend_names()}
-        for bundle in write_bundles(params):
-            path = folder / "models/bundles" / f"{STUDENT}-{bundle.backend}-{bundle.precision}"
-            found[bundle.backend].append(path)
+        found = ship(tree, job)
     yield found
+
+
+def ship(tree: dict[str, Any], job: Callable[..., Job]) -> dict[str, list[Path]]:
+    """Compile and bundle `STUDENT` in the current folder, as a `tree` of params.yaml says."""
+    tree["students"]["enabled"] = [STUDENT]
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    params = load_params()
+    PACKED.mkdir(parents=True)
+    for part, array in zip(("images", "labels"), draw(100, seed=2), strict=True):
+        np.save(PACKED / f"test_{part}.npy", array)
+    manifest = job("fp32").manifest
+    counts = dict.fromkeys(SPLITS, manifest.counts["train"])
+    digests = manifest.digests | {file.name: sha256(file) for file in PACKED.iterdir()}
+    changed = {"counts": counts, "digests": digests}
+    manifest.model_copy(update=changed).write(PACKED / "manifest.json")
+    write_training("teachers", params.teachers.enabled[0])
+    write_training("students", STUDENT)
+    for name, precision in params.backends.pairs():
+        compile_artifact(job(precision, name), params.backends.settings(name))
+    found = {name: [] for name in backend_names()}
+    for bundle in write_bundles(params):
+        path = Path(f"models/bundles/{STUDENT}-{bundle.backend}-{bundle.precision}").resolve()
+        found[bundle.backend].append(path)
+    return found
 
 
 def compile_artifact(job: Job, settings: BackendSettings) -> None:
@@ -84,6 +90,7 @@ def compile_artifact(job: Job, settings: BackendSettings) -> None:
         channels=job.manifest.channels,
         classes=job.manifest.classes,
         execution=compiled.execution,
+        micro=compiled.micro,
         versions=versions(its.packages),
         digests={file.name: sha256(file) for file in sorted(artifact.folder.iterdir())},
     )

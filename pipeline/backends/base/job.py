@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backends.base.artifact import Artifact
-from pipeline.backends.base.records import ExecutionReport
+from pipeline.backends.base.records import ExecutionReport, MicroReport
 from pipeline.core.errors import PipelineError, refusals
 from pipeline.data.records import Manifest
 from pipeline.networks.records import Layer
@@ -111,6 +111,8 @@ class Compiled:
     """What a user of the artifact should know."""
     kept_float: tuple[str, ...] = ()
     """Runtime names of the layers that the recipe left in float."""
+    micro: MicroReport | None = None
+    """Where the backend's settings target a microcontroller."""
 
 
 class Compiler(Protocol):

@@ -60,6 +60,31 @@ class ExecutionReport(Record):
         return (self.macs - in_float) / self.macs if self.macs else 0.0
 
 
+class MicroReport(Record):
+    """What TFLite Micro, the interpreter for microcontrollers, makes of an artifact."""
+
+    runtime: str = Field(description="the package and its version")
+    arena_bytes: int = Field(
+        description="the smallest tensor arena that works, by bisection on a 64-bit machine; "
+        "pointers of 32 bits need less, scratch memory of optimized kernels comes on top"
+    )
+    operators: dict[str, int] = Field(description="how many, by LiteRT's name")
+    images: int = Field(description="calibration images that both of the following compare")
+    max_steps: float = Field(
+        description="largest difference of a logit from LiteRT's reference kernels, in int8 steps"
+    )
+    same_class: int = Field(description="images with the class that LiteRT gives on the CPU")
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{count} {name}" for name, count in self.operators.items())
+        return (
+            f"{self.runtime} needs a tensor arena of {self.arena_bytes:,} bytes (on a 64-bit "
+            f"machine) and the operators {kinds}; on {self.images} images its logits are within "
+            f"{self.max_steps:g} int8 steps of LiteRT's reference kernels, and {self.same_class} "
+            "have the class that LiteRT gives on the CPU"
+        )
+
+
 class ArtifactRecord(Record):
     """models/compiled/B/S/P/artifact.json."""
 
@@ -82,6 +107,7 @@ class ArtifactRecord(Record):
         description="images whose logits are the same bits for pixels x and for (x - 128) / 64 in "
         "float; null for float precisions",
     )
+    micro: MicroReport | None = Field(None, description="null where no microcontroller is targeted")
     versions: dict[str, str]
     digests: dict[str, str] = Field(description="SHA-256 of every other file in the folder")
     notes: tuple[str, ...] = ()

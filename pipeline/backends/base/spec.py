@@ -15,6 +15,7 @@ from pydantic import field_validator
 
 from pipeline.backends.base.anatomy import Reader
 from pipeline.backends.base.job import Compiler
+from pipeline.backends.base.records import ArtifactRecord
 from pipeline.core.errors import PipelineError
 from pipeline.core.params import Group, differ
 from pipeline.export.evaluate import Runner
@@ -198,6 +199,11 @@ class Backend:
         """Whether answers by `evaluator` come from this runtime itself."""
         return evaluator.startswith(tuple(f"{package} " for package in self.runtimes))
 
+    def check(self, settings: BackendSettings) -> None:
+        """Raise `PipelineError` if a package is missing that compiling with `settings` needs."""
+        del settings
+        versions(self.packages)
+
     def bundle_files(self) -> dict[str, Path]:
         """Files of a bundle beside the model and the general scripts: source by name in it.
 
@@ -206,6 +212,14 @@ class Backend:
         """
         web = sorted((self.folder / "web").glob("*"))
         return {"runtime.py": self.folder / "run.py"} | {f"web/{file.name}": file for file in web}
+
+    def add_files(self, artifact: ArtifactRecord, folder: Path) -> None:
+        """Write into a bundle's `folder`, which has all other files, what belongs to `artifact`."""
+
+    def sections(self, artifact: ArtifactRecord) -> tuple[str, ...]:
+        """Sections of a bundle's README, in Markdown, that say more of `artifact`."""
+        del artifact
+        return ()
 
     def install(self) -> dict[str, tuple[str, ...]]:
         """By module of the bundle that needs packages: commands, any of which installs them."""

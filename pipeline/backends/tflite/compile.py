@@ -81,9 +81,15 @@ class Compiler(Base):
         with job.refusals("LiteRT", (RuntimeError,)):
             execution = inspect(open_interpreter(str(path)))
             load(str(path), threads=1)(job.calibration[:SAMPLES])
+        micro = None
+        if artifact.int8 and self._settings.target == "micro":
+            from pipeline.backends.tflite.micro import report
+
+            micro = report(path.read_bytes(), job.calibration, f"compile of {artifact}")
         left = execution.partitions.builtin.get(_HARD_SWISH, 0) if execution.partitions else 0
-        notes = (_SPLIT.format(left),) if left else ()
-        return Compiled(MODEL_FILE, quantizer, execution, notes, kept)
+        notes = [_SPLIT.format(left)] if left else []
+        notes += [f"on a microcontroller: {micro}"] if micro else []
+        return Compiled(MODEL_FILE, quantizer, execution, tuple(notes), kept, micro)
 
     def in_float(self, job: Job, folder: Path) -> Path:
         file = folder / MODEL_FILE

@@ -184,7 +184,7 @@ def with_float_input(content: bytes) -> bytes:
 def _with_input(content: bytes, kind: str, **quantization: list[Any]) -> bytes:
     from ai_edge_litert.schema_py_generated import QuantizationParametersT, TensorType
 
-    with _edited(content) as edit:
+    with edited(content) as edit:
         graph = edit.model.subgraphs[0]
         image = graph.tensors[graph.inputs[0]]
         image.type = getattr(TensorType, kind)
@@ -206,7 +206,7 @@ def with_finite_padding(content: bytes, ranges: dict[str, Any]) -> tuple[bytes, 
 
     ranges = dict(ranges)
     least: dict[int, float] = {}  # by buffer, which several pools may share
-    with _edited(content) as edit:
+    with edited(content) as edit:
         graph, codes = edit.model.subgraphs[0], edit.model.operatorCodes
         for operator in graph.operators:
             if codes[operator.opcodeIndex].builtinCode != BuiltinOperator.PADV2:
@@ -233,7 +233,8 @@ class _Edit:
 
 
 @contextlib.contextmanager
-def _edited(content: bytes) -> Iterator[_Edit]:
+def edited(content: bytes) -> Iterator[_Edit]:
+    """A model whose objects can be changed; afterwards `content` is what was made of them."""
     from ai_edge_litert.tools import flatbuffer_utils
 
     edit = _Edit(flatbuffer_utils.read_model_from_bytearray(bytearray(content)))
