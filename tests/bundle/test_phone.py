@@ -2,7 +2,8 @@
 
 `adb` is a shell script. It keeps the phone's files in a folder and runs what it is asked to run by
 this machine's shell and coreutils; benchmark_model is a script that prints what the real tool
-printed on phones. What adb, Android and a real benchmark_model do beyond that is not tested.
+printed on phones. What Android and a real benchmark_model do beyond that is not tested; what adb
+does is, in test_phone_adb.py.
 """
 
 from __future__ import annotations

@@ -47,13 +47,23 @@ class Phone:
 
     def __init__(self, adb: str, serial: str) -> None:
         self._adb = [adb, "-s", serial]
+        self._lost = re.compile(
+            rf"^(?:adb: )?error: .*(?:device '{re.escape(serial)}' not found|device offline)", re.M
+        )
 
     def shell(self, command: str) -> tuple[int, str]:
         """Exit code of a command there, and what it printed."""
-        return _run([*self._adb, "shell", command])
+        return self._ask("shell", command)
+
+    def _ask(self, *words: str) -> tuple[int, str]:
+        """Exit code and text of an adb command; where adb lost the phone, a `BundleError`."""
+        code, text = _run([*self._adb, *words])
+        if code and (lost := self._lost.search(text)):
+            raise BundleError(lost[0], "is the phone still connected? `adb devices` lists it")
+        return code, text
 
     def push(self, file: Path, there: str) -> None:
-        code, text = _run([*self._adb, "push", str(file), there])
+        code, text = self._ask("push", str(file), there)
         if code:
             raise BundleError(f"adb push {there}: {text.strip()}", "is the phone's storage full?")
 
