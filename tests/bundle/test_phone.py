@@ -378,8 +378,11 @@ def test_a_push_that_fails_or_arrives_damaged_is_an_error(stand: Stand) -> None:
         (stand.phone / obstacle).unlink()
 
 
-def test_without_adb_it_says_where_adb_comes_from(stand: Stand) -> None:
+def test_without_adb_it_says_where_adb_comes_from(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (stand.phone.parent / "tools/adb").unlink()
+    monkeypatch.setenv("PATH", str(stand.bundle))  # where there is none either
     done = stand.run("--benchmark-model", stand.binary)
     assert done.returncode == 1 and "platform-tools" in done.stderr
 
