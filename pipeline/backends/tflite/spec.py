@@ -48,9 +48,10 @@ build/classify
 
 micro/CMakeLists.txt says what TFLITE_MICRO is and how to link a library of your vendor.
 
-- tensor arena: {arena:,} bytes, the least that {runtime} works with on a 64-bit machine. A
-  microcontroller's pointers need less; kernels for its processor may need more. The program
-  prints what it used. The model itself stays in flash, as many bytes as model.tflite has.
+- tensor arena: {arena:,} bytes, the least that works on a 64-bit machine with
+  {runtime}. A microcontroller's pointers need less, and
+  kernels made for its processor may need more. The program prints what it used. The model itself
+  stays in flash, as many bytes as model.tflite has.
 - operators: {operators}
 - on {images} images the logits were within {steps:g} int8 steps of those of LiteRT's reference
   kernels; {same} of them have the class that LiteRT gives on a CPU, whose kernels round otherwise.
