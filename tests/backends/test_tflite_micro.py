@@ -101,15 +101,29 @@ def test_every_operator_that_it_lacks_is_named(
     assert capfd.readouterr().err == ""
 
 
+def test_a_model_that_it_does_not_run_is_refused_in_its_words(compiled: Compile) -> None:
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    from pipeline.backends.tflite.convert import edited
+    from pipeline.backends.tflite.micro import report
+
+    with edited(compiled("decomposed")[0].read_bytes()) as edit:
+        graph = edit.model.subgraphs[0]
+        graph.tensors[graph.inputs[0]].type = TensorType.INT64
+    with pytest.raises(PipelineError, match=r"TFLite Micro cannot run it: .*quantize") as raised:
+        report(edit.content, np.zeros((1, 28, 28, 3), np.uint8), "compile of odd/tflite/int8")
+    assert "set `target: cpu`" in str(raised.value)
+
+
 def test_logits_that_differ_by_more_than_a_step_are_refused(
     compiled: Compile, job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.backends.tflite import micro
 
     file, images = compiled("decomposed")[0], job("int8").calibration[:4]
-    right, step = micro.logits(file.read_bytes(), images, ""), micro._Reference(file.read_bytes())
-    wrong = right + np.float32(2 * step.step)
-    monkeypatch.setattr(micro, "logits", lambda *_: wrong)
+    right, arena = micro.run(file.read_bytes(), images, "")
+    wrong = right + np.float32(2 * micro._Reference(file.read_bytes()).step)
+    monkeypatch.setattr(micro, "run", lambda *_: (wrong, arena))
     with pytest.raises(PipelineError, match=r"differ from LiteRT's by 2\.0 int8 steps"):
         micro.report(file.read_bytes(), images, "compile of x")
 

@@ -6,13 +6,11 @@ where its vendor has no faster ones, and these round as LiteRT's reference kerne
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
+import subprocess
 import sys
 import tempfile
 from collections import Counter
-from typing import Any, Self
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +26,7 @@ IMAGES = 64
 """Calibration images that are compared, at most."""
 MAX_STEPS = 1
 """int8 steps that a logit may differ from that of LiteRT's reference kernels."""
-ALIGNMENT = 16
-"""Bytes: TFLite Micro aligns the arena and what it puts into it."""
+WORKER = Path(__file__).with_name("micro_worker.py")
 
 _NO_KERNEL = "Didn't find op for builtin opcode"
 
@@ -47,7 +44,7 @@ def report(content: bytes, images: NDArray[np.uint8], where: str) -> MicroReport
             differ from those of LiteRT's reference kernels by more than `MAX_STEPS`.
     """
     images = images[:IMAGES]
-    micro = logits(content, images, where)
+    micro, arena = run(content, images, where)
     reference = _Reference(content)
     error = float(np.abs(micro - reference.logits(images)).max())
     steps = error / reference.step
@@ -61,7 +58,7 @@ def report(content: bytes, images: NDArray[np.uint8], where: str) -> MicroReport
     ((package, version),) = versions((MICRO,)).items()
     return MicroReport(
         runtime=f"{package} {version}",
-        arena_bytes=smallest_arena(content, where),
+        arena_bytes=arena,
         operators=dict(sorted(reference.operators.items())),
         images=len(images),
         max_steps=round(steps, 3),
@@ -69,35 +66,31 @@ def report(content: bytes, images: NDArray[np.uint8], where: str) -> MicroReport
     )
 
 
-def logits(content: bytes, images: NDArray[np.uint8], where: str) -> NDArray[np.float32]:
-    """Logits [N, classes] of raw pixels [N, H, W, C] by TFLite Micro; errors as of `report`."""
-    interpreter = _open(content, where)
-    found = []
-    for i in range(len(images)):
-        interpreter.set_input(images[i : i + 1], 0)
-        interpreter.invoke()
-        found.append(interpreter.get_output(0).copy())
-    return np.concatenate(found)
+def run(content: bytes, images: NDArray[np.uint8], where: str) -> tuple[NDArray[np.float32], int]:
+    """Logits [N, classes] of raw pixels [N, H, W, C] by TFLite Micro, and the smallest arena.
+
+    Args:
+        content: of the .tflite file.
+        images: raw pixels [N, H, W, C].
+        where: see `report`, whose errors it has.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        done = _work(folder, content, images)
+        if done.returncode:
+            raise _refusal(content, images, done, where)
+        logits: NDArray[np.float32] = np.load(folder / "logits.npy")
+    return logits, int(done.stdout)
 
 
-def smallest_arena(content: bytes, where: str) -> int:
-    """Bytes of the smallest tensor arena in which TFLite Micro prepares the model."""
-    with _Printed() as printed:
-        _open(content, where).print_allocations()
-    total = re.search(r"Arena allocation total (\d+) bytes", printed.text)
-    assert total, printed.text
-    # The total is what is in use at the end. Planning needs scratch memory on top of it, which may
-    # lie in the part that tensors take later.
-    fails, works = _aligned(int(total[1]) // 2), _aligned(int(total[1]) * 2)
-    while works - fails > ALIGNMENT:
-        middle = _aligned((fails + works) // 2)
-        try:
-            with _Printed():
-                _interpreter(content, middle)
-            works = middle
-        except RuntimeError:
-            fails = middle
-    return works
+def _work(
+    folder: Path, content: bytes, images: NDArray[np.uint8]
+) -> subprocess.CompletedProcess[str]:
+    """Run the worker. Its own folder is not on the path: modules there are named as Python's."""
+    (folder / "model.tflite").write_bytes(content)
+    np.save(folder / "images.npy", images)
+    command = [sys.executable, "-P", str(WORKER), str(folder)]
+    return subprocess.run(command, text=True, errors="replace", capture_output=True)
 
 
 class _Reference:
@@ -133,36 +126,25 @@ class _Reference:
         return values
 
 
-def _open(content: bytes, where: str) -> Any:
-    printed = _Printed()
-    try:
-        with printed:
-            return _interpreter(content)
-    except RuntimeError as error:
-        reason = _reason(printed.text) or str(error)
-    lacking = _lacking(content) if _NO_KERNEL in reason else ()
-    what = f"no kernel for {', '.join(lacking)}" if lacking else f"trouble with it: {reason}"
-    raise PipelineError(
-        f"TFLite Micro has {what}",
+def _refusal(
+    content: bytes,
+    images: NDArray[np.uint8],
+    done: subprocess.CompletedProcess[str],
+    where: str,
+) -> PipelineError:
+    """The error of a model that TFLite Micro does not run, from what the worker printed."""
+    lacking = _lacking(content, images) if _NO_KERNEL in done.stderr else ()
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    reason = lines[0] if lines else f"it ended with exit code {done.returncode}"
+    what = f"has no kernel for {', '.join(lacking)}" if lacking else f"cannot run it: {reason}"
+    return PipelineError(
+        f"TFLite Micro {what}",
         where=where,
         fix="set `target: cpu` in backends.tflite, or choose another student",
     )
 
 
-def _interpreter(content: bytes, arena: int | None = None) -> Any:
-    """With a tensor arena of so many bytes; None: ten times the model's."""
-    from tflite_micro import runtime
-
-    return runtime.Interpreter.from_bytes(content, arena_size=arena)
-
-
-def _reason(printed: str) -> str:
-    """The first line that says what is wrong."""
-    lines = [line.strip() for line in printed.splitlines()]
-    return next((line for line in lines if line), "")
-
-
-def _lacking(content: bytes) -> tuple[str, ...]:
+def _lacking(content: bytes, images: NDArray[np.uint8]) -> tuple[str, ...]:
     """Names of all operators in the model that TFLite Micro has no kernel for.
 
     It stops at the first one that it does not know. So each kind is tried in a model of its own,
@@ -179,33 +161,8 @@ def _lacking(content: bytes) -> tuple[str, ...]:
     for index, operator in sorted(kinds.items()):
         with edited(content) as edit:
             edit.model.subgraphs[0].operators = [operator]
-        printed = _Printed()
-        with contextlib.suppress(RuntimeError), printed:
-            _interpreter(edit.content)
-        if _NO_KERNEL in printed.text:
+        with tempfile.TemporaryDirectory() as scratch:
+            done = _work(Path(scratch), edit.content, images[:1])
+        if _NO_KERNEL in done.stderr:
             found.append(names[codes[index].builtinCode])
     return tuple(sorted(found))
-
-
-def _aligned(size: int) -> int:
-    return size // ALIGNMENT * ALIGNMENT
-
-
-class _Printed:
-    """Keeps what C++ code writes to the process's stderr while it is entered, as `text`."""
-
-    text = ""
-
-    def __enter__(self) -> Self:
-        sys.stderr.flush()
-        self._file = tempfile.TemporaryFile()
-        self._stderr = os.dup(2)
-        os.dup2(self._file.fileno(), 2)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.dup2(self._stderr, 2)
-        os.close(self._stderr)
-        self._file.seek(0)
-        self.text = self._file.read().decode(errors="replace")
-        self._file.close()

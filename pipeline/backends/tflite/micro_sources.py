@@ -30,7 +30,7 @@ def write(artifact: ArtifactRecord, folder: Path) -> None:
     shutil.copytree(SOURCES, target)
     content = (folder / artifact.model_file).read_bytes()
     image = np.load(folder / "golden.npz")["images"][:1]
-    logits = micro.logits(content, image, where=str(folder / artifact.model_file))
+    logits, _ = micro.run(content, image, where=str(folder / artifact.model_file))
     write_whole(target / "model.h", _header(artifact, artifact.micro.arena_bytes))
     write_whole(target / "model.cc", _model(content, artifact, image.tobytes(), logits[0].tolist()))
     write_whole(target / "operators.h", operators_header(list(artifact.micro.operators)))
