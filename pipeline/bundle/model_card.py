@@ -210,15 +210,11 @@ def _proven(bundle: Bundle) -> str:
     pythons: dict[str, list[str]] = {}
     for python, pin in bundle.proven.items():
         pythons.setdefault(pin.replace("==", " "), []).append(python)
-    rows = "\n".join(f"| {', '.join(found)} | {pin} |" for pin, found in pythons.items())
-    graph = " --graph" if "graph" in bundle.install else ""
-    return f"""
-Bundles of this kind passed `verify.py{graph}` in clean environments of these versions, on x86-64:
-
-| Python | verified with |
-| --- | --- |
-{rows}
-"""
+    script = "verify.py --graph" if "graph" in bundle.install else "verify.py"
+    said = f"Bundles of this kind passed `{script}` in clean environments of these, on x86-64:"
+    table = ["| Python | verified with |", "| --- | --- |"]
+    table += [f"| {', '.join(found)} | {pin} |" for pin, found in pythons.items()]
+    return "\n".join(["", said, "", *table, ""])
 
 
 def _source(manifest: Manifest) -> str:
