@@ -18,10 +18,13 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.job import Job
 from pipeline.backends.base.records import ArtifactRecord, ExecutionReport
+from pipeline.backends.base.registry import backend, backend_names
+from pipeline.backends.base.spec import Backend, versions
 from pipeline.backends.tflite import convert as tflite_convert
 from pipeline.cli.params import Params, load_params
 from pipeline.compile.evidence import Evidence
 from pipeline.compile.records import CompiledMetrics
+from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, write_whole
 from pipeline.core.patches import no_reports
 from pipeline.core.records import METRICS
@@ -57,6 +60,19 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The whole pipeline first: it takes longest, and two workers should end together."""
     items.sort(key=lambda item: item.path.name != "test_smoke.py")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is asked of a backend whose packages, an optional extra, are not installed."""
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    for value in (given.get("name"), given.get("its")):
+        its = backend(value) if value in backend_names() else value
+        if not isinstance(its, Backend):
+            continue
+        try:
+            versions(its.packages)
+        except PipelineError as error:
+            pytest.skip(f"{error.what}: pip install '.[{its.name}]'")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -30,8 +30,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NAMES = backend_names()
 FLOAT_IN_INT8 = {"openvino": (0, 4)}
 """Layers: NNCF leaves a squeeze-and-excitation of ReLU and sigmoid in float, four small ones."""
-BATCH_ERROR = {"tflite": 0.0}
-"""Of logits, between batch sizes: LiteRT runs the images of a batch one by one."""
+BATCH_ERROR = {"tflite": 0.0, "executorch": 0.0}
+"""Of logits, between batch sizes: these two run the images of a batch one by one."""
+DELEGATING = ("executorch", "tflite")
+"""They hand parts of a graph to another runtime, XNNPACK."""
 
 Made = Callable[[str, str], tuple[Path, Compiled]]
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -98,7 +100,7 @@ def test_its_runtime_is_known(its: Backend) -> None:
 
 @every_backend
 def test_a_missing_or_damaged_file_is_named(its: Backend, tmp_path: Path) -> None:
-    suffix = {"openvino": ".xml", "tflite": ".tflite"}.get(its.name, ".onnx")
+    suffix = {"openvino": ".xml", "tflite": ".tflite", "executorch": ".pte"}.get(its.name, ".onnx")
     file = tmp_path / f"model{suffix}"
     with pytest.raises(PipelineError, match="there is no such model") as raised:
         its.load(file, threads=1)
@@ -116,7 +118,7 @@ def test_the_execution_report_has_every_conv_and_linear_layer(
     execution, int8 = made(name, precision)[1].execution, precision == "int8"
     assert execution.macs == macs
     assert (execution.input_type, execution.output_type) == ("uint8", "float32")
-    assert execution.partitions is None or name == "tflite"
+    assert (execution.partitions is not None) == (name in DELEGATING)
     if int8:
         assert len(execution.in_float) in FLOAT_IN_INT8.get(name, (0,))
         assert execution.int8_mac_share > 0.99 and execution.per_channel

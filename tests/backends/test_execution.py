@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.backends.base.executed import ExecutedLayer, execution_report, matrix_macs
 from pipeline.backends.base.records import ExecutionReport, Partitions
-from pipeline.backends.base.registry import backend_names
+from pipeline.backends.base.registry import backend, backend_names
 from pipeline.backends.onnxruntime.inspect import inspect as inspect_onnx
 from pipeline.backends.openvino import compile as openvino
 from pipeline.backends.tensorrt.inspect import inspect as inspect_tensorrt
@@ -72,6 +72,10 @@ def report_of(name: str, model: PixelsToLogits, file: Path, folder: Path) -> Exe
         openvino._save(openvino._convert(file), folder / "model.xml")
         return openvino.inspect(folder / "model.xml")
     pixels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    if name == "executorch":
+        lower, its = (backend(name).module(module) for module in ("lower", "inspect"))
+        report: ExecutionReport = its.inspect(lower.convert(model, pixels[:1]))
+        return report
     return inspect_tflite(open_interpreter(convert(model, pixels)))
 
 
@@ -86,12 +90,12 @@ def test_macs_have_their_closed_form(
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec")
+@pytest.mark.parametrize("name", backend_names())
 def test_every_float_layer_has_a_name_of_its_own(
-    odd: tuple[PixelsToLogits, Path], tmp_path: Path
+    odd: tuple[PixelsToLogits, Path], name: str, tmp_path: Path
 ) -> None:
-    for name in backend_names():
-        names = [layer.name for layer in report_of(name, *odd, tmp_path).in_float]
-        assert all(names) and len(set(names)) == len(ODD)
+    names = [layer.name for layer in report_of(name, *odd, tmp_path).in_float]
+    assert all(names) and len(set(names)) == len(ODD)
 
 
 def test_onnx_names_are_those_of_the_file(odd: tuple[PixelsToLogits, Path], tmp_path: Path) -> None:

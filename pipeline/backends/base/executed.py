@@ -46,7 +46,7 @@ def execution_report(
         layers: in any order.
         input_type: NumPy's name of the model's input type.
         output_type: of its output type.
-        partitions: how LiteRT splits the graph; None for other runtimes.
+        partitions: how the runtime splits the graph; None for one that has no delegates.
     """
     layers = list(layers)
     floats = [FloatLayer(name=layer.name, macs=layer.macs) for layer in layers if not layer.int8]

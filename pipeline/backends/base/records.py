@@ -27,7 +27,7 @@ class FloatLayer(Record):
 
 
 class Partitions(Record):
-    """How LiteRT divides a graph between a delegate and its built-in kernels."""
+    """How a runtime divides a graph between a delegate and its own, built-in kernels."""
 
     delegated: int = Field(description="partitions that the delegate runs")
     builtin: dict[str, int] = Field(description="operators left to built-in kernels, by kind")

@@ -1,0 +1,1 @@
+"""ExecuTorch on phones, boards and CPUs, by its XNNPACK delegate."""

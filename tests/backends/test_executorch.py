@@ -1,0 +1,109 @@
+"""What is particular to ExecuTorch's artifacts, through ExecuTorch itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.backends.base.job import Compiled, Job
+from pipeline.backends.base.records import Partitions
+from pipeline.core.errors import PipelineError
+from pipeline.networks.pixels import PixelsToLogits, student_normalisation
+
+pytest.importorskip("executorch", reason="no ExecuTorch: pip install '.[executorch]'")
+
+from pipeline.backends.executorch.compile import Compiler
+from pipeline.backends.executorch.inspect import inspect
+from pipeline.backends.executorch.lower import convert, quantized
+from pipeline.backends.executorch.program import Graph, Program
+from pipeline.backends.executorch.run import load
+from pipeline.backends.executorch.spec import Settings
+
+Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
+Made = Callable[[str, str], tuple[Path, Compiled]]
+CAST_ALONE = Partitions(delegated=1, builtin={"_to_dim_order_copy uint8": 1})
+
+
+def only_graph(content: bytes) -> Graph:
+    (graph,) = Program(content).graphs
+    return graph
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_xnnpack_runs_everything_but_the_cast_of_the_pixels(made: Made, precision: str) -> None:
+    assert made("executorch", precision)[1].execution.partitions == CAST_ALONE
+
+
+def test_pixels_are_quantized_exactly_though_calibration_lacks_the_darkest(made: Made) -> None:
+    graph = only_graph(made("executorch", "int8")[0].read_bytes())
+    first = next(node for kind, node in graph.nodes() if kind == "Convert")
+    value = graph.values[first.outputId]
+    assert (value.dtype, value.scale, value.zero_point) == ("qint8", 1 / 64, 0)
+
+
+def test_a_program_taken_apart_and_written_again_gives_the_same_logits(
+    made: Made, test_images: Images
+) -> None:
+    content, images = made("executorch", "int8")[0].read_bytes(), test_images[0][:8]
+    again = Program(content).content()
+    np.testing.assert_array_equal(load(again, 1)(images), load(content, 1)(images))
+
+
+def test_any_memory_layout_of_pixels_is_taken(made: Made, test_images: Images) -> None:
+    run, images = load(str(made("executorch", "int8")[0]), 1), test_images[0][:2]
+    other = np.ascontiguousarray(images.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+    np.testing.assert_array_equal(run(other), run(images))
+
+
+def test_programs_outlive_a_change_of_threads(made: Made, test_images: Images) -> None:
+    """All share one pool of threads, which another number of them replaces."""
+    file, images = str(made("executorch", "int8")[0]), test_images[0][:4]
+    first = load(file, 1)
+    expected = first(images)
+    for threads in (2, 1):
+        another = load(file, threads)
+        np.testing.assert_array_equal(another(images), expected)
+        np.testing.assert_array_equal(first(images), expected)
+
+
+def test_a_clamp_behind_a_layer_bounds_its_range(job: Callable[..., Job]) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 8, 3)
+    with torch.no_grad():
+        conv.weight *= 30  # far beyond 6
+    network = nn.Sequential(conv, nn.ReLU6(inplace=True), nn.Flatten(), nn.Linear(8 * 26 * 26, 3))
+    plain = replace(job("int8", "executorch"), rounded=True)  # ranges span all images
+    model = PixelsToLogits(quantized(network.eval(), plain), student_normalisation(3))
+    content = convert(model, torch.tensor(plain.calibration[:1]))
+    graph = only_graph(content)
+    node = next(node for kind, node in graph.nodes() if kind == "Conv2d")
+    value = graph.values[node.outputId]
+    assert value.scale == pytest.approx(6 / 255, rel=1e-5) and value.zero_point == -128
+    assert inspect(content).int8_mac_share == 1
+
+
+def test_a_hard_sigmoid_adds_no_cast_of_a_constant() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Hardsigmoid(inplace=True), nn.Hardswish(True))
+    model = PixelsToLogits(network, student_normalisation(1)).eval()
+    pixels = torch.randint(0, 256, (1, 9, 9, 1), dtype=torch.uint8)
+    content = convert(model, pixels)
+    assert inspect(content).partitions == CAST_ALONE
+    with torch.no_grad():
+        expected = model(pixels).numpy()
+    np.testing.assert_allclose(load(content, 1)(pixels.numpy()), expected, atol=1e-5)
+
+
+def test_a_program_that_takes_no_pixels_is_refused(made: Made, tmp_path: Path) -> None:
+    program = Program(made("executorch", "int8")[0].read_bytes())
+    program.feed_normalised()
+    file = tmp_path / "model.pte"
+    file.write_bytes(program.content())
+    with pytest.raises(PipelineError, match="reads its pixels in an unknown way"):
+        Compiler(Settings(precisions=("int8",))).float_fed(file)
