@@ -16,11 +16,12 @@ from pipeline.backends.base.job import Compiled, Job
 from pipeline.backends.base.records import Partitions
 from pipeline.core.errors import PipelineError
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
+from pipeline.networks.weights import load_pixels_to_logits
 
 pytest.importorskip("executorch", reason="no ExecuTorch: pip install '.[executorch]'")
 
 from pipeline.backends.executorch.compile import Compiler
-from pipeline.backends.executorch.inspect import inspect
+from pipeline.backends.executorch.inspect import in_float, inspect
 from pipeline.backends.executorch.lower import convert, quantized
 from pipeline.backends.executorch.program import Graph, Program
 from pipeline.backends.executorch.run import load
@@ -107,3 +108,12 @@ def test_a_program_that_takes_no_pixels_is_refused(made: Made, tmp_path: Path) -
     file.write_bytes(program.content())
     with pytest.raises(PipelineError, match="reads its pixels in an unknown way"):
         Compiler(Settings(precisions=("int8",))).float_fed(file)
+
+
+def test_operators_that_stay_in_float_are_told(made: Made, job: Callable[..., Job]) -> None:
+    model, _ = load_pixels_to_logits(job("int8").weights)
+    swishes = sum(isinstance(module, nn.Hardswish) for module in model.modules())
+    file, compiled = made("executorch", "int8")
+    found = in_float(file.read_bytes())
+    assert found.get("Hardswish", 0) == swishes
+    assert compiled.notes == () if not found else f"{swishes} Hardswish" in compiled.notes[0]

@@ -20,6 +20,7 @@ from pipeline.core.errors import PipelineError
 
 MODEL_FILE = "model.pte"
 _QUANTIZER = "torchao PT2E by XNNPACKQuantizer: static, int8 weights per channel"
+_FLOATS = "XNNPACK computes these in float, between conversions, beside layers: {}"
 
 
 class Compiler(Base):
@@ -33,13 +34,18 @@ class Compiler(Base):
     def compile(self, job: Job, folder: Path) -> Compiled:
         """Write `model.pte`: input `image` uint8 [1, H, W, C], output `logits` float32."""
         with _quiet():
-            from pipeline.backends.executorch.inspect import inspect, layer_names
+            from pipeline.backends.executorch.inspect import in_float, inspect, layer_names
 
         content = _lowered(job)
         (folder / MODEL_FILE).write_bytes(content)
         kept = job.kept_float(layer_names(content)) if job.recipe.float_layers else ()
-        quantizer = _QUANTIZER if job.artifact.int8 else None
-        return Compiled(MODEL_FILE, quantizer, inspect(content), kept_float=kept)
+        execution, quantizer = inspect(content), None
+        notes: tuple[str, ...] = ()
+        if job.artifact.int8:
+            quantizer = _QUANTIZER
+            floats = ", ".join(f"{count} {kind}" for kind, count in in_float(content).items())
+            notes = (_FLOATS.format(floats),) if floats else ()
+        return Compiled(MODEL_FILE, quantizer, execution, notes, kept)
 
     def in_float(self, job: Job, folder: Path) -> Path:
         artifact = replace(job.artifact, precision="fp32")

@@ -24,6 +24,8 @@ ATTENTION = "ScaledDotProductAttention"
 PORTABLE = ("convolution", "linear", "addmm", "mm", "bmm")
 """Of ExecuTorch's own kernels, all of which compute in float."""
 
+_MOVING = ("Convert", "Copy", "StaticReshape", "StaticSlice", "StaticTranspose")
+
 _TYPES = {
     ScalarType.BYTE: "uint8",
     ScalarType.CHAR: "int8",
@@ -48,6 +50,21 @@ def inspect(content: bytes) -> ExecutionReport:
         _dtype(program, program.plan.outputs[0]),
         Partitions(delegated=delegated, builtin=dict(sorted(builtin.items()))),
     )
+
+
+def in_float(content: bytes) -> dict[str, int]:
+    """Operators of an int8 file that XNNPACK computes in float, by kind, without layers.
+
+    What stands in front of the first rounding is the exact normalisation of pixels.
+    """
+    found: Counter[str] = Counter()
+    for graph in Program(content).graphs:
+        rounded = False
+        for kind, node in graph.nodes():
+            rounded |= kind == "Convert"
+            if rounded and kind not in (*LAYERS, *_MOVING):
+                found[kind] += graph.values[node.outputId].dtype == "fp32"
+    return dict(sorted((+found).items()))
 
 
 def layer_names(content: bytes) -> list[str]:

@@ -113,15 +113,27 @@ def _plain(model: torch.nn.Module, example: torch.Tensor) -> torch.nn.Module:
 def convert(model: torch.nn.Module, pixels: torch.Tensor) -> bytes:
     """A .pte program of `model`, in float or quantized, for inputs shaped like `pixels`."""
     exported = export(model, (pixels,))
-    # ExecuTorch's own decomposition has whole numbers, which are cast in every inference.
-    exported = exported.run_decompositions({torch.ops.aten.hardsigmoid.default: _hard_sigmoid})
+    exported = exported.run_decompositions(
+        {
+            torch.ops.aten.hardsigmoid.default: _hard_sigmoid,
+            torch.ops.aten.adaptive_avg_pool2d.default: _average_pool,
+        }
+    )
     edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
     program = edge.to_executorch(ExecutorchBackendConfig(extract_delegate_segments=True))
     return cast(bytes, program.buffer)
 
 
 def _hard_sigmoid(x: torch.Tensor) -> torch.Tensor:
+    """Without torch's whole numbers, which would be cast in every inference."""
     return torch.nn.functional.hardtanh(x + 3.0, 0.0, 6.0) * (1 / 6)
+
+
+def _average_pool(x: torch.Tensor, size: list[int]) -> torch.Tensor:
+    """Without torch's change of strides, which XNNPACK does not have, where a mean does it."""
+    if all(one == 1 for one in size):
+        return x.mean((-2, -1), keepdim=True)
+    return cast(torch.Tensor, torch.ops.aten._adaptive_avg_pool2d.default(x, size))
 
 
 def _quantizer(job: Job) -> XNNPACKQuantizer:

@@ -14,7 +14,8 @@ _AFTER_USE = """
 ExecuTorch's libraries for Android, iOS and C++ run model.pte as it is
 (<https://docs.pytorch.org/executorch>): method `forward`, input `image` uint8 [1, H, W, C], output
 `logits` float32 [1, classes]. They have to bring the XNNPACK backend and the portable kernels.
-runtime.py uses the Python interface, which needs torch; an app does not.
+runtime.py uses the Python interface, which needs torch; an app does not. Beside torch and NumPy,
+`pip install --no-deps executorch` is enough: its other packages belong to the compiler.
 """
 
 
