@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipeline.backends.base.artifact import BUNDLES
 from pipeline.backends.base.registry import backend
-from pipeline.bundle.model_card import readme
+from pipeline.bundle.readme import readme
 from pipeline.bundle.records import Bundle
 from pipeline.bundle.write import _copy_scripts, _write_sums, write_bundles
 from pipeline.cli.params import Params

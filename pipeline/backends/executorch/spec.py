@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.backends.base.spec import FLOAT32, INT8, Backend, BackendSettings, pinned, versions
+from pipeline.backends.base.spec import FLOAT32, INT8, Backend, BackendSettings, versions
 
 _AFTER_USE = """
 ## In an app
@@ -40,7 +40,7 @@ class ExecuTorch(Backend):
 
     def install(self) -> dict[str, tuple[str, ...]]:
         torch = versions(("torch",))["torch"].partition("+")[0]
-        return {"runtime": (f"{pinned('executorch')} torch=={torch}",)}
+        return {"runtime": (f"{self.range_of('executorch')} torch=={torch}",)}
 
 
 BACKEND = ExecuTorch()
