@@ -1,4 +1,4 @@
-"""How to use a bundle: the first part of its README.md, for readers who do not know this project."""
+"""How to use a bundle, the first part of its README.md, for readers new to this project."""
 
 from __future__ import annotations
 
