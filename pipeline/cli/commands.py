@@ -66,9 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "--save", type=Path, metavar="FILE", help="write the records as a baseline and exit"
     )
     inspect = add("inspect", _inspect, "say what is inside a model file that anybody has made")
-    inspect.epilog = (
-        "Files: .tflite, .onnx, .xml of OpenVINO, those of other backends. See docs/inspect.md."
-    )
+    inspect.epilog = "Files: .tflite, .onnx, .pte, .xml of OpenVINO. See docs/inspect.md."
     inspect.add_argument("file", type=Path, metavar="FILE", help="the model")
     inspect.add_argument(
         "--against", type=Path, metavar="FILE", help="the same network before it was quantized"

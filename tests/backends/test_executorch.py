@@ -20,12 +20,22 @@ from pipeline.networks.weights import load_pixels_to_logits
 
 pytest.importorskip("executorch", reason="no ExecuTorch: pip install '.[executorch]'")
 
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+    XNNPACKQuantizer,
+    get_symmetric_quantization_config,
+)
+from executorch.exir import to_edge_transform_and_lower
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
 from pipeline.backends.executorch.compile import Compiler
 from pipeline.backends.executorch.inspect import in_float, inspect
 from pipeline.backends.executorch.lower import convert, quantized
 from pipeline.backends.executorch.program import Graph, Program
+from pipeline.backends.executorch.reader import trace
 from pipeline.backends.executorch.run import load
 from pipeline.backends.executorch.spec import Settings
+from pipeline.cli.inspect.report import report_on
 
 Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 Made = Callable[[str, str], tuple[Path, Compiled]]
@@ -119,3 +129,56 @@ def test_operators_that_stay_in_float_are_told(made: Made, job: Callable[..., Jo
     told = "".join(compiled.notes)
     assert all(f"{count} {kind}" in told for kind, count in found.items())
     assert bool(told) == bool(found)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_inspect_finds_what_the_artifacts_record_says(made: Made, precision: str) -> None:
+    file, compiled = made("executorch", precision)
+    found = report_on(file, {})
+    assert found.macs == compiled.execution.macs
+    assert found.int8_executed == found.int8_written == compiled.execution.int8_mac_share
+    assert found.weights == ("per channel" if precision == "int8" else None)
+    assert [port.shape for port in found.anatomy.inputs] == [(1, 28, 28, 3)]
+
+
+def test_a_trace_ends_in_the_logits(made: Made, test_images: Images) -> None:
+    file, images = made("executorch", "int8")[0], test_images[0][:4]
+    found = trace(file, {"input_0": images})
+    np.testing.assert_array_equal(found.outputs["output_0"], load(str(file), 1)(images))
+    assert len(found.layers) == len(report_on(file, {}).layers)
+
+
+def lowered(network: nn.Module, example: torch.Tensor, *, delegate: bool) -> bytes:
+    """By ExecuTorch's own defaults, as anybody lowers a network."""
+    parts = [XnnpackPartitioner()] if delegate else []
+    edge = to_edge_transform_and_lower(torch.export.export(network, (example,)), partitioner=parts)
+    return bytes(edge.to_executorch().buffer)
+
+
+def test_programs_of_others_are_told_apart(tmp_path: Path) -> None:
+    network, example = nn.Sequential(nn.Linear(32, 8), nn.ReLU()).eval(), torch.randn(2, 32)
+    graph = torch.export.export(network, (example,)).module()
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    prepared = prepare_pt2e(graph, XNNPACKQuantizer().set_global(config))
+    prepared(example)
+    anew = convert_pt2e(prepared)
+    for name, content, precision, others in (
+        ("plain", lowered(network, example, delegate=True), "float32", False),
+        ("portable", lowered(network, example, delegate=False), "float32", True),
+        ("dynamic", lowered(anew, example, delegate=True), "dynamic int8", False),
+    ):
+        file = tmp_path / f"{name}.pte"
+        file.write_bytes(content)
+        found = report_on(file, {})
+        assert found.shares(executed=True) == {precision: 1.0}, name
+        assert found.macs == 2 * 32 * 8 and found.int8_executed == 0
+        assert found.anatomy.parameters >= 32 * 8
+        assert (found.anatomy.cut or "").startswith("XnnpackBackend takes 0") == others
+
+
+@pytest.mark.parametrize("size", [0, 20, 3000])
+def test_a_truncated_program_is_told(made: Made, tmp_path: Path, size: int) -> None:
+    file = tmp_path / "cut.pte"
+    file.write_bytes(made("executorch", "fp32")[0].read_bytes()[:size])
+    with pytest.raises(PipelineError, match="is damaged"):
+        report_on(file, {})

@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.backends.base.job import Job
 from pipeline.backends.base.records import ArtifactRecord
-from pipeline.backends.base.registry import backend, backend_names
+from pipeline.backends.base.registry import backend
 from pipeline.backends.base.spec import BackendSettings, versions
 from pipeline.bundle.write import write_bundles
 from pipeline.cli.params import load_params
@@ -64,7 +64,7 @@ def ship(tree: dict[str, Any], job: Callable[..., Job]) -> dict[str, list[Path]]
     write_training("students", STUDENT)
     for name, precision in params.backends.pairs():
         compile_artifact(job(precision, name), params.backends.settings(name))
-    found = {name: [] for name in backend_names()}
+    found: dict[str, list[Path]] = {name: [] for name in params.backends.enabled}
     for bundle in write_bundles(params):
         path = Path(f"models/bundles/{STUDENT}-{bundle.backend}-{bundle.precision}").resolve()
         found[bundle.backend].append(path)

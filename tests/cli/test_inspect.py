@@ -247,9 +247,9 @@ def test_weights_that_lie_apart_are_found_or_missed(make: Make, tmp_path: Path) 
 def test_a_custom_operator_of_tflite_is_named(make: Make, tmp_path: Path) -> None:
     from ai_edge_litert.schema_py_generated import BuiltinOperator
 
-    from pipeline.backends.tflite.convert import _edited
+    from pipeline.backends.tflite.convert import edited
 
-    with _edited(make("images.tflite").read_bytes()) as edit:
+    with edited(make("images.tflite").read_bytes()) as edit:
         (mean,) = [
             code for code in edit.model.operatorCodes if code.builtinCode == BuiltinOperator.MEAN
         ]

@@ -39,15 +39,15 @@ def inspect(content: bytes) -> ExecutionReport:
     """The execution report of a .pte file; layers are named by kind and place, from 0."""
     program = Program(content)
     builtin = Counter(
-        f"{name} {_dtype(program, arguments[0])}"
+        f"{name} {dtype_of(program, arguments[0])}"
         for name, graph, arguments in program.steps()
         if graph is None
     )
     delegated = sum(graph is not None for _, graph, _ in program.steps())
     return execution_report(
-        _layers(program),
-        _dtype(program, program.plan.inputs[0]),
-        _dtype(program, program.plan.outputs[0]),
+        [layer for _, _, layer in layers_of(program)],
+        dtype_of(program, program.plan.inputs[0]),
+        dtype_of(program, program.plan.outputs[0]),
         Partitions(delegated=delegated, builtin=dict(sorted(builtin.items()))),
     )
 
@@ -69,14 +69,19 @@ def in_float(content: bytes) -> dict[str, int]:
 
 def layer_names(content: bytes) -> list[str]:
     """Names of all conv and linear layers, in order of execution."""
-    return [layer.name for layer in _layers(Program(content))]
+    return [layer.name for _, _, layer in layers_of(Program(content))]
 
 
-def layer_outputs(content: bytes, images: NDArray[np.uint8]) -> LayerOutputs:
+def layer_outputs(content: bytes, images: NDArray[Any], step: int = 1) -> LayerOutputs:
     """`Compiler.layer_outputs` of a .pte file: XNNPACK's own tensors, given out, too.
 
     All are named by their position. Layers outside of XNNPACK, and those between two of its graphs,
     are left out.
+
+    Args:
+        content: of the file.
+        images: what it takes, `step` samples a call.
+        step: the batch that it was made for.
     """
     program = Program(content)
     found: dict[str, tuple[Value, int, bool]] = {}
@@ -98,8 +103,8 @@ def layer_outputs(content: bytes, images: NDArray[np.uint8]) -> LayerOutputs:
             position += 1
     execute = load_method(program.content(), threads=1)
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in found}
-    for i in range(len(images)):
-        outputs = execute(images[i : i + 1])
+    for i in range(0, len(images), step):
+        outputs = execute(images[i : i + step])
         for name, (value, place, channels_last) in found.items():
             real = _real(value, outputs[place])
             parts[name].append(np.moveaxis(real, -1, 1) if channels_last else real)
@@ -126,21 +131,22 @@ def _real(value: Value, output: NDArray[Any]) -> NDArray[np.float32]:
     return floats
 
 
-def _layers(program: Program) -> list[ExecutedLayer]:
-    layers: list[ExecutedLayer] = []
+def layers_of(program: Program) -> Iterator[tuple[Graph | None, Any, ExecutedLayer]]:
+    """Each layer with XNNPACK's graph and node, in order of execution; None for other kernels."""
+    place = 0
     for name, graph, arguments in program.steps():
         if graph is not None:
-            layers += (
-                _delegated(graph, kind, node, len(layers) + i)
-                for i, (kind, node) in enumerate(_of_kind(graph))
-            )
+            for kind, node in _of_kind(graph):
+                yield graph, node, _delegated(graph, kind, node, place)
+                place += 1
         elif name in PORTABLE:
-            left, right, output = (_sizes(program, arguments[i]) for i in (*_operands(name), -1))
+            left, right = (program.sizes(arguments[i]) for i in _operands(name))
+            output = program.sizes(arguments[-1])
             macs = math.prod(output) * math.prod(right) // right[0]
             if name in ("addmm", "mm", "bmm"):
                 macs = matrix_macs(left, output)
-            layers.append(ExecutedLayer(f"{name} {len(layers)}", macs, False, None))
-    return layers
+            yield None, None, ExecutedLayer(f"{name} {place}", macs, False, None)
+            place += 1
 
 
 def _of_kind(graph: Graph) -> Iterator[tuple[str, Any]]:
@@ -169,13 +175,7 @@ def _delegated(graph: Graph, kind: str, node: Any, place: int) -> ExecutedLayer:
     return ExecutedLayer(name, macs, int8, per_channel)
 
 
-def _sizes(program: Program, index: int) -> list[int]:
-    tensor = program.tensor(index)
-    assert tensor is not None
-    return list(tensor.sizes)
-
-
-def _dtype(program: Program, index: int) -> str:
+def dtype_of(program: Program, index: int) -> str:
     """NumPy's name of a tensor's type; ExecuTorch's own for others, nothing for a scalar."""
     tensor = program.tensor(index)
     if tensor is None:

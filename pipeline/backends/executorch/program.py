@@ -35,6 +35,8 @@ ALIGNMENT = 16
 """Of tensors in a program's memory and of the parts of a graph, in bytes."""
 CAST = "_to_dim_order_copy"
 """ExecuTorch's operator that casts."""
+XNNPACK = "XnnpackBackend"
+"""The name of its delegate."""
 OUTPUT = 2
 """The flag XNN_VALUE_FLAG_EXTERNAL_OUTPUT."""
 
@@ -123,28 +125,42 @@ class Graph:
 
 
 class Program:
-    """The method `forward` of a .pte file, with XNNPACK as its only delegate."""
+    """The method `forward` of a .pte file; what is no graph of XNNPACK stays closed."""
 
     def __init__(self, content: bytes) -> None:
         self._file: PTEFile = deserialize_pte_binary(content)
-        (self.plan,) = self._file.program.execution_plan
-        self.graphs = [Graph(self._blob(i).data) for i in range(len(self.plan.delegates))]
+        plans = {plan.name: plan for plan in self._file.program.execution_plan}
+        if "forward" not in plans:
+            raise ValueError(f"it has no method `forward`, but {', '.join(plans)}")
+        self.plan: ExecutionPlan = plans["forward"]
+        self._graphs = [
+            Graph(self._blob(i).data) if delegate.id == XNNPACK else None
+            for i, delegate in enumerate(self.plan.delegates)
+        ]
 
-    plan: ExecutionPlan
+    @property
+    def graphs(self) -> list[Graph]:
+        """Those of XNNPACK."""
+        return [graph for graph in self._graphs if graph is not None]
+
+    def foreign(self) -> list[str]:
+        """The names of other delegates, once for each of their graphs."""
+        return [delegate.id for delegate in self.plan.delegates if delegate.id != XNNPACK]
 
     def content(self) -> bytes:
         """As a file."""
-        for i, graph in enumerate(self.graphs):
-            self._blob(i).data = graph.content()
+        for i, graph in enumerate(self._graphs):
+            if graph is not None:
+                self._blob(i).data = graph.content()
         return bytes(serialize_pte_binary(self._file, extract_delegate_segments=True))
 
     def steps(self) -> Iterator[tuple[str, Graph | None, Sequence[int]]]:
-        """Name, XNNPACK's graph and arguments of each step; no graph for a portable kernel."""
+        """Name, XNNPACK's graph and arguments of each step; no graph for what others compute."""
         for instruction in self.plan.chains[0].instructions:
             call = instruction.instr_args
             if isinstance(call, DelegateCall):
                 its = self.plan.delegates[call.delegate_index].id
-                yield its, self.graphs[call.delegate_index], call.args
+                yield its, self._graphs[call.delegate_index], call.args
             elif isinstance(call, KernelCall):
                 operator = self.plan.operators[call.op_index]
                 yield operator.name.partition("::")[2], None, call.args
@@ -153,6 +169,26 @@ class Program:
         """The program's value, where it is a tensor."""
         value = self.plan.values[index].val
         return value if isinstance(value, Tensor) else None
+
+    def sizes(self, index: int) -> list[int]:
+        """The shape of the program's value; of a scalar nothing."""
+        tensor = self.tensor(index)
+        return [] if tensor is None else list(tensor.sizes)
+
+    def parameters(self) -> int:
+        """Elements of all constants, also of those inside XNNPACK's graphs."""
+        shapes = [
+            value.val.sizes
+            for value in self.plan.values
+            if isinstance(value.val, Tensor) and value.val.data_buffer_idx
+        ]
+        shapes += [
+            value.dims
+            for graph in self.graphs
+            for value in graph.values.values()
+            if value.table.constantBufferIdx
+        ]
+        return sum(math.prod(shape) for shape in shapes)
 
     def add_output(self, step: int, value: Value) -> None:
         """Give out a value inside a graph of XNNPACK, too: in float32 or int8, as it is.
@@ -164,7 +200,8 @@ class Program:
         kind, width = (ScalarType.CHAR, 1) if value.dtype == "qint8" else (ScalarType.FLOAT, 4)
         call = self.plan.chains[0].instructions[step].instr_args
         assert isinstance(call, DelegateCall)
-        graph = self.graphs[call.delegate_index]
+        graph = self._graphs[call.delegate_index]
+        assert graph is not None
         offset = _aligned(self.plan.non_const_buffer_sizes[1])
         self.plan.non_const_buffer_sizes[1] = offset + width * math.prod(value.dims)
         logits = self.tensor(self.plan.outputs[0])

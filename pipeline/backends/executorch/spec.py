@@ -36,6 +36,7 @@ class ExecuTorch(Backend):
     settings = Settings
     tolerances: ClassVar = {"fp32": FLOAT32, "int8": INT8}
     hub_library = "executorch"
+    reads = (".pte",)
     after_use = _AFTER_USE
 
     def install(self) -> dict[str, tuple[str, ...]]:
