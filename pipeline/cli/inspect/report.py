@@ -24,7 +24,6 @@ from pipeline.backends.base.anatomy import (
 )
 from pipeline.backends.base.registry import backend, backend_names
 from pipeline.core.errors import PipelineError
-from pipeline.core.params import nearest
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def find_reader(file: Path) -> Reader:
     if file.suffix.lower() not in known:
         what = f"files with the suffix `{file.suffix}` cannot be inspected"
         raise PipelineError(
-            f"{what}{nearest(file.suffix, known)}",
+            f"{what}; known are {', '.join(sorted(known))}",
             where=str(file),
             fix="convert it to one of these",
         )
