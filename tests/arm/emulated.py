@@ -33,7 +33,8 @@ from pipeline.core.files import whole_folder
 
 CACHE = Path(".work/arm").absolute()
 RESULTS = CACHE / "results"
-DEBIAN = "http://deb.debian.org/debian"
+MIRROR = "DEBIAN_MIRROR"
+"""Environment variable: where Debian's packages come from; by default as on this machine."""
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 QEMU_SUITE = "trixie"
 """Of QEMU 10. The 7.2 of bookworm crashes in LiteRT and ONNX Runtime."""
@@ -208,7 +209,7 @@ def _fetched(
     for folder in ("etc/preferences.d", "state/lists/partial", "cache/archives/partial"):
         (own / folder).mkdir(parents=True, exist_ok=True)
     (own / "state/status").touch()
-    source = f"deb [signed-by={_keyring()}] {DEBIAN} {suite} main\n"
+    source = f"deb [signed-by={_keyring()}] {_mirror()} {suite} main\n"
     (own / "etc/sources.list").write_text(source)
     settings = {
         "Dir::Etc": own / "etc",
@@ -231,6 +232,20 @@ def _fetched(
             _output("dpkg-deb", "--extract", str(archive), str(scratch))
     shutil.rmtree(own)
     return place
+
+
+def _mirror() -> str:
+    """Where Debian's packages come from."""
+    if asked := os.environ.get(MIRROR):
+        return asked
+    known = _output("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages")
+    found = sorted(one for one in set(known.split()) if one.rstrip("/").endswith("/debian"))
+    if not found:
+        raise PipelineError(
+            "apt knows no mirror of Debian, whose packages the systems are made of",
+            fix=f"name one by the environment variable {MIRROR}",
+        )
+    return found[0]
 
 
 def _keyring() -> Path:

@@ -36,6 +36,21 @@ def test_a_system_gets_what_the_bundle_says_itself(
     assert emulated.command(SimpleNamespace(install=install), system) == asked
 
 
+def test_packages_come_from_where_this_machine_gets_them_or_as_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(emulated.MIRROR, "http://mirror/debian")
+    assert emulated._mirror() == "http://mirror/debian"
+    monkeypatch.delenv(emulated.MIRROR)
+    monkeypatch.setattr(
+        emulated, "_output", lambda *_: "http://a/debian-security/\nhttp://b/debian/\n"
+    )
+    assert emulated._mirror() == "http://b/debian/"
+    monkeypatch.setattr(emulated, "_output", lambda *_: "http://c/ubuntu/\n")
+    with pytest.raises(PipelineError, match=emulated.MIRROR):
+        emulated._mirror()
+
+
 @pytest.mark.parametrize(
     ("written", "verdict", "why"),
     [

@@ -61,19 +61,11 @@ def runtime(name: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(pins, folder / "runtime.json")
         shutil.copyfile(PAGE / "serve.py", folder / "serve.py")
-        done = python(folder / "serve.py", "--fetch", "--registry", registry())
+        done = python(folder / "serve.py", "--fetch")
         if done.returncode:
             pytest.skip(f"the npm packages of web/runtime.json cannot be had: {done.stderr}")
         (folder / "fetched").touch()
     return folder / "runtime"
-
-
-def registry() -> str:
-    """Where npm gets packages on this machine."""
-    npm = shutil.which("npm")
-    if npm is None:
-        return "https://registry.npmjs.org"
-    return subprocess.check_output([npm, "config", "get", "registry"], text=True).strip()
 
 
 @pytest.fixture
@@ -549,7 +541,7 @@ def test_the_page_is_small_and_asks_nobody_but_the_pinned_cdn() -> None:
         assert sum(file.stat().st_size for file in parts) < MOST_BYTES
         for file in parts:
             addresses = set(re.findall(r"https?://([\w.-]+)", file.read_text()))
-            assert addresses <= {"cdn.jsdelivr.net", "registry.npmjs.org", "localhost"}, file
+            assert addresses <= {"cdn.jsdelivr.net", "localhost"}, file
 
 
 def test_serve_isolates_the_page_and_serves_the_bundle_alone(
@@ -602,3 +594,6 @@ def test_fetch_refuses_a_package_that_is_not_the_pinned_one(
     assert not (folder / "web/runtime").exists()
     done = python(*command, (tmp_path / "none").as_uri())
     assert done.returncode == 1 and "Traceback" not in done.stderr
+    done = python(*command[:2], PATH=str(tmp_path), NPM_CONFIG_REGISTRY="")
+    assert done.returncode == 1 and "name one by --registry" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -17,8 +17,10 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import socket
 import ssl
+import subprocess
 import sys
 import tarfile
 import urllib.request
@@ -26,7 +28,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 WEB = Path(__file__).resolve().parent
-REGISTRY = "https://registry.npmjs.org"
 MOST_BYTES = 200 << 20
 """Of a package; those that are pinned have 12 and 33 MB."""
 
@@ -70,19 +71,19 @@ def main() -> int:
     parser.add_argument("--fetch", action="store_true", help="fetch the runtime, and end")
     parser.add_argument(
         "--registry",
-        default=os.environ.get("NPM_CONFIG_REGISTRY", REGISTRY),
+        default=os.environ.get("NPM_CONFIG_REGISTRY"),
         metavar="URL",
-        help="of npm packages",
+        help="of npm packages; that of npm, where it is installed",
     )
     arguments = parser.parse_args()
     try:
         if arguments.fetch:
-            fetch(arguments.registry)
+            fetch(arguments.registry or npm_registry())
         else:
             serve(arguments.host, arguments.port, arguments.certificate)
     except KeyboardInterrupt:
         return 130
-    except (OSError, ValueError, OverflowError) as error:
+    except (OSError, ValueError, OverflowError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -104,6 +105,15 @@ def serve(host: str, port: int, certificate: str | None) -> None:
     name = socket.gethostname() if host == "0.0.0.0" else host
     print(f"{scheme}://{name}:{server.server_address[1]}/web/", flush=True)
     server.serve_forever()
+
+
+def npm_registry() -> str:
+    """Where npm gets its packages on this machine; `ValueError` without npm."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise ValueError("there is no npm, whose registry would be asked: name one by --registry")
+    command = [npm, "config", "get", "registry"]
+    return subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.decode().strip()
 
 
 def fetch(registry: str, folder: Path = WEB) -> None:
