@@ -30,6 +30,18 @@ def shorten(text: str, limit: int = 60) -> str:
     return readable(text, limit).replace("\n", " ")
 
 
+def first_line(error: Exception, skip: tuple[str, ...] = ()) -> str:
+    """The first line of what a library says, of at most 200 characters; its type if it is silent.
+
+    Args:
+        error: that it raised.
+        skip: beginnings of lines that tell nothing, where there are others.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(skip)] if skip else lines
+    return shorten((telling or lines or [type(error).__name__])[0], 200)
+
+
 def show(value: object) -> str:
     """The `repr` of a value of any size, shortened to 60 characters."""
     if isinstance(value, int) and value.bit_length() > 1000:  # Python refuses 4,300 digits

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.patches import conv2d
+from pipeline.core.text import first_line
 from pipeline.data.views import Views
 from pipeline.training.convolutions import fast_conv2d
 from pipeline.training.objective import Objective, Recording, Run, Terms
@@ -149,9 +150,8 @@ class Step:
             with torch.cuda.graph(graph):
                 self._outcome = self._update(parts, self._progress)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
             raise PipelineError(
-                f"a step cannot be captured as a CUDA graph: {reason}",
+                f"a step cannot be captured as a CUDA graph: {first_line(error)}",
                 where=self.run.name,
                 fix="set `cuda_graph: false` in its `training`",
             ) from error

@@ -33,7 +33,7 @@ from pipeline.backends.executorch.inspect import (
 from pipeline.backends.executorch.program import XNNPACK, Graph, Program
 from pipeline.backends.executorch.run import load_method, versions
 from pipeline.core.errors import PipelineError
-from pipeline.core.text import shorten
+from pipeline.core.text import first_line
 
 _FLOATS = {"fp32": "float32", "fp16": "float16"}
 _ANEW = ("qdint8", "qpint8", "qduint8")
@@ -84,7 +84,9 @@ def trace(file: Path, inputs: Arrays) -> Trace:
         execute = load_method(str(file), threads=1)
         calls = [execute(values[i : i + step]) for i in range(0, len(values), step)]
     except RuntimeError as error:
-        raise PipelineError(f"ExecuTorch cannot run it: {_line(error)}", where=str(file)) from error
+        raise PipelineError(
+            f"ExecuTorch cannot run it: {first_line(error)}", where=str(file)
+        ) from error
     # Attention, two products in one, is no layer of `layer_outputs`.
     names = [layer.name for _, _, layer in layers_of(program) if ATTENTION not in layer.name]
     layers = tuple(TracedLayer(names[int(place)], output) for place, output in found.items())
@@ -107,7 +109,7 @@ def _runs(file: Path) -> tuple[bool, str | None]:
     try:
         load_method(str(file), threads=1)
     except RuntimeError as error:
-        return False, f"ExecuTorch refuses it: {_line(error)}"
+        return False, f"ExecuTorch refuses it: {first_line(error)}"
     return True, None
 
 
@@ -156,8 +158,3 @@ def _cut(program: Program) -> str:
     rest = ", ".join(f"{count} {kind}" for kind, count in left.most_common())
     text = f"{XNNPACK} takes {parts} part{'' if parts == 1 else 's'}; "
     return text + (f"others: {rest}" if rest else "nothing is left to others")
-
-
-def _line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return shorten(lines[0], 200) if lines else type(error).__name__

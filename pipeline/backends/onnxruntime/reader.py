@@ -29,7 +29,7 @@ from pipeline.backends.onnxruntime.files import load
 from pipeline.backends.onnxruntime.graph import Graph
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import temporary_folder
-from pipeline.core.text import shorten
+from pipeline.core.text import first_line
 from pipeline.export.session import _onnxruntime, open_session, versions
 
 _SIZES = dict[str, tuple[int, ...]]
@@ -193,7 +193,7 @@ def _values(model: onnx.ModelProto, names: list[str], inputs: Arrays) -> Arrays:
         session = open_session(probe.SerializeToString(), threads=1, level="DISABLE_ALL")
         return dict(zip(wanted, session.run(wanted, inputs), strict=True)) if wanted else {}
     except Exception as error:  # ONNX Runtime has a dozen types
-        raise PipelineError(f"ONNX Runtime cannot run it: {_first_line(error)}") from error
+        raise PipelineError(f"ONNX Runtime cannot run it: {first_line(error)}") from error
 
 
 def _optimized(source: str | bytes) -> tuple[onnx.ModelProto | None, str | None]:
@@ -212,7 +212,7 @@ def _optimized(source: str | bytes) -> tuple[onnx.ModelProto | None, str | None]
             runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
             return onnx.load(scratch / "optimized.onnx"), None
         except Exception as error:  # see `_values`
-            return None, f"ONNX Runtime refuses it: {_first_line(error)}"
+            return None, f"ONNX Runtime refuses it: {first_line(error)}"
 
 
 def _layers(graph: Graph, sizes: _SIZES, executed: Graph | None) -> tuple[FoundLayer, ...]:
@@ -309,8 +309,3 @@ def _real(graph: Graph, tensor: str, values: np.ndarray[Any, Any]) -> np.ndarray
 
 def _name(node: onnx.NodeProto) -> str:
     return node.name or node.output[0]
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return shorten(lines[0], 200) if lines else type(error).__name__

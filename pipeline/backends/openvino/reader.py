@@ -39,7 +39,7 @@ from pipeline.backends.openvino.kernels import (
 from pipeline.backends.openvino.run import _openvino, versions
 from pipeline.backends.openvino.run import read as read_model
 from pipeline.core.errors import PipelineError
-from pipeline.core.text import shorten
+from pipeline.core.text import first_line
 
 if TYPE_CHECKING:
     import openvino
@@ -106,7 +106,9 @@ def trace(file: Path, inputs: Arrays) -> Trace:
         answer = compiled([inputs[_name(value)] for value in model.inputs])
         found = [answer[i] for i in range(len(results) + len(ends))]
     except RuntimeError as error:
-        raise PipelineError(f"OpenVINO cannot run it: {_line(error)}", where=str(file)) from error
+        raise PipelineError(
+            f"OpenVINO cannot run it: {first_line(error, _IDLE)}", where=str(file)
+        ) from error
     values = [np.asarray(value, np.float32) for value in found]
     traced = zip(layers, values[len(names) :], strict=True)
     return Trace(
@@ -114,6 +116,9 @@ def trace(file: Path, inputs: Arrays) -> Trace:
         dict(zip(names, values, strict=False)),
     )
 
+
+_IDLE = ("Exception from", "Check '")
+"""Beginnings of lines of OpenVINO's errors that name its own sources alone."""
 
 _IN_FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
@@ -129,7 +134,7 @@ def _model(file: Path) -> openvino.Model:
         if not weights.is_file():
             what = f"its weights are not beside it: {weights.name}"
         else:
-            what = f"OpenVINO cannot read it: {_line(error)}"
+            what = f"OpenVINO cannot read it: {first_line(error, _IDLE)}"
         raise PipelineError(what, where=str(file)) from error
 
 
@@ -142,7 +147,7 @@ def _compiled(
     except RuntimeError as error:
         if isinstance(error, PipelineError):
             raise
-        return None, f"OpenVINO refuses it: {_line(error)}"
+        return None, f"OpenVINO refuses it: {first_line(error, _IDLE)}"
 
 
 def _reshape(model: openvino.Model, call: Shapes) -> None:
@@ -325,9 +330,3 @@ def _version(model: openvino.Model) -> str:
     except RuntimeError:
         return ""
     return f", by {info.split('-')[0]}"
-
-
-def _line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return shorten((telling or lines or [type(error).__name__])[0], 200)

@@ -33,7 +33,7 @@ from pipeline.backends.tflite.convert import quiet
 from pipeline.backends.tflite.inspect import _inside, _kind, _real
 from pipeline.backends.tflite.run import PACKAGES, _package, open_interpreter, versions
 from pipeline.core.errors import PipelineError
-from pipeline.core.text import shorten
+from pipeline.core.text import first_line
 
 WEIGHT = {
     "CONV_2D": 1,
@@ -100,7 +100,9 @@ def trace(file: Path, inputs: Arrays) -> Trace:
             interpreter.set_tensor(places[name], values)
         interpreter.invoke()
     except (ValueError, RuntimeError) as error:
-        raise PipelineError(f"LiteRT cannot run it: {_line(error)}", where=str(file)) from error
+        raise PipelineError(
+            f"LiteRT cannot run it: {first_line(error)}", where=str(file)
+        ) from error
     traced = []
     for operator in graph.graph.operators:
         if graph.kind(operator) in WEIGHT:
@@ -236,7 +238,7 @@ def _opened(file: Path, call: Shapes, **options: Any) -> tuple[Any, str | None]:
             interpreter.allocate_tensors()
             return interpreter, None
     except (ValueError, RuntimeError, TypeError) as error:  # UnicodeDecodeError is a ValueError
-        return None, f"LiteRT refuses it: {_line(error)}"
+        return None, f"LiteRT refuses it: {first_line(error)}"
 
 
 def _layer(
@@ -317,8 +319,3 @@ def _notes(graph: FileGraph) -> tuple[str, ...]:
 
 def _text(raw: Any) -> str:
     return raw.decode(errors="replace") if isinstance(raw, bytes) else str(raw or "")
-
-
-def _line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return shorten(lines[0], 200) if lines else type(error).__name__
