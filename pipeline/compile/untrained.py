@@ -22,6 +22,7 @@ from pipeline.compile.student import check_execution
 from pipeline.core.errors import PipelineError
 from pipeline.data.records import Manifest
 from pipeline.export.onnx import export_onnx
+from pipeline.networks.branches import fuse_branches
 from pipeline.networks.build import build_network
 from pipeline.networks.inference import predict, set_up_torch
 from pipeline.networks.layers import list_layers
@@ -124,6 +125,7 @@ def untrained(name: str, network: Network, shape: Shape, opset: int, folder: Pat
         std=normalisation.std, rejected=(),
     )  # fmt: skip
     save_model(folder, built, card)
+    fuse_branches(built.eval())
     file = folder / "model.onnx"
     export_onnx(model.eval(), card, opset, file)
     artifact = Artifact(name, "any", "any")

@@ -15,6 +15,7 @@ from pipeline.distill.params import DistillParams
 from pipeline.distill.recording import RecordedLogits, recorded_plan, student_views, wanted
 from pipeline.distill.records import TEACHER_LOGITS
 from pipeline.distill.teachers import load_teacher, teacher_digest
+from pipeline.networks.branches import has_branches
 from pipeline.networks.build import build_network
 from pipeline.networks.folding import fold_normalisation
 from pipeline.networks.inference import set_up_torch
@@ -76,7 +77,7 @@ def distill_student(
     about = facts(manifest, manifest.image_size, params.views, started)
     recipe = plan_recipe(distill.training, about, "students")
     plan = plan_views(shown, about, "students")
-    int8_phase = plan_int8_phase(distill.int8_phase, about)
+    int8_phase = plan_int8_phase(distill.int8_phase, about, has_branches(built))
     if fabric.is_global_zero:
         tell(name, started, plan, recipe, about, int8_phase)
     model = PixelsToLogits(built, normalisation)

@@ -13,6 +13,7 @@ from torch import nn
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256
 from pipeline.data.records import Manifest
+from pipeline.networks.branches import fuse_branches
 from pipeline.networks.build import build_network
 from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits
@@ -30,6 +31,8 @@ def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
 def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
     """The network of a `save_model` folder in eval mode, channels-last, and its card.
 
+    Branches that serve training alone are fused, see `fuse_branches`.
+
     Raises:
         PipelineError: for a card or weights that are missing, damaged or of another run.
     """
@@ -45,7 +48,8 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
         network, classes=len(card.classes), channels=card.channels, image_size=card.input_size
     )
     load_weights(model, folder / WEIGHTS)
-    return model.eval().to(memory_format=torch.channels_last), card  # type: ignore[call-overload]
+    fused = fuse_branches(model.eval())
+    return fused.to(memory_format=torch.channels_last), card  # type: ignore[call-overload]
 
 
 def load_pixels_to_logits(folder: Path) -> tuple[PixelsToLogits, ModelCard]:

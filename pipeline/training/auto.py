@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.core.errors import PipelineError
 from pipeline.data.params import Augment, ViewPlan, Views
 from pipeline.data.records import Manifest
 from pipeline.data.unlabelled import epoch_images
@@ -149,8 +150,26 @@ def plan_recipe(training: Training, about: Facts, kind: Kind) -> Recipe:
     return Recipe.model_validate(chosen | {"batch_size": batch})
 
 
-def plan_int8_phase(asked: Auto | float, about: Facts) -> float:
-    """The share of a student's steps, the last ones, that compute under int8's rounding."""
+def plan_int8_phase(asked: Auto | float, about: Facts, branches: bool = False) -> float:
+    """The share of a student's steps, the last ones, that compute under int8's rounding.
+
+    Args:
+        asked: of params.yaml.
+        about: what the student learns from.
+        branches: it ships with other layers than it learns with, see `networks.branches`.
+
+    Raises:
+        PipelineError: where such layers are to learn under rounding.
+    """
+    if branches and asked not in ("auto", 0):
+        raise PipelineError(
+            "the branches of this network become other layers once it is trained, so their "
+            "rounding would not be that of what ships",
+            where="distill.int8_phase",
+            fix="set it to 0 for this student, in its `recipe`, or to auto",
+        )
+    if branches:
+        return 0.0
     if asked != "auto":
         return asked
     return 0.0 if about.pretrained and about.images < FEW_IMAGES else INT8_PHASE

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pipeline.cli.params import load_params
+from pipeline.core.errors import PipelineError
 from pipeline.data.params import Augment, ViewPlan, Views
 from pipeline.training.auto import Facts, Kind, plan_int8_phase, plan_recipe, plan_views, tell
-from pipeline.training.params import Training
+from pipeline.training.params import Auto, Training
 from tests.training.conftest import ROOT
 
 FASHION = Facts(images=55_200, size=28, pretrained=False)
@@ -96,6 +97,14 @@ def test_few_images_that_fine_tune_weights_have_no_phase_under_rounding(
     about = Facts(images, 224, pretrained)
     assert plan_int8_phase("auto", about) == share
     assert plan_int8_phase(0.4, about) == 0.4
+
+
+@pytest.mark.parametrize("asked", ["auto", 0])
+def test_branches_that_do_not_ship_never_learn_under_rounding(asked: Auto | float) -> None:
+    about = Facts(100_000, 28, pretrained=False)
+    assert plan_int8_phase(asked, about, branches=True) == 0
+    with pytest.raises(PipelineError, match="would not be that of what ships"):
+        plan_int8_phase(0.2, about, branches=True)
 
 
 @pytest.mark.parametrize(("images", "size", "hint"), [(208, 224, True), (208, 28, False),
