@@ -29,6 +29,7 @@ class NamesParams(Selection):
     teachers: Enabled
     students: Enabled
     backends: Enabled
+    attribution: Enabled
 
 
 def main() -> None:

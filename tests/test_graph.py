@@ -17,7 +17,7 @@ TEXT = (ROOT / "dvc.yaml").read_text()
 STAGES = yaml.safe_load(TEXT)["stages"]
 ROOMS = (  # the order of docs/architecture.md, the lowest first
     "core", "data", "networks", "training", "distill", "export", "backends",
-    "accuracy", "compile", "latency", "bundle", "report", "gate", "search", "cli",
+    "accuracy", "compile", "attribution", "latency", "bundle", "report", "gate", "search", "cli",
 )  # fmt: skip
 SPEC_ALONE = ("collect", "report")
 """Stages that ask backends for their names, and never load one."""
@@ -193,5 +193,6 @@ def test_a_stage_of_a_matrix_takes_its_names_in_order_and_after_their_check(stag
     assert ast.literal_eval(f"[{call}]") == MATRICES[stage]
     (checked,) = STAGES["names"]["outs"]
     assert checked in STAGES[stage]["deps"]
-    asked = {f"{kind}s.enabled" for kinds in MATRICES.values() for kind in kinds}
+    lists = [its for stage in STAGES.values() for its in stage.get("matrix", {}).values()]
+    asked = {its.removeprefix("${").removesuffix("}") for its in lists}
     assert set(STAGES["names"]["params"]) == asked

@@ -13,6 +13,8 @@ import yaml
 from torch import nn
 from voluptuous import Invalid
 
+from pipeline.attribution.gradcam import require_captum
+from pipeline.attribution.places import strips
 from pipeline.backends.base.registry import backend
 from pipeline.cli.params import Params
 from pipeline.compile.ladder import find_rung
@@ -115,7 +117,7 @@ def check_settings(params: Params) -> None:
     """What can be checked without a network.
 
     The source, the losses with their options, the rungs, the packages of every
-    enabled backend, and each optimizer with its schedule.
+    enabled backend and of attribution, and each optimizer with its schedule.
 
     Raises:
         PipelineError: for the first mistake.
@@ -126,6 +128,10 @@ def check_settings(params: Params) -> None:
         find_rung(rung)
     find_source(params.data).check(params.data)
     size = shape_of(params).image_size
+    if params.attribution.enabled:
+        require_captum()
+        if params.data.image_size != "auto":
+            strips(size, params.attribution.grid, params.attribution.patch)
     for name in params.teachers.enabled:
         teacher = params.teachers.zoo[name]
         own = size if teacher.input_size == "auto" else teacher.input_size

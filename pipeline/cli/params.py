@@ -7,6 +7,7 @@ from typing import Self
 
 from pydantic import ConfigDict, model_validator
 
+from pipeline.attribution.params import AttributionParams
 from pipeline.bundle.params import BundleParams
 from pipeline.compile.params import CompileParams
 from pipeline.core.errors import PipelineError
@@ -17,7 +18,10 @@ from pipeline.export.params import ExportParams
 from pipeline.gate.params import GateParams
 
 
-class Params(GateParams, BundleParams, CompileParams, ExportParams, DistillParams, PrepareParams):
+class Params(
+    GateParams, AttributionParams, BundleParams, CompileParams, ExportParams, DistillParams,
+    PrepareParams,
+):  # fmt: skip
     """Every group of params.yaml. Unknown groups are errors; each stage reads a part of these."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -34,6 +34,11 @@ class Gate(Group):
         60, description="interleaved rounds of `gate --rerun`"
     )
     max_size_growth: Amount = Field(0.02, le=1000, description="relative to the baseline")
+    max_attribution_loss: Positive = Field(
+        0.02,
+        le=2,
+        description="of the mean correlation of an artifact's maps with the float student's",
+    )
     false_alarms: Annotated[Real, Field(gt=0, le=0.2)] = Field(
         0.01, description="probability that a gate run reports a regression where there is none"
     )

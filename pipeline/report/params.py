@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from pipeline.attribution.params import Attribution
 from pipeline.compile.params import Quantize
 from pipeline.core.params import Fraction, Group, Positive, Text
 from pipeline.latency.params import BenchmarkParams
@@ -33,3 +34,4 @@ class ReportParams(BenchmarkParams):
     teachers: Teachers
     quantize: Quantize
     limits: Limits
+    attribution: Attribution
