@@ -159,7 +159,7 @@ def chance_of_fall(before: Floats, after: Floats) -> float:
     fall = before - after
     if len(fall) < 2 or not fall.any():
         return 1.0
-    if np.ptp(fall) == 0:  # the same fall in every image; the test would divide by 0
+    if np.ptp(fall) < 1e-12:  # the same fall in every image; the test would divide by 0
         return 0.0 if fall[0] > 0 else 1.0
     p = float(ttest_1samp(fall, 0.0, alternative="greater").pvalue)
     assert not math.isnan(p)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.backends.base.artifact import EVIDENCE
-from pipeline.gate import accuracy, latency
+from pipeline.attribution.records import record_file
+from pipeline.backends.base.artifact import EVIDENCE, Artifact
+from pipeline.gate import accuracy, attribution, latency
 from pipeline.gate.accuracy import Flips
+from pipeline.gate.attribution import Fall
 from pipeline.gate.latency import Slowdown
 from pipeline.gate.params import Gate, GateParams
 from pipeline.gate.snapshot import Recorded, Snapshot, metrics_path
@@ -16,7 +18,7 @@ from pipeline.latency.records import BENCHMARK
 _NAMED = 3  # float layers in a finding
 
 Reruns = Mapping[str, Finding | Slowdown]
-Parts = list[Finding | Flips | Slowdown | Note]
+Parts = list[Finding | Flips | Slowdown | Fall | Note]
 
 
 def judge(
@@ -36,14 +38,16 @@ def judge(
         reruns: latencies that were measured side by side, by `S/B/P`.
     """
     gate = params.gate
-    parts: Parts = [*_broken(baseline, candidate)]
+    parts: Parts = [*_broken(baseline, candidate, params)]
     for key in dict.fromkeys([*baseline.rows, *candidate.rows]):
         parts += _artifact(key, baseline, candidate, params, reruns)
     flips = [part for part in parts if isinstance(part, Flips)]
     slowdowns = [part for part in parts if isinstance(part, Slowdown)]
-    tests = accuracy.TESTS * len(flips) + len(slowdowns)
+    falls = [part for part in parts if isinstance(part, Fall)]
+    tests = accuracy.TESTS * len(flips) + len(slowdowns) + len(falls)
     found, power = accuracy.decide(flips, tests, gate)
     found += [latency.decide(slowdown, tests, gate) for slowdown in slowdowns]
+    found += attribution.decide(falls, tests, gate)
     found += [part for part in parts if isinstance(part, Finding)]
     order = {key: i for i, key in enumerate(dict.fromkeys([*candidate.rows, *baseline.rows]))}
     found.sort(key=lambda finding: order.get(finding.key, -1))
@@ -58,13 +62,14 @@ def judge(
     return Verdict(commands, tuple(found), tuple(notes))
 
 
-def _broken(baseline: Snapshot, candidate: Snapshot) -> list[Finding]:
+def _broken(baseline: Snapshot, candidate: Snapshot, params: GateParams) -> list[Finding]:
     """A finding for each broken file of an artifact that is judged; one for all older records."""
     found, older = [], []
     for side, snapshot in (("baseline", baseline), ("candidate", candidate)):
         keys = {str(BENCHMARK): ALL}
         keys |= {metrics_path(key): key for key in snapshot.rows}
         keys |= {metrics_path(key, EVIDENCE): key for key in snapshot.rows}
+        keys |= {str(record_file(name)): ALL for name in params.attribution.enabled}
         for path in (path for path in snapshot.broken if path in keys):
             text = f"{path}: {snapshot.broken[path]}"
             if snapshot is baseline and path in snapshot.older:
@@ -98,6 +103,8 @@ def _artifact(
         parts += _deterministic(key, before, after, params.gate)
         if metrics_path(key, EVIDENCE) not in baseline.broken.keys() | candidate.broken.keys():
             parts.append(accuracy.compare_answers(key, before, after))
+    enabled = Artifact.parse(key).student in params.attribution.enabled
+    parts += attribution.compare_maps(key, baseline, candidate, enabled)
     return [*parts, *_latency(key, baseline, candidate, params.gate, reruns)]
 
 

@@ -24,6 +24,7 @@ _FORMATS = {
     "limits": "{:.4f}",
     "size": "{:,.0f}",
     "int8 share": "{:.1%}",
+    "attribution": "{:.4f}",
     "latency": "{:.3f}",
     "latency, rerun": "{:.3f}",
 }

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.attribution.records import ATTRIBUTION, AttributionRecord
 from pipeline.backends.base.artifact import COMPILED_METRICS, EVIDENCE, Artifact
 from pipeline.compile.evidence import Evidence
 from pipeline.compile.records import CompiledMetrics
@@ -45,6 +46,8 @@ class Snapshot:
     rows: dict[str, Recorded]
     """By `S/B/P`."""
     benchmark: BenchmarkRecord | None
+    attribution: dict[str, AttributionRecord | None]
+    """By student; None for a file that is broken."""
     broken: dict[str, str]
     """Why a file is no record of this version, by its path."""
     older: frozenset[str]
@@ -66,6 +69,11 @@ def take(name: str, files: Files, asked: Collection[str] = ()) -> Snapshot:
     broken: dict[str, str] = {}
     metrics = _records(CompiledMetrics, COMPILED_METRICS, files, broken)
     evidence = _records(Evidence, EVIDENCE, files, broken)
+    explained = {
+        Path(file).stem: _parse(AttributionRecord, file, content, broken)
+        for file, content in files.items()
+        if _explains(file)
+    }
     path, benchmark = str(BENCHMARK), None
     if path in files:
         benchmark = _parse(BenchmarkRecord, path, files[path], broken)
@@ -78,6 +86,7 @@ def take(name: str, files: Files, asked: Collection[str] = ()) -> Snapshot:
             for key in dict.fromkeys(keys)
         },
         benchmark=benchmark,
+        attribution=explained,
         broken=broken,
         older=frozenset(path for path in broken if _is_json(files[path])),
     )
@@ -119,7 +128,10 @@ def save(files: Files, path: Path) -> None:
     kept = {
         name: content.decode(errors="replace")
         for name, content in files.items()
-        if _key(name, COMPILED_METRICS) or _key(name, EVIDENCE) or name == str(BENCHMARK)
+        if _key(name, COMPILED_METRICS)
+        or _key(name, EVIDENCE)
+        or name == str(BENCHMARK)
+        or _explains(name)
     }
     write_whole(path, json.dumps(kept, indent=1) + "\n")
 
@@ -190,6 +202,11 @@ def _key(path: str, folder: Path) -> str | None:
     if file.suffix != ".json" or file.parent.parent.parent != folder:
         return None
     return f"{file.parent.name}/{file.parent.parent.name}/{file.stem}"
+
+
+def _explains(path: str) -> bool:
+    """Whether it is the file of an `AttributionRecord`."""
+    return Path(path).parent == ATTRIBUTION and Path(path).suffix == ".json"
 
 
 def _records(

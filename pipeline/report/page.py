@@ -17,6 +17,7 @@ from pipeline.data.records import PACKED, Manifest
 from pipeline.latency.records import BENCHMARK, BenchmarkRecord
 from pipeline.report import answers_section as answers
 from pipeline.report import plots, recommendation, sections
+from pipeline.report.attribution_section import CURVES_TEXT, EXPLAINED_TEXT, explanations
 from pipeline.report.device_rows import LEFT_ALIGNED, on_devices
 from pipeline.report.params import ReportParams
 from pipeline.report.pareto import pareto
@@ -78,6 +79,9 @@ def report(params: ReportParams) -> None:
         **_results(params, rows),
         **_sections(params, rows, manifest, benchmark, artifacts),
         **_answers(rows, manifest),
+        "explained": explanations(params.attribution, manifest),
+        "explained_text": EXPLAINED_TEXT,
+        "curves_text": CURVES_TEXT,
         "networks": _networks_section(networks, manifest),
         "training_caption": _TRAINING_CAPTION,
         "unsure": recommendation.unsure(rows, params, benchmark),
