@@ -153,7 +153,7 @@ def _row(
     other = UNKNOWN
     if its and its.same_answers:
         share = its.other_reason / its.same_answers
-        other = f"{share:.1%} ({interval(share, its.same_answers)})"
+        other = f"{share:.4f} ({interval(share, its.same_answers)})"
     return {
         "Network": name,
         "Map": kind,
@@ -178,7 +178,7 @@ def _rows(record: AttributionRecord) -> Iterator[tuple[str, dict[str, str]]]:
         elif its.kind != "student":
             yield "measured", _row(name, "occlusion", f"by {its.runtime}", alike, its.occlusion)
         if its.gradcam:
-            yield "measured", _row(name, "Grad-CAM", f"of {its.gradcam_layer}", alike, its.gradcam)
+            yield "measured", _row(name, "Grad-CAM", "by torch", alike, its.gradcam)
         elif its.gradcam_reason:
             yield "stale", _row(name, "Grad-CAM", f"none: {its.gradcam_reason}", None, None)
         elif its.kind == "teacher":
@@ -229,9 +229,12 @@ def _findings(record: AttributionRecord) -> Iterator[str]:
                 "float student is above that of all students with random weights, 95% intervals "
                 "included"
             )
-    constant = [(its, its.constant) for its in record.networks if its.constant]
-    for its, count in constant:
-        yield f"{_titled(its)}: {count:,} maps are constant, as no patch changes the score"
+    for its in record.networks:
+        if its.gradcam_layer:
+            yield f"Grad-CAM of {_titled(its)} is made of the features of {its.gradcam_layer}"
+        if its.constant:
+            count = f"{its.constant:,} maps are constant"
+            yield f"{_titled(its)}: {count}, as no patch changes the score"
 
 
 def _examples(

@@ -32,7 +32,7 @@ SWIN = {"img_size": 64, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "nu
     [
         (
             "resnet10t",
-            {"channels": [8, 8, 8, 8], "stem_width": 8},
+            {"stem_width": 8},
             28,
             Layer("layer4", 4, 4, False),
         ),
