@@ -84,7 +84,8 @@ def clone(folder: Path, **changes: object) -> None:
         if source.is_file() and not name.startswith(("metrics/", "reports/", "dvc.lock")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, folder / name)
-    (folder / "metrics/devices").mkdir(parents=True)
+    for name in ("devices", "robustness"):
+        (folder / "metrics" / name).mkdir(parents=True)
     file = folder / "params.yaml"
     tree = yaml.safe_load(file.read_text())
     file.write_text(yaml.safe_dump(tree | changes, sort_keys=False))

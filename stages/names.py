@@ -5,12 +5,13 @@ its stage runs: a name like `../..` would remove other folders. Those stages dep
 """
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, model_validator
 
 from pipeline.core.errors import run
 from pipeline.core.files import write_whole
-from pipeline.core.params import Group, Names, Selection, load
+from pipeline.core.params import Group, Names, Selection, among, load
 
 CHECKED = Path("data/names.txt")
 
@@ -30,6 +31,13 @@ class NamesParams(Selection):
     students: Enabled
     backends: Enabled
     attribution: Enabled
+    robustness: Enabled
+
+    @model_validator(mode="after")
+    def _students_are_enabled(self) -> Self:
+        for group in ("attribution", "robustness"):
+            among(getattr(self, group).enabled, self.students.enabled, group, "students.enabled")
+        return self
 
 
 def main() -> None:

@@ -28,7 +28,10 @@ PAGES = sorted(
         *ROOT.glob("*.md"),
         *ROOT.glob("docs/*.md"),
         *(ROOT / folder / "README.md" for folder in ("data/source", "data/checkpoints")),
-        *(ROOT / folder / "README.md" for folder in ("metrics/devices", "benchmarks")),
+        *(
+            ROOT / folder / "README.md"
+            for folder in ("metrics/devices", "metrics/robustness", "benchmarks")
+        ),
     ]
 )
 FOLDERS = ("pipeline/", "stages/", "tests/", "docs/", "data/", "metrics/", "models/", "reports/",

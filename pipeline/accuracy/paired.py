@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.signal import fftconvolve
 from scipy.stats import binom, binomtest
 
 _POWER_POINTS = 101
@@ -141,3 +142,29 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = largest
     return tuple(adjusted)
+
+
+def sign_flips(differences: NDArray[np.integer[Any]]) -> float:
+    """Two-sided p-value of the exact sign-flip test: is the sum of the differences chance?
+
+    Where two classifiers are equally good, each difference is as likely to be negative (Fisher, The
+    Design of Experiments, 1935, section 21). The distribution of the sum over all 2^N signs is
+    computed by convolution, one binomial for each size of a difference. For differences of 1 it
+    is `mcnemar`.
+
+    Args:
+        differences: [N], whole numbers, of images, each of which may be asked about many times.
+
+    Returns:
+        The p-value in [0, 1]; 1 where all differences are 0.
+    """
+    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    total, chances = 0, np.ones(1)  # of the sums -total to total
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        own = np.zeros(2 * size * count + 1)
+        own[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        chances, total = fftconvolve(chances, own), total + size * count
+    if total == 0:
+        return 1.0
+    extreme = np.abs(np.arange(-total, total + 1)) >= abs(int(differences.sum()))
+    return float(np.clip(chances[extreme].sum(), 0, 1))

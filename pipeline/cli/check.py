@@ -28,6 +28,7 @@ from pipeline.networks.build import build_network
 from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
 from pipeline.networks.pretrained import start_from
+from pipeline.robustness.autoattack import require_autoattack
 from pipeline.training.auto import Facts, plan_recipe
 from pipeline.training.few_labels import check_unmixed
 from pipeline.training.recipe import check_recipe
@@ -126,6 +127,8 @@ def check_settings(params: Params) -> None:
         backend(name).check(params.backends.settings(name))
     for rung in params.quantize.rungs:
         find_rung(rung)
+    if params.robustness.enabled and params.robustness.autoattack:
+        require_autoattack()
     find_source(params.data).check(params.data)
     size = shape_of(params).image_size
     if params.attribution.enabled:

@@ -51,6 +51,17 @@ def differ(names: tuple[Any, ...]) -> tuple[Any, ...]:
     return names
 
 
+def among(names: Iterable[str], known: Iterable[str], group: str, where: str) -> None:
+    """Raise `ValueError` unless what `group` enables is all `known`, the names of `where`."""
+    listed = list(known)
+    for name in names:
+        if name not in listed:
+            raise ValueError(
+                f"`{group}.enabled` names `{shorten(name)}`, which is not in `{where}`"
+                f"{nearest(name, listed)}"
+            )
+
+
 def _names_a_place(path: Any) -> Any:
     if isinstance(path, str):
         if not path.strip(" ./"):  # DVC would track the whole project, or everything

@@ -19,6 +19,10 @@ class Gate(Group):
     max_recall_loss: Positive = Field(
         0.1, le=1, description="a class whose recall fell by less is never a regression"
     )
+    max_corruption_loss: Fraction = Field(
+        0.02, description="of accuracy on corrupted images; less is never a regression"
+    )
+    max_pgd_loss: Fraction = Field(0.02, description="of accuracy under PGD, likewise")
     max_slowdown: Positive = Field(
         0.05, le=100, description="of a latency, relative to the baseline"
     )

@@ -10,6 +10,7 @@ from pipeline.attribution.params import Attribution
 from pipeline.compile.params import Quantize
 from pipeline.core.params import Fraction, Group, Positive, Text
 from pipeline.latency.params import BenchmarkParams
+from pipeline.robustness.params import WithRobustness
 from pipeline.training.params import Teachers
 
 
@@ -27,7 +28,7 @@ class Limits(Group):
     max_kb: Positive | None = Field(None, description="size in 1000 bytes of what a runtime opens")
 
 
-class ReportParams(BenchmarkParams):
+class ReportParams(WithRobustness, BenchmarkParams):
     """What the stage `report` reads."""
 
     profile: Text

@@ -1,0 +1,1 @@
+"""Accuracy on corrupted and on adversarial test images, of what ships."""
