@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.attribution.records import record_file
+from pipeline.attribution.records import record_file as attribution_file
 from pipeline.backends.base.artifact import EVIDENCE, Artifact
-from pipeline.gate import accuracy, attribution, latency
+from pipeline.gate import accuracy, attribution, latency, robustness
 from pipeline.gate.accuracy import Flips
 from pipeline.gate.attribution import Fall
 from pipeline.gate.latency import Slowdown
 from pipeline.gate.params import Gate, GateParams
+from pipeline.gate.robustness import Change
 from pipeline.gate.snapshot import Recorded, Snapshot, metrics_path
 from pipeline.gate.verdict import ALL, Commands, Finding, Note, Outcome, Repeat, Verdict
 from pipeline.latency.records import BENCHMARK
+from pipeline.robustness.records import record_file as robustness_file
 
 _NAMED = 3  # float layers in a finding
 
 Reruns = Mapping[str, Finding | Slowdown]
-Parts = list[Finding | Flips | Slowdown | Fall | Note]
+Parts = list[Finding | Flips | Slowdown | Fall | Change | Note]
 
 
 def judge(
@@ -44,10 +46,12 @@ def judge(
     flips = [part for part in parts if isinstance(part, Flips)]
     slowdowns = [part for part in parts if isinstance(part, Slowdown)]
     falls = [part for part in parts if isinstance(part, Fall)]
-    tests = accuracy.TESTS * len(flips) + len(slowdowns) + len(falls)
+    changes = [part for part in parts if isinstance(part, Change)]
+    tests = accuracy.TESTS * len(flips) + len(slowdowns) + len(falls) + len(changes)
     found, power = accuracy.decide(flips, tests, gate)
     found += [latency.decide(slowdown, tests, gate) for slowdown in slowdowns]
     found += attribution.decide(falls, tests, gate)
+    found += robustness.decide(changes, tests, gate)
     found += [part for part in parts if isinstance(part, Finding)]
     order = {key: i for i, key in enumerate(dict.fromkeys([*candidate.rows, *baseline.rows]))}
     found.sort(key=lambda finding: order.get(finding.key, -1))
@@ -69,7 +73,9 @@ def _broken(baseline: Snapshot, candidate: Snapshot, params: GateParams) -> list
         keys = {str(BENCHMARK): ALL}
         keys |= {metrics_path(key): key for key in snapshot.rows}
         keys |= {metrics_path(key, EVIDENCE): key for key in snapshot.rows}
-        keys |= {str(record_file(name)): ALL for name in params.attribution.enabled}
+        students = dict.fromkeys(Artifact.parse(key).student for key in snapshot.rows)
+        keys |= {str(robustness_file(student)): ALL for student in students}
+        keys |= {str(attribution_file(name)): ALL for name in params.attribution.enabled}
         for path in (path for path in snapshot.broken if path in keys):
             text = f"{path}: {snapshot.broken[path]}"
             if snapshot is baseline and path in snapshot.older:
@@ -103,6 +109,7 @@ def _artifact(
         parts += _deterministic(key, before, after, params.gate)
         if metrics_path(key, EVIDENCE) not in baseline.broken.keys() | candidate.broken.keys():
             parts.append(accuracy.compare_answers(key, before, after))
+        parts += robustness.compare(key, baseline, candidate)
     enabled = Artifact.parse(key).student in params.attribution.enabled
     parts += attribution.compare_maps(key, baseline, candidate, enabled)
     return [*parts, *_latency(key, baseline, candidate, params.gate, reruns)]

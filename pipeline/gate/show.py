@@ -22,6 +22,8 @@ _FORMATS = {
     "top-1": "{:.4f}",
     "recall": "{:.4f}",
     "limits": "{:.4f}",
+    "corrupted": "{:.4f}",
+    "pgd": "{:.4f}",
     "size": "{:,.0f}",
     "int8 share": "{:.1%}",
     "attribution": "{:.4f}",

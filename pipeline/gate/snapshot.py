@@ -23,6 +23,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.files import write_whole
 from pipeline.core.records import METRICS, Record
 from pipeline.latency.records import BENCHMARK, BenchmarkRecord, BenchmarkRow
+from pipeline.robustness.records import ROBUSTNESS, RobustnessRecord
 
 R = TypeVar("R", bound=Record)
 Files = dict[str, bytes]
@@ -52,6 +53,8 @@ class Snapshot:
     """Why a file is no record of this version, by its path."""
     older: frozenset[str]
     """Those of the broken files that are JSON all the same: other versions wrote other fields."""
+    robustness: dict[str, RobustnessRecord]
+    """By student."""
 
 
 def metrics_path(key: str, folder: Path = COMPILED_METRICS) -> str:
@@ -77,6 +80,12 @@ def take(name: str, files: Files, asked: Collection[str] = ()) -> Snapshot:
     path, benchmark = str(BENCHMARK), None
     if path in files:
         benchmark = _parse(BenchmarkRecord, path, files[path], broken)
+    robustness = {
+        Path(path).stem: record
+        for path, content in files.items()
+        if _is_robustness(path)
+        and (record := _parse(RobustnessRecord, path, content, broken)) is not None
+    }
     latencies = benchmark.rows if benchmark else {}
     keys = [*latencies, *(key for key in asked if key in metrics)] if benchmark else [*metrics]
     return Snapshot(
@@ -89,6 +98,7 @@ def take(name: str, files: Files, asked: Collection[str] = ()) -> Snapshot:
         attribution=explained,
         broken=broken,
         older=frozenset(path for path in broken if _is_json(files[path])),
+        robustness=robustness,
     )
 
 
@@ -132,6 +142,7 @@ def save(files: Files, path: Path) -> None:
         or _key(name, EVIDENCE)
         or name == str(BENCHMARK)
         or _explains(name)
+        or _is_robustness(name)
     }
     write_whole(path, json.dumps(kept, indent=1) + "\n")
 
@@ -207,6 +218,11 @@ def _key(path: str, folder: Path) -> str | None:
 def _explains(path: str) -> bool:
     """Whether it is the file of an `AttributionRecord`."""
     return Path(path).parent == ATTRIBUTION and Path(path).suffix == ".json"
+
+
+def _is_robustness(path: str) -> bool:
+    file = Path(path)
+    return file.suffix == ".json" and file.parent == ROBUSTNESS
 
 
 def _records(

@@ -31,6 +31,7 @@ from pipeline.report.results import (
     gather,
     numbered_notes,
 )
+from pipeline.report.robustness_section import CAPTION, PLOT, gather_robustness, robustness_plot
 from pipeline.report.sections import Section
 from pipeline.training.records import ModelMetrics
 
@@ -71,11 +72,14 @@ def report(params: ReportParams) -> None:
         "noise": plots.noise(rows),
         "latencies": plots.latencies(plots.strips(rows, benchmark)),
     }
+    robust = gather_robustness(params)
+    if robust:
+        drawn["robustness"] = robustness_plot(robust)
     context = {
         "title": "edgestill report",
         "about": _about(params, manifest, benchmark),
         "drawn": {name: inline(name, svg) for name, svg in drawn.items()},
-        "plots": {name: file.name for name, file in PLOTS.items()},
+        "plots": {name: file.name for name, file in (*PLOTS.items(), ("robustness", PLOT))},
         **_results(params, rows),
         **_sections(params, rows, manifest, benchmark, artifacts),
         **_answers(rows, manifest),
@@ -84,15 +88,19 @@ def report(params: ReportParams) -> None:
         "curves_text": CURVES_TEXT,
         "networks": _networks_section(networks, manifest),
         "training_caption": _TRAINING_CAPTION,
+        "robust": robust,
+        "robustness_caption": CAPTION,
         "unsure": recommendation.unsure(rows, params, benchmark),
     }
     context["style"] = style()
     context["script"] = Markup(render("report/report.js.j2", {}))
-    pages = {PLOTS[name]: svg for name, svg in drawn.items()}
+    pages = {(PLOTS | {"robustness": PLOT})[name]: svg for name, svg in drawn.items()}
     pages[MARKDOWN] = render("report/report.md.j2", context)
     pages[HTML] = render("report/report.html.j2", context)
     for file, content in pages.items():
         write_whole(file, content)
+    if not robust:
+        PLOT.unlink(missing_ok=True)
 
 
 def _about(params: ReportParams, manifest: Manifest, benchmark: BenchmarkRecord) -> str:

@@ -15,9 +15,7 @@ from pipeline.networks.attacks import fgsm, pgd, random_start, to_uint8
 from pipeline.networks.pixels import PixelsToLogits
 from pipeline.robustness.autoattack import autoattack
 from pipeline.robustness.params import Attack
-
-FGSM, PGD, AUTOATTACK = "fgsm", "pgd", "autoattack"
-"""Attacks by name, in the order of tables."""
+from pipeline.robustness.records import FGSM, PGD
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from pipeline.core.progress import track
 from pipeline.data.answers import correct
 from pipeline.data.batches import images_per_call
 from pipeline.export.evaluate import Runner
-from pipeline.robustness.adversarial import PGD, Attacker
+from pipeline.robustness.adversarial import Attacker
 from pipeline.robustness.corruptions import CORRUPTIONS, corrupt
-from pipeline.robustness.records import Limited, Measured, packed
+from pipeline.robustness.records import PGD, Limited, Measured, packed
 from pipeline.robustness.statistics import mean_accuracy, mean_corruption_error, resample
 
 _IMAGES = 100

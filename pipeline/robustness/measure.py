@@ -20,12 +20,15 @@ from pipeline.networks.inference import predict, set_up_torch, training_device
 from pipeline.networks.pixels import PixelsToLogits
 from pipeline.networks.records import STUDENTS, TEACHERS, ModelCard
 from pipeline.networks.weights import check_card, load_pixels_to_logits
-from pipeline.robustness.adversarial import AUTOATTACK, FGSM, PGD, Attacker
+from pipeline.robustness.adversarial import Attacker
 from pipeline.robustness.answers import Drawn, ask, figures
 from pipeline.robustness.autoattack import attacks_for, require_autoattack
 from pipeline.robustness.corruptions import CORRUPTIONS
 from pipeline.robustness.params import RobustnessParams
 from pipeline.robustness.records import (
+    AUTOATTACK,
+    FGSM,
+    PGD,
     STUDENT,
     ArtifactRow,
     Protocol,

@@ -22,6 +22,9 @@ ROBUSTNESS = METRICS / "robustness"
 STUDENT = "student"
 """The float student among the references of `Measured.mce`; teachers go by their names."""
 
+FGSM, PGD, AUTOATTACK = "fgsm", "pgd", "autoattack"
+"""Attacks by name, in the order of tables."""
+
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 
 
