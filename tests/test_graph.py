@@ -17,7 +17,8 @@ TEXT = (ROOT / "dvc.yaml").read_text()
 STAGES = yaml.safe_load(TEXT)["stages"]
 ROOMS = (  # the order of docs/architecture.md, the lowest first
     "core", "data", "networks", "training", "distill", "export", "backends",
-    "accuracy", "compile", "attribution", "robustness", "latency", "bundle", "report", "gate", "search", "cli",
+    "accuracy", "compile", "attribution", "robustness", "latency", "bundle", "report", "gate",
+    "search", "cli",
 )  # fmt: skip
 SPEC_ALONE = ("collect", "report")
 """Stages that ask backends for their names, and never load one."""

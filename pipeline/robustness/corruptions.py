@@ -7,7 +7,7 @@ larger images get the nearer row. Lengths in pixels go on in proportion to the s
 
 All are functions of uint8 [N, H, W, C] to uint8 of the same shape, C 1 or 3. What is random is
 drawn for each image by its number, so it depends on nothing else: not on the batch, the other
-images or the network.
+images, the strength or the network. A stronger noise is the same noise, larger.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def corrupt(
     kind = list(CORRUPTIONS).index(name)
 
     def draw(place: int) -> np.random.Generator:
-        return np.random.default_rng((seed, kind, strength, int(numbers[place])))
+        return np.random.default_rng((seed, kind, int(numbers[place])))
 
     return CORRUPTIONS[name](images, strength, draw)
 

@@ -15,6 +15,7 @@ from pipeline.accuracy.paired import (
     mcnemar,
     mcnemar_power,
     most_lost,
+    sign_flips,
     too_few,
 )
 
@@ -166,3 +167,26 @@ def test_a_collapse_of_one_class_in_a_thousand_is_found() -> None:
         worst, chance = most_lost(lost, flips - lost, np.full(1000, 50), 0.1)
         found += worst == 7 and chance <= 0.01 / 54
     assert found == 50
+
+
+def test_the_sign_flip_test_of_differences_of_one_is_mcnemars() -> None:
+    for lost, won in ((0, 0), (7, 3), (12, 12), (0, 9), (1, 40)):
+        differences = np.array([-1] * lost + [1] * won + [0] * 5)
+        assert sign_flips(differences) == pytest.approx(mcnemar(lost, won))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_sign_flip_test_counts_all_signs(seed: int) -> None:
+    differences = np.random.default_rng(seed).integers(-9, 12, 11)
+    signs = np.array(list(itertools.product((-1, 1), repeat=11)))
+    extreme = np.abs(signs @ differences) >= abs(differences.sum())
+    assert sign_flips(differences) == pytest.approx(extreme.mean())
+
+
+def test_the_sign_flip_test_keeps_its_level_where_nothing_changed() -> None:
+    rng = np.random.default_rng(0)
+    found = [
+        sign_flips(rng.binomial(24, share) - rng.binomial(24, share))
+        for share in rng.beta(2, 1, (400, 200))
+    ]
+    assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.05, abs=0.025)
