@@ -24,7 +24,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.records import METRICS
 from pipeline.data.recall import WORST, Recall, interval
 from pipeline.data.records import SPLITS, Manifest
-from pipeline.distill.params import LossTerm, own_recipe
+from pipeline.distill.params import LossTerm, own_recipe, read_robust
 from pipeline.networks.records import CARD, STUDENTS, TEACHERS, ModelCard
 from pipeline.training.records import ModelMetrics
 
@@ -147,12 +147,15 @@ def _made(artifact: ArtifactRecord, metrics: CompiledMetrics, lineage: Lineage) 
     student, teachers = lineage.student, lineage.teachers
     epochs, best = student.card.epochs, student.card.best_epoch
     whose = f"the {lineage.combine} of these teachers" if len(teachers) > 1 else "this teacher"
+    robust = student.card.recipe.get("robust")
+    kept = "is kept" if robust else "was the best on val and is kept"
     lines = [
-        f"- student: {student}, seed {student.card.seed}; epoch {best} of {epochs} was the best on "
-        "val and is kept",
+        f"- student: {student}, seed {student.card.seed}; epoch {best} of {epochs} {kept}",
         *(f"- teacher: {teacher}" for teacher in teachers),
         f"- distilled from {whose}: it minimised {' + '.join(map(_term, lineage.losses))}",
     ]
+    if robust:
+        lines.append(f"- learnt to be robust by {read_robust(robust)}")
     if share := student.card.int8_phase:
         lines.append(f"- the last {share:.0%} of its training steps computed under int8's rounding")
     if artifact.quantizer:

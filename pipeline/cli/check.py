@@ -22,8 +22,10 @@ from pipeline.compile.untrained import Shape
 from pipeline.core.errors import PipelineError
 from pipeline.data.sources import find_source
 from pipeline.data.unlabelled import list_unlabelled
-from pipeline.distill.losses.registry import WHERE, find_loss
+from pipeline.distill.losses.registry import WHERE as LOSSES
+from pipeline.distill.losses.registry import find_loss
 from pipeline.distill.objective import Distillation
+from pipeline.distill.robust import WHERE as ROBUST
 from pipeline.networks.build import build_network
 from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
@@ -110,7 +112,7 @@ def check(params: Params) -> None:
             Distillation(
                 model, teachers, distill.losses, student.taps, params.teachers, pixels,
                 labelled_share=1.0 if params.views.unlabelled == 0 else share,
-                accumulate=distill.training.accumulate,
+                accumulate=distill.training.accumulate, robust=distill.robust,
             )  # fmt: skip
 
 
@@ -152,13 +154,16 @@ def check_settings(params: Params) -> None:
 
 @contextmanager
 def _own_losses(name: str, params: Params) -> Iterator[None]:
-    """Within this, what is wrong with losses is told of the recipe that the student has its own."""
+    """Within this, what is wrong with a part of `distill` that the student has of its own is told
+    of its recipe."""
     try:
         yield
     except PipelineError as error:
-        if error.where != WHERE or "losses" not in params.students.zoo[name].recipe:
+        part = str(error.where).removeprefix("distill.")
+        own = error.where in (LOSSES, ROBUST) and part in params.students.zoo[name].recipe
+        if not own:
             raise
-        where = f"students.zoo.{name}.recipe.losses"
+        where = f"students.zoo.{name}.recipe.{part}"
         raise PipelineError(error.what, where=where, fix=error.fix) from None
 
 

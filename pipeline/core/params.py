@@ -281,12 +281,13 @@ def _known_keys(kind: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
 def _walk(kind: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[str], Any]:
     """The keys in pydantic's location, and the type at its end.
 
-    A location also has a part for each union, which names the alternative that was tried.
+    A location also has a part for each union, which names the alternative that was tried: by its
+    type, or by the value of a key that tells them apart, which is the type's name in lower case.
     """
     keys, group = [], _plain(kind)
     for part in loc:
         if get_origin(group) in (Union, UnionType):
-            group = next((one for one in get_args(group) if _named(one) == part), None)
+            group = next((one for one in get_args(group) if part in _named(one)), None)
         else:
             keys.append(str(part))
             fields = group.model_fields if _is_model(group) else {}
@@ -309,8 +310,8 @@ def _plain(kind: Any) -> Any:
     return kind
 
 
-def _named(kind: Any) -> str | None:
-    return kind.__name__ if _is_model(kind) else None
+def _named(kind: Any) -> tuple[str, ...]:
+    return (kind.__name__, kind.__name__.lower()) if _is_model(kind) else ()
 
 
 def _is_model(kind: Any) -> bool:

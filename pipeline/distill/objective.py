@@ -13,7 +13,8 @@ from pipeline.core.errors import PipelineError
 from pipeline.distill.adapters import Adapter, ReviewAdapter, match_size
 from pipeline.distill.losses.registry import Loss, find_loss
 from pipeline.distill.losses.schedule import weight_factor
-from pipeline.distill.params import LossTerm
+from pipeline.distill.params import Augmix, LossTerm, Robust, Rslad
+from pipeline.distill.robust import attacked, check_robust, jensen_shannon, view_shares
 from pipeline.distill.taps import Taps, tap_shapes
 from pipeline.distill.teachers import combine
 from pipeline.networks.pixels import PixelsToLogits
@@ -23,6 +24,9 @@ from pipeline.training.few_labels import on_labelled
 from pipeline.training.objective import Objective, Terms
 from pipeline.training.params import Teachers
 
+CONSISTENCY = "jensen_shannon"
+"""The term that AugMix adds."""
+
 
 class Distillation(Objective):
     """The weighted sum of `terms` between a student and frozen teachers on the same pixels.
@@ -30,6 +34,12 @@ class Distillation(Objective):
     Every network normalises the pixels by itself. The combined logits of all enabled teachers come
     from a recording where `forward` gets one, else from the teachers; features always come from
     the teachers. Adapters are trained with the student and are not part of it.
+
+    With `robust`, the student also sees changed views of the images: attacked ones, which are made
+    here, or mixes, which `forward` gets. One forward pass computes all views, so that batch norm
+    sees all kinds. A loss on labels or logits is then the weighted mean of its values for each
+    view, all with the labels and the teachers' logits of the clean one; a loss on features compares
+    the clean views.
 
     Args:
         student: the model that is trained.
@@ -42,6 +52,7 @@ class Distillation(Objective):
         log_prior: added to the student's logits in `cross_entropy`, [C]; see `log_prior`.
         labelled_share: of the samples of an epoch; terms that need labels use those samples only.
         accumulate: parts in which a batch is computed.
+        robust: the changed views, if there are any.
 
     Raises:
         PipelineError: for a wrong loss, option, tap or teacher.
@@ -61,9 +72,11 @@ class Distillation(Objective):
         log_prior: torch.Tensor | None = None,
         labelled_share: float = 1.0,
         accumulate: int = 1,
+        robust: Robust | None = None,
     ) -> None:
         super().__init__()
         self.model = student
+        self.robust, self._shares = robust, view_shares(robust)
         self.register_buffer("log_prior", log_prior, persistent=False)
         self.label_smoothing = label_smoothing
         self.labelled_share = labelled_share
@@ -74,6 +87,7 @@ class Distillation(Objective):
             _check_batches_may_be_parted(terms)
         self.terms = [(key, term, find_loss(term)) for key, term in _keys(terms).items()]
         self._needs_logits = needs_logits(terms)
+        check_robust(robust, terms, on_logits=self._needs_logits)
         # A mapping, as submodules would be trained, counted and saved.
         self._teachers = {
             name: teacher.eval().requires_grad_(False) for name, teacher in teachers.items()
@@ -101,12 +115,26 @@ class Distillation(Objective):
         recorded: torch.Tensor | None = None,
         progress: float | torch.Tensor = 0.0,
     ) -> Terms:
-        taught = self._teach(pixels, labels, recorded)
-        logits = self.model(pixels)
+        clean = pixels[: len(labels)]
+        taught = self._teach(clean, labels, recorded)
+        if isinstance(self.robust, Rslad):
+            assert taught is not None
+            changed = attacked(self.model, clean, taught, self.robust)
+            pixels = torch.cat([clean, changed])
+        views = self.model(pixels).split(len(labels))
         found: Terms = {}
         for key, term, loss in self.terms:
             weight = term.weight * weight_factor(term.schedule, term.span, progress)
-            found[key] = weight * self._value(key, term, loss, logits, taught, labels)
+            if loss.taps:
+                value = self._of_features(key, term, loss, len(labels))
+            else:
+                value = torch.zeros((), device=labels.device)
+                for share, logits in zip(self._shares, views, strict=True):
+                    value = value + share * self._of_logits(term, loss, logits, taught, labels)
+            found[key] = weight * value
+        if isinstance(self.robust, Augmix):
+            consistency = self.robust.consistency * jensen_shannon(views)
+            found[CONSISTENCY] = found.get(CONSISTENCY, 0) + consistency
         return found
 
     @torch.no_grad()
@@ -128,29 +156,31 @@ class Distillation(Objective):
         shares = [self.settings.weights.get(name, 1.0) for name in self.settings.enabled]
         return combine(recorded, labels, self.settings.combine, shares)
 
-    def _value(
+    def _of_logits(
         self,
-        key: str,
         term: LossTerm,
         loss: Loss,
         logits: torch.Tensor,
         taught: torch.Tensor | None,
         labels: torch.Tensor,
     ) -> torch.Tensor:
+        """A loss on labels or logits, for one view of every image."""
         options: dict[str, bool | float] = dict(term.options)
         if loss.target == "labels":
             options.setdefault("label_smoothing", self.label_smoothing)
             logits = adjusted(logits, self.log_prior)
             return on_labelled(partial(loss, **options), labels, self.labelled_share, logits)
-        if loss.target == "logits":
-            assert taught is not None
-            if loss.needs_labels and not loss.batchwise:
-                function = partial(loss, **options)
-                return on_labelled(function, labels, self.labelled_share, logits, taught)
-            tensors = [logits, taught, *([labels] if loss.needs_labels else [])]
-            return loss(*map(gather, tensors) if loss.batchwise else tensors, **options)
-        whose = _whose(term, self.settings)
-        student = [self._student_taps.features[tap] for tap in term.taps]
+        assert taught is not None
+        if loss.needs_labels and not loss.batchwise:
+            function = partial(loss, **options)
+            return on_labelled(function, labels, self.labelled_share, logits, taught)
+        tensors = [logits, taught, *([labels] if loss.needs_labels else [])]
+        return loss(*map(gather, tensors) if loss.batchwise else tensors, **options)
+
+    def _of_features(self, key: str, term: LossTerm, loss: Loss, images: int) -> torch.Tensor:
+        """A loss on what the taps of the last forward passes kept of the first `images` views."""
+        options, whose = dict(term.options), _whose(term, self.settings)
+        student = [self._student_taps.features[tap][:images] for tap in term.taps]
         teacher = [self._teacher_taps[whose].features[tap] for tap in term.taps]
         if loss.target == "levels":
             return loss(self.adapters[key](student), teacher, **options)

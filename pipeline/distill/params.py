@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from pipeline.core.params import (
     Amount,
@@ -18,11 +18,14 @@ from pipeline.core.params import (
     Real,
     Seed,
     Selection,
+    Share,
     Switch,
     Text,
+    Whole,
     invalid,
     nearest,
 )
+from pipeline.core.text import show
 from pipeline.data.params import Epochs, Views
 from pipeline.networks.params import Student, Students
 from pipeline.training.params import Auto, Teachers, Training
@@ -71,12 +74,93 @@ class LossTerm(Group):
     options: dict[Text, Option] = Field({}, description="keyword arguments of the loss")
 
 
+class Rslad(Group):
+    """Robust soft label adversarial distillation (RSLAD, arXiv 2108.07969)."""
+
+    method: Literal["rslad"]
+    epsilon: Annotated[Positive, Field(le=255)] = Field(
+        8.0, description="that a pixel may change by, of 255"
+    )
+    steps: Annotated[Whole, Field(ge=1, le=1000)] = Field(10, description="of the attack")
+    step_size: Annotated[Positive, Field(le=255)] = Field(
+        2.0, description="by which a step of the attack changes a pixel, of 255"
+    )
+    share: Annotated[Real, Field(gt=0, le=1)] = Field(
+        5 / 6, description="of each loss that attacked images have; clean ones have the rest"
+    )
+
+    def __str__(self) -> str:
+        """What a student learns, for whoever reads the output of a stage or a model card."""
+        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
+        return (
+            f"RSLAD: {self.share:.0%} of its losses are on images attacked by {steps} of PGD, "
+            f"{self.step_size:g} of 255 each, within {self.epsilon:g} of 255"
+        )
+
+
+class Augmix(Group):
+    """AugMix (arXiv 1912.02781), with the teachers' logits of the clean view as the target."""
+
+    method: Literal["augmix"]
+    mixes: Annotated[Whole, Field(ge=1, le=4)] = Field(2, description="of every view")
+    severity: Annotated[Whole, Field(ge=1, le=10)] = Field(
+        3, description="of the strongest operation; 10: rotates by 30 degrees"
+    )
+    chains: Annotated[Whole, Field(ge=1, le=8)] = Field(3, description="mixed, of operations")
+    depth: Annotated[Whole, Field(ge=1, le=8)] = Field(
+        3, description="of the longest chain, whose length is drawn for each"
+    )
+    share: Share = Field(
+        2 / 3, description="of each loss that mixes have together; the clean view has the rest"
+    )
+    consistency: Annotated[Amount, Field(le=1e6)] = Field(
+        12.0, description="weight of the Jensen-Shannon divergence between the views of an image"
+    )
+
+    def __str__(self) -> str:
+        """What a student learns, for whoever reads the output of a stage or a model card."""
+        mixes = "1 mix" if self.mixes == 1 else f"{self.mixes} mixes"
+        return (
+            f"AugMix: {self.share:.0%} of its losses are on {mixes} of every view at severity "
+            f"{self.severity}, and {self.consistency:g} x Jensen-Shannon divergence is added"
+        )
+
+
+METHODS = ("rslad", "augmix")
+
+
+def _known_method(value: Any) -> Any:
+    """A message for readers, where pydantic speaks of tags."""
+    if isinstance(value, Group):
+        return value
+    if not isinstance(value, dict) or "method" not in value:
+        raise ValueError(f"expected null, or a mapping with `method`{nearest('', METHODS)}")
+    method = value["method"]
+    if method not in METHODS:
+        close = nearest(method if isinstance(method, str) else "", METHODS)
+        raise ValueError(f"there is no `method` {show(method)}{close}")
+    return value
+
+
+Robust = Annotated[
+    Annotated[Rslad | Augmix, Field(discriminator="method")], BeforeValidator(_known_method)
+]
+"""What students learn from beside clean views: see docs/robust-distillation.md."""
+
+
+def read_robust(recorded: dict[str, Any]) -> Robust:
+    """`robust` as the recipe in a student's card has it."""
+    found: Robust = TypeAdapter(Robust).validate_python(recorded)
+    return found
+
+
 class Distill(Group):
     """The loss of the students, and the recipe of their training."""
 
     overridable: ClassVar[bool] = True
 
     losses: tuple[LossTerm, ...] = Field(min_length=1, max_length=100)
+    robust: Robust | None = Field(None, description="changed views that they learn from, too")
     int8_phase: Auto | Fraction = Field(
         "auto", description="share of all steps, the last ones, that compute under int8's rounding"
     )
@@ -96,6 +180,15 @@ class Distill(Group):
             )
         return self
 
+    @model_validator(mode="after")
+    def _robust_layers_learn(self) -> Self:
+        if self.robust is not None and self.training.freeze == "backbone":
+            raise ValueError(
+                "`robust` changes how all layers learn, and with `training.freeze: backbone` none "
+                "but the classifier does; remove one of them"
+            )
+        return self
+
 
 class OwnRecipe(Group):
     """`students.zoo.S.recipe`: what a student has in place of `views.epochs` and of `distill`."""
@@ -104,6 +197,7 @@ class OwnRecipe(Group):
         None, description="of its training, in place of `views.epochs`"
     )
     losses: tuple[LossTerm, ...] | None = Field(None, min_length=1, max_length=100)
+    robust: Robust | None = Field(None, description="an explicit null is none for this student")
     int8_phase: Auto | Fraction | None = None
     training: dict[Text, Any] = Field({}, description="changes single values of distill.training")
 
@@ -128,7 +222,9 @@ def own_recipe(name: str, student: Student, distill: Distill) -> tuple[Distill, 
             raise ValueError(invalid(error, kind, "", where).what) from None
 
     own, tree = read(OwnRecipe, student.recipe), distill.model_dump()
-    tree |= own.model_dump(exclude={"epochs", "training"}, exclude_none=True)
+    tree |= own.model_dump(exclude={"epochs", "training", "robust"}, exclude_none=True)
+    if "robust" in own.model_fields_set:
+        tree["robust"] = own.robust
     tree["training"] |= own.training
     return read(Distill, tree), own
 

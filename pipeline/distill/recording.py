@@ -11,6 +11,8 @@ import hashlib
 import math
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ from pipeline.data.params import ViewPlan
 from pipeline.data.records import PACKED, Manifest
 from pipeline.data.unlabelled import FILE, epoch_images, load_shown
 from pipeline.data.views import Views, seed_of
-from pipeline.distill.params import RecordingParams
+from pipeline.distill.augmix import MixedViews
+from pipeline.distill.params import Augmix, RecordingParams, Robust
 from pipeline.distill.records import TEACHER_LOGITS, TeacherLogitsRecord
 from pipeline.distill.teachers import load_teacher, teacher_digest
 from pipeline.networks.inference import set_up_torch
@@ -46,11 +49,16 @@ _IMAGES = 512
 _DONE = "epochs_done"
 
 
-def student_views(params: RecordingParams, manifest: Manifest) -> Views:
-    """The views that students see, the same for all of them."""
+def student_views(
+    params: RecordingParams, manifest: Manifest, robust: Robust | None = None
+) -> Views:
+    """The views that students see, the same for all of them; with `augmix`, their mixes, too."""
     seed, classes = seed_of("views", params.seed), len(manifest.classes)
     plan, shown = recorded_plan(params, manifest), load_shown(manifest, params.views)
-    return Views(
+    kind: Callable[..., Views] = Views
+    if isinstance(robust, Augmix):
+        kind = partial(MixedViews, settings=robust)
+    return kind(
         shown.images, shown.labels, plan.augment,
         classes=classes, seed=seed, size=manifest.image_size, known=shown.known,
     )  # fmt: skip

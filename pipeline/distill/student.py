@@ -80,6 +80,8 @@ def distill_student(
     int8_phase = plan_int8_phase(distill.int8_phase, about, has_branches(built))
     if fabric.is_global_zero:
         tell(name, started, plan, recipe, about, int8_phase)
+        if distill.robust is not None:
+            print(f"{name}: {distill.robust}")
     model = PixelsToLogits(built, normalisation)
     params = params.model_copy(update={"distill": distill})
     taught = lessons(params, network, recipe, model, fabric, manifest, teacher_logits)
@@ -95,6 +97,7 @@ def distill_student(
         settings=taught.settings,
         int8_phase=int8_phase,
         started_from=started,
+        robust=None if distill.robust is None else distill.robust.model_dump(),
     )
     train_and_write(fabric, task, manifest, taught.objective, taught.views, taught.recorded)
 
@@ -126,7 +129,8 @@ def lessons(
         expected = wanted(params, manifest)
         recorded = RecordedLogits(expected, teacher_logits) if expected.teachers else None
         running = running if recorded else params.teachers.enabled
-    views, plan = student_views(params, manifest), recorded_plan(params, manifest)
+    views = student_views(params, manifest, distill.robust)
+    plan = recorded_plan(params, manifest)
     objective = Distillation(
         model.to(fabric.device),
         {teacher: load_teacher(teacher, manifest).to(fabric.device) for teacher in running},
@@ -138,6 +142,7 @@ def lessons(
         log_prior(manifest.counts["train"].values(), recipe.balance),
         views.labelled_share,
         recipe.accumulate,
+        distill.robust,
     )
     digests = {teacher: teacher_digest(teacher) for teacher in running}
     return Lessons(objective, views, recorded, (distill, params.teachers, digests, expected, plan))

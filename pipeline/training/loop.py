@@ -53,7 +53,8 @@ def fit(
     The order of samples, their views and dropout depend on the seed and the step only. A run that
     was stopped is resumed from its checkpoint and ends with the same bits. With `ema`, the moving
     average of the model's weights is evaluated and kept. Where the run ends in a phase under int8's
-    rounding, only its epochs are kept, and are evaluated under rounding. Only rank 0 writes files.
+    rounding, only its epochs are kept, and are evaluated under rounding. With `keep_last` the last
+    epoch is kept, whatever its top-1. Only rank 0 writes files.
 
     Args:
         fabric: launched.
@@ -261,10 +262,12 @@ class _Loop:
     def _scores(self) -> list[tuple[float, float]]:
         """Top-1 and -loss on val: of the start, which equals do not replace, and of each epoch.
 
-        Epochs before the first one of a phase under rounding do not count: their top-1 is -1.
+        Epochs before the first one of a phase under rounding do not count: their top-1 is -1. Nor
+        does any but the last one, where that is kept.
         """
-        start = (-1.0 if self.start is None else self.start, math.inf)
-        first = self.rounding.first_epoch
+        last = self.run.keep_last
+        start = (-1.0 if self.start is None or last else self.start, math.inf)
+        first = self.run.epochs - 1 if last else self.rounding.first_epoch
         top1s = [row["val_top1"] if i >= first else -1.0 for i, row in enumerate(self.rows)]
         return [start, *zip(top1s, (-row["val_loss"] for row in self.rows), strict=True)]
 

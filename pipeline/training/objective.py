@@ -64,7 +64,7 @@ class Recording(Protocol):
 
 @dataclass(frozen=True)
 class Fitted:
-    """The best epoch on val, whose state has been loaded into the model."""
+    """The epoch that is kept, whose state has been loaded into the model: see `fit`."""
 
     best_epoch: int
     """From 1; 0 for a network that was not trained, or whose fitted classifier stayed the best."""
@@ -87,3 +87,5 @@ class Run:
     int8: Int8Phase | None = None
     curves: bool = True
     """Whether the curves are written to metrics/."""
+    keep_last: bool = False
+    """Whether the last epoch is kept, where val does not show what the run is for."""

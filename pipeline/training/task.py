@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -54,6 +55,8 @@ class Task:
     int8_phase: float = 0.0
     """Share of all steps, the last ones, that compute under int8's rounding."""
     started_from: StartedFrom | None = None
+    robust: dict[str, Any] | None = None
+    """Changed views that it learns from, too, as in params.yaml. The last epoch is then kept."""
 
 
 def checkpoint_seconds() -> float:
@@ -76,7 +79,7 @@ def train_and_write(
     views: Views,
     recorded: Recording | None = None,
 ) -> None:
-    """Fit on `views`, choose the epoch on val, evaluate on `manifest.final` once, write all files.
+    """Fit on `views`, keep an epoch, evaluate on `manifest.final` once, write all files.
 
     Args:
         fabric: launched.
@@ -89,7 +92,10 @@ def train_and_write(
     key = run_key(task, manifest.digests, manifest.calibration_digest)
     objective.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     int8 = Int8Phase(task.int8_phase, load_calibration(manifest)) if task.int8_phase else None
-    run = Run(task.name, key, task.seed, task.training, task.epochs, checkpoint_seconds(), int8)
+    run = Run(
+        task.name, key, task.seed, task.training, task.epochs, checkpoint_seconds(), int8,
+        keep_last=task.robust is not None,
+    )  # fmt: skip
     fitted = fit(fabric, objective, views, load_split("val"), run, recorded)
     if fabric.is_global_zero:
         model = objective.model
@@ -118,6 +124,7 @@ def train_and_write(
 
 def _card(task: Task, manifest: Manifest, model: PixelsToLogits, fitted: Fitted) -> ModelCard:
     """The card of the network that `task` trained."""
+    robust = {"robust": task.robust} if task.robust and fitted.best_epoch else {}
     return ModelCard(
         arch=task.network.arch,
         args=task.network.args,
@@ -132,7 +139,7 @@ def _card(task: Task, manifest: Manifest, model: PixelsToLogits, fitted: Fitted)
         parameters=parameter_count(model),
         seed=task.seed,
         epochs=task.epochs,
-        recipe=task.training.model_dump(),
+        recipe=task.training.model_dump() | robust,
         int8_phase=task.int8_phase if fitted.best_epoch else 0.0,
         best_epoch=fitted.best_epoch,
         val_top1=fitted.val_top1,
