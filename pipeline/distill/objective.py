@@ -121,7 +121,8 @@ class Distillation(Objective):
             assert taught is not None
             changed = attacked(self.model, clean, taught, self.robust)
             pixels = torch.cat([clean, changed])
-        views = self.model(pixels).split(len(labels))
+        logits = self.model(pixels)
+        views = (logits,) if self.robust is None else logits.split(len(labels))
         found: Terms = {}
         for key, term, loss in self.terms:
             weight = term.weight * weight_factor(term.schedule, term.span, progress)
@@ -178,9 +179,11 @@ class Distillation(Objective):
         return loss(*map(gather, tensors) if loss.batchwise else tensors, **options)
 
     def _of_features(self, key: str, term: LossTerm, loss: Loss, images: int) -> torch.Tensor:
-        """A loss on what the taps of the last forward passes kept of the first `images` views."""
+        """A loss on what the taps kept of the last forward pass, for its first `images`."""
         options, whose = dict(term.options), _whose(term, self.settings)
-        student = [self._student_taps.features[tap][:images] for tap in term.taps]
+        student = [self._student_taps.features[tap] for tap in term.taps]
+        if self.robust is not None:
+            student = [features[:images] for features in student]
         teacher = [self._teacher_taps[whose].features[tap] for tap in term.taps]
         if loss.target == "levels":
             return loss(self.adapters[key](student), teacher, **options)

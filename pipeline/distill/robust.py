@@ -75,7 +75,7 @@ def attacked(
         # A sum over images: a mean would make gradients N times as small, too small for float16.
         return kl(model(changed), taught, temperature=1.0) * len(changed)
 
-    with _only_asked(model):
+    with _evaluating(model):
         return pgd(
             apart, pixels, epsilon=settings.epsilon, steps=settings.steps,
             step_size=settings.step_size, start=start,
@@ -83,18 +83,13 @@ def attacked(
 
 
 @contextmanager
-def _only_asked(model: nn.Module) -> Iterator[None]:
-    """Within this a model is in eval mode, and its parameters need no gradients."""
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Within this a model is in eval mode."""
     training = [module for module in model.modules() if module.training]
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
-    for parameter in learning:
-        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
         for module in training:  # not all of them: frozen batch norms stay in eval mode
             module.training = True
 
