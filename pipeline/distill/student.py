@@ -46,6 +46,7 @@ def distill_student(
     *,
     teacher_logits: Path = TEACHER_LOGITS,
     run_as: str | None = None,
+    seed: int | None = None,
 ) -> None:
     """Stage `distill@S`: models/students/S/, metrics/students/S.json, metrics/curves/S/.
 
@@ -57,12 +58,14 @@ def distill_student(
         name: the student S.
         teacher_logits: the folder of the recording.
         run_as: the name of the results, where it is not the student's.
+        seed: of initial weights, order and dropout, where it is not that of the views.
     """
     network = params.students.zoo[name]
     distill, shown = params.own(name)
     fabric = launch(distill.training)
     manifest = Manifest.read(PACKED / "manifest.json")
-    set_up_torch(params.seed)
+    seed = params.seed if seed is None else seed
+    set_up_torch(seed)
     built = build_network(
         network,
         classes=len(manifest.classes),
@@ -93,7 +96,7 @@ def distill_student(
         input_size=manifest.image_size,
         training=recipe,
         epochs=plan.epochs,
-        seed=params.seed,
+        seed=seed,
         settings=taught.settings,
         int8_phase=int8_phase,
         started_from=started,
