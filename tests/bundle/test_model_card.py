@@ -21,7 +21,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.records import METRICS
 from pipeline.data.recall import Recall
 from pipeline.data.records import PACKED, Manifest
-from pipeline.distill.params import LossTerm
+from pipeline.distill.params import LossTerm, Rslad
 from pipeline.networks.records import STUDENTS
 from tests.conftest import STUDENT
 
@@ -151,6 +151,16 @@ def test_it_tells_whether_the_student_learnt_under_rounding(records: Records) ->
     card = lineage.student.card.model_copy(update={"int8_phase": 0.2})
     records.lineage = replace(lineage, student=replace(lineage.student, card=card))
     assert told in records.card().text
+
+
+def test_it_tells_how_the_student_became_robust(records: Records) -> None:
+    lineage = records.lineage
+    recipe = {"robust": Rslad(method="rslad").model_dump()}
+    card = lineage.student.card.model_copy(update={"recipe": recipe})
+    records.lineage = replace(lineage, student=replace(lineage.student, card=card))
+    text = records.card().text
+    assert "- learnt to be robust by RSLAD: 83% of its losses are on images attacked by 10 " in text
+    assert "epoch 2 of 3 is kept\n" in text and "best on val" not in text
 
 
 def test_the_float_student_and_the_teacher_stand_beside_the_artifact(records: Records) -> None:

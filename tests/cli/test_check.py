@@ -28,6 +28,8 @@ EARLY_OWN = {
     "arch": "resnet10t",
     "recipe": {"losses": [{"name": "cross_entropy", "weight": 1}, EARLY]},
 }
+LABELS = [{"name": "cross_entropy", "weight": 1}]
+ROBUST = {"arch": "resnet10t", "recipe": {"robust": {"method": "rslad"}}}
 HEADLESS = {"features_only": True}
 
 
@@ -70,6 +72,14 @@ def test_what_is_shipped_is_right(tmp_path: Path, profile: str) -> None:
         (
             {"students": {"enabled": ["a"], "zoo": {"a": EARLY_OWN}}},
             r"students.zoo.a.recipe.losses: the student has no tap `early`",
+        ),
+        (
+            {"distill": {"losses": LABELS, "robust": {"method": "rslad"}}},
+            r"distill.robust: RSLAD attacks what the teachers answer, .* \(found cross_entropy\)",
+        ),
+        (
+            {"distill": {"losses": LABELS}, "students": {"enabled": ["a"], "zoo": {"a": ROBUST}}},
+            r"students.zoo.a.recipe.robust: RSLAD attacks what the teachers answer",
         ),
         (
             {"quantize": {"rungs": ["default", "float_layer"]}},

@@ -21,6 +21,10 @@ from pipeline.distill.params import Augmix, Distill, LossTerm, Robust, Rslad, re
 from pipeline.distill.robust import attacked, jensen_shannon, view_shares
 from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
+from pipeline.training import loop
+from pipeline.training.devices import launch
+from pipeline.training.loop import fit
+from pipeline.training.objective import Run
 from pipeline.training.params import Recipe
 from pipeline.training.rounding import Int8Phase
 from tests.distill.conftest import teachers
@@ -32,6 +36,7 @@ from tests.training.conftest import (
     same,
     split,
     stopped_after,
+    views,
     weights,
 )
 from tests.training.test_step import captured  # noqa: F401 - a fixture
@@ -267,6 +272,27 @@ def test_on_a_gpu_an_attack_in_a_graph_gives_the_same_bits() -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_the_estimate_measures_steps_with_their_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves no trace: the run has the bits of one without an estimate."""
+    plain, told = model(DROPPING), model(DROPPING)
+    run(taught_by(RSLAD, student=plain), "a", recorded=Fixed())
+    made, seen = list[int](), list[int]()
+
+    def note(*arguments: Any) -> torch.Tensor:
+        made.append(1)
+        return attacked(*arguments)
+
+    monkeypatch.setattr("pipeline.distill.objective.attacked", note)
+    monkeypatch.setattr("pipeline.training.loop.WORTH_AN_ESTIMATE", 1)
+    monkeypatch.setattr(
+        "pipeline.training.loop.check_time", lambda *_, **__: seen.append(len(made))
+    )
+    run(taught_by(RSLAD, student=told), "b", recorded=Fixed())
+    assert seen == [2] and len(made) == 2 + 18
+    assert same(weights(plain), weights(told))
+
+
+@pytest.mark.usefixtures("folder")
 def test_under_rounding_the_attack_is_on_the_rounded_model(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
 
@@ -355,12 +381,6 @@ def test_a_recorded_method_is_read_again() -> None:
 @pytest.mark.usefixtures("folder")
 def test_the_last_epoch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Top-1 on clean val images does not show what is learnt."""
-    from pipeline.training import loop
-    from pipeline.training.devices import launch
-    from pipeline.training.loop import fit
-    from pipeline.training.objective import Run
-    from tests.training.conftest import views
-
     falling = iter([(0.1, 0.9), (0.2, 0.8), (0.3, 0.7)])
     monkeypatch.setattr(loop, "evaluate_on_ranks", lambda *_: next(falling))
     made = Run("net", "a", 5, TRAINING, 3, 60.0, keep_last=True)
