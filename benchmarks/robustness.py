@@ -59,7 +59,7 @@ WORK = Path(".work/robustness")
 STUDENT = "mnv4_small_050"
 ARMS: dict[str, dict[str, Any] | None] = {
     "plain": None,
-    "augmix": {"method": "augmix", "mixes": 1, "share": 0.5, "consistency": 2.0},
+    "augmix": {"method": "augmix"},
     "rslad": {"method": "rslad", "steps": 2, "step_size": 5.0},
 }
 """`distill.robust` of each; the plain one is what others are compared with."""
@@ -242,7 +242,7 @@ def show(result: dict[str, Any]) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description="robust recipes beside a plain one")
     options.add_argument("--seeds", type=count, default=3)
-    options.add_argument("--epochs", type=count, default=4, help="of every student")
+    options.add_argument("--epochs", type=count, default=3, help="of every student")
     options.add_argument("--images", type=count, default=1000, help="corrupted and attacked")
     options.add_argument("--autoattack", type=int, default=200, help="images; 0: none")
     options.add_argument("--no-latency", action="store_true", help="do not time the students")

@@ -102,19 +102,19 @@ class Augmix(Group):
     """AugMix (arXiv 1912.02781), with the teachers' logits of the clean view as the target."""
 
     method: Literal["augmix"]
-    mixes: Annotated[Whole, Field(ge=1, le=4)] = Field(2, description="of every view")
+    mixes: Annotated[Whole, Field(ge=1, le=4)] = Field(1, description="of every view")
     severity: Annotated[Whole, Field(ge=1, le=10)] = Field(
-        3, description="of the strongest operation; 10: rotates by 30 degrees"
+        10, description="of the strongest operation; 10: rotates by 30 degrees"
     )
     chains: Annotated[Whole, Field(ge=1, le=8)] = Field(3, description="mixed, of operations")
     depth: Annotated[Whole, Field(ge=1, le=8)] = Field(
         3, description="of the longest chain, whose length is drawn for each"
     )
     share: Share = Field(
-        2 / 3, description="of each loss that mixes have together; the clean view has the rest"
+        0.5, description="of each loss that mixes have together; the clean view has the rest"
     )
     consistency: Annotated[Amount, Field(le=1e6)] = Field(
-        12.0, description="weight of the Jensen-Shannon divergence between the views of an image"
+        2.0, description="weight of the Jensen-Shannon divergence between the views of an image"
     )
 
     def __str__(self) -> str:

@@ -42,7 +42,7 @@ from tests.training.conftest import (
 from tests.training.test_step import captured  # noqa: F401 - a fixture
 
 RSLAD = Rslad(method="rslad", steps=3, step_size=4)
-AUGMIX = Augmix(method="augmix", mixes=2)
+AUGMIX = Augmix(method="augmix", mixes=2, share=2 / 3, severity=3, consistency=12)
 KL1 = LossTerm(name="kl", weight=1.0, options={"temperature": 1.0})
 LABELS = LossTerm(name="cross_entropy", weight=0.5)
 HINT = LossTerm(name="hint", weight=0.5, taps=("late",))
