@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.shared import count
 from pipeline.cli.params import Params, load_params
@@ -36,13 +37,14 @@ from pipeline.data.recall import wilson
 from pipeline.data.records import load_split
 from pipeline.distill.records import TEACHER_LOGITS
 from pipeline.distill.student import distill_student
+from pipeline.export.evaluate import Runner
 from pipeline.export.onnx import export_onnx
 from pipeline.latency.benchmark import reference_target, write_test_images
 from pipeline.latency.fingerprint import read_fingerprint
 from pipeline.latency.rounds import measure
 from pipeline.latency.workers import Target
 from pipeline.networks.build import tool_versions
-from pipeline.networks.inference import evaluate, set_up_torch
+from pipeline.networks.inference import evaluate, predict, set_up_torch
 from pipeline.networks.params import Students
 from pipeline.networks.pixels import PixelsToLogits
 from pipeline.networks.records import CARD, STUDENTS, TEACHERS, ModelCard
@@ -85,20 +87,25 @@ class Trials:
 
     def train(self, arm: str, seed: int) -> None:
         """Train a student, unless it is there."""
-        distill, _ = self.params.own(arm)
-        robust = None if distill.robust is None else distill.robust.model_dump()
         name, marker = f"{arm}-{seed}", Path(f"{arm}-{seed}.training")
-        if (STUDENTS / name / CARD).exists():
-            card = ModelCard.read_beside(STUDENTS / name)
-            if (card.recipe.get("robust"), card.epochs) == (robust, self.asked.epochs):
-                return
+        if self._trained(arm, name) and not marker.exists():
+            return
         whole, start = not marker.exists(), time.process_time()
         write_whole(marker, "")
-        distill_student(self.params, arm, run_as=name, seed=seed)
+        if not self._trained(arm, name):
+            distill_student(self.params, arm, run_as=name, seed=seed)
         minutes = (time.process_time() - start) / 60
-        write_whole(_file(name, "minutes"), json.dumps(minutes if whole else None))
-        _file(name, "figures").unlink(missing_ok=True)
+        write_whole(_minutes(name), json.dumps(minutes if whole else None))
         marker.unlink()
+
+    def _trained(self, arm: str, name: str) -> bool:
+        """Whether the student is there, of these epochs and this recipe."""
+        if not (STUDENTS / name / CARD).exists():
+            return False
+        distill, _ = self.params.own(arm)
+        robust = None if distill.robust is None else distill.robust.model_dump()
+        card = ModelCard.read_beside(STUDENTS / name)
+        return (card.recipe.get("robust"), card.epochs) == (robust, self.asked.epochs)
 
     def of_seed(self, seed: int) -> dict[str, dict[str, Any]]:
         """The figures of all arms for one seed; those of a former run where they are kept."""
@@ -110,7 +117,7 @@ class Trials:
         models = {arm: self._model(arm, seed) for arm in ARMS}
         rows = self._corrupted(models)
         for arm, model in models.items():
-            minutes = json.loads(_file(f"{arm}-{seed}", "minutes").read_text())
+            minutes = json.loads(_minutes(f"{arm}-{seed}").read_text())
             clean = evaluate(model, *load_split("test"))[1]
             rows[arm] |= {"clean": clean, "cpu_minutes": minutes, "pgd": self._attacked(model)}
             if seed == 1 and self.asked.autoattack:
@@ -178,14 +185,22 @@ def _p50(latency: Any) -> float:
     return float(latency.p50)
 
 
-def _file(name: str, what: str) -> Path:
-    return Path(f"{name}.{what}.json")
+def _minutes(name: str) -> Path:
+    """CPU minutes of the training of one student; null where it was stopped in between."""
+    return Path(f"{name}.minutes.json")
 
 
-def _runner(model: PixelsToLogits) -> Any:
-    from pipeline.networks.inference import predict
+def _runner(model: PixelsToLogits) -> Runner:
+    def answer(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = predict(model, images).numpy()
+        return logits
 
-    return lambda images: predict(model, images).numpy()
+    return answer
+
+
+def _whole(text: str) -> int:
+    """A number of at least 0 from the command line."""
+    return 0 if text == "0" else count(text)
 
 
 def enter(work: Path) -> None:
@@ -244,7 +259,7 @@ def main() -> None:
     options.add_argument("--seeds", type=count, default=3)
     options.add_argument("--epochs", type=count, default=3, help="of every student")
     options.add_argument("--images", type=count, default=1000, help="corrupted and attacked")
-    options.add_argument("--autoattack", type=int, default=200, help="images; 0: none")
+    options.add_argument("--autoattack", type=_whole, default=200, help="images; 0: none")
     options.add_argument("--no-latency", action="store_true", help="do not time the students")
     options.add_argument("--work", type=Path, default=WORK, help="folder of students and figures")
     options.add_argument("--save", action="store_true", help=f"write {RESULTS}, after each seed")
