@@ -111,7 +111,7 @@ def test_a_stage_depends_on_its_script_and_runs_it(stage: str) -> None:
 
 def test_the_graph_names_rooms_and_no_module() -> None:
     assert not re.search(r"pipeline/[\w/]+\.\w+", TEXT)
-    assert len(TEXT.splitlines()) <= 300
+    assert len(TEXT.splitlines()) <= 400
 
 
 def test_packages_hold_no_code_that_a_stage_could_miss() -> None:

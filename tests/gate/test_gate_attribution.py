@@ -38,6 +38,7 @@ def snapshot(values: NDArray[np.float64] | None, **changes: object) -> Snapshot:
         rows={KEY: Recorded(None, evidence, None)},
         benchmark=None,
         attribution={} if record is None else {STUDENT: record},
+        robustness={},
         broken={},
         older=frozenset(),
     )
