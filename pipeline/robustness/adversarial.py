@@ -93,7 +93,7 @@ class Attacker:
     def _margins(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """The largest logit of another class minus that of the label, [N]; above 0: fooled."""
         logits = self._model(pixels)
-        own = logits.gather(1, labels[:, None])
-        others = logits.scatter(1, labels[:, None], -torch.inf)
-        margins: Tensor = others.amax(1, keepdim=True) - own
-        return margins[:, 0]
+        labelled = F.one_hot(labels, logits.shape[1]).bool()
+        own = logits.masked_fill(~labelled, -torch.inf).amax(1)
+        margins: Tensor = logits.masked_fill(labelled, -torch.inf).amax(1) - own
+        return margins

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -62,7 +64,9 @@ def autoattack(
     network = _UnitImages(model).eval()
     images = pixels.float().permute(0, 3, 1, 2).contiguous() / HIGHEST
     classes = model(pixels[:1]).shape[1]
-    with torch.random.fork_rng():  # it seeds torch's own generator
+    # It seeds torch's own generator, and FAB sums up in a way that GPUs have no deterministic
+    # kernel for.
+    with torch.random.fork_rng(), _deterministic_where_possible():
         attack = AutoAttack(
             network, version="custom", attacks=list(attacks_for(classes)), seed=seed,
             eps=epsilon / HIGHEST, device=pixels.device,
@@ -73,6 +77,17 @@ def autoattack(
         found, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
     changed: Tensor = found.permute(0, 2, 3, 1) * HIGHEST
     return changed.detach()
+
+
+@contextmanager
+def _deterministic_where_possible() -> Iterator[None]:
+    """Within this, an operator without a deterministic kernel is a warning; CPUs have them all."""
+    strict = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(strict, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict)
 
 
 class _UnitImages(nn.Module):

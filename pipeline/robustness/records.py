@@ -69,8 +69,8 @@ class Protocol(Record):
     """How robustness was measured; figures of two protocols cannot be compared."""
 
     seed: int
-    strengths: tuple[int, ...]
-    corruptions: tuple[str, ...]
+    strengths: tuple[int, ...] = Field(min_length=1)
+    corruptions: tuple[str, ...] = Field(min_length=1)
     epsilon: float = Field(description="of all attacks, in pixel values: 8 is 8/255")
     steps: int = Field(description="of PGD")
     step_size: float = Field(description="of PGD, in pixel values")
@@ -129,9 +129,15 @@ class RobustnessRecord(DetailRecord):
     artifacts: dict[ArtifactKey, ArtifactRow]
 
     @model_validator(mode="after")
-    def _answers_to_all_images(self) -> Self:
+    def _the_same_of_every_network(self) -> Self:
         rows = [row.measured for row in self.artifacts.values() if row.measured]
+        its = self.protocol
+        sizes = dict.fromkeys(its.corruptions, len(its.strengths))
         for measured in (self.student, *self.teachers.values(), *rows):
+            if {name: len(found) for name, found in measured.corrupted.items()} != sizes:
+                raise ValueError("`corrupted` has not every corruption at every strength")
+            if PGD not in measured.attacked or measured.attacked.keys() != self.unrounded.keys():
+                raise ValueError("`attacked` has not the attacks of `unrounded`, PGD among them")
             for text in (measured.right, measured.withstood):
                 unpacked(text, self.images)
         return self

@@ -35,8 +35,8 @@ from pipeline.robustness.records import (
     AUTOATTACK,
     FGSM,
     PGD,
-    Measured,
     RobustnessRecord,
+    packed,
     record_file,
     unpacked,
 )
@@ -293,9 +293,15 @@ def test_autoattack_is_at_least_as_strong_as_pgd_on_a_trained_student(project: M
     assert attacked(AUTOATTACK, Attack(epsilon=3))[2] <= weak + 1 / 40
 
 
-def test_records_hold_one_count_per_image(project: Make) -> None:
+def test_records_hold_the_same_of_every_network(project: Make) -> None:
     record = measure(project(), STUDENT)
-    short = record.student.model_copy(update={"right": record.student.right[:8]})
-    with pytest.raises(ValueError, match="not a byte"):
-        RobustnessRecord.model_validate(record.model_copy(update={"student": short}).model_dump())
-    assert isinstance(record.student, Measured)
+    for change, said in (
+        ({"right": record.student.right[:8]}, "not a byte"),
+        ({"withstood": packed(np.ones(39, int))}, "not a byte for each of 40 images"),
+        ({"attacked": {FGSM: 0.5}}, "has not the attacks"),
+        ({"corrupted": {"noise": (0.5, 0.5)}}, "has not every corruption"),
+    ):
+        odd = record.student.model_copy(update=change)
+        whole = record.model_copy(update={"student": odd}).model_dump()
+        with pytest.raises(ValueError, match=said):
+            RobustnessRecord.model_validate(whole)
