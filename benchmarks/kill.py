@@ -84,7 +84,7 @@ def clone(folder: Path, **changes: object) -> None:
         if source.is_file() and not name.startswith(("metrics/", "reports/", "dvc.lock")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, folder / name)
-    for name in ("devices", "robustness"):
+    for name in ("attribution", "devices", "robustness"):
         (folder / "metrics" / name).mkdir(parents=True)
     file = folder / "params.yaml"
     tree = yaml.safe_load(file.read_text())

@@ -30,7 +30,12 @@ PAGES = sorted(
         *(ROOT / folder / "README.md" for folder in ("data/source", "data/checkpoints")),
         *(
             ROOT / folder / "README.md"
-            for folder in ("metrics/devices", "metrics/robustness", "benchmarks")
+            for folder in (
+                "metrics/attribution",
+                "metrics/devices",
+                "metrics/robustness",
+                "benchmarks",
+            )
         ),
     ]
 )

@@ -41,7 +41,7 @@ class Project:
         for name in ("metrics", "reports", "dvc.lock"):  # of an earlier run
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        for name in ("devices", "robustness"):  # in a clone: with their README.md
+        for name in ("attribution", "devices", "robustness"):  # in a clone: with README.md
             (folder / "metrics" / name).mkdir(parents=True)
         self.set("profile", "smoke")
         identity = ["-c", "user.name=smoke", "-c", "user.email=smoke@example.org"]
