@@ -11,7 +11,7 @@ def main() -> None:
     (student,) = parse_names("student")
     params = load(ExportParams)
     require(student, params.students.zoo, "student", "params.yaml: students.zoo")
-    parity = export_student(student, params.export.opset)
+    parity = export_student(student, params.export.opset, params.prune.enabled)
     print(
         f"same argmax as torch on {parity.same_argmax:.2%} of {parity.images} test images, "
         f"largest logit error {parity.max_logit_error:.1e}"

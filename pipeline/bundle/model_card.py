@@ -25,7 +25,8 @@ from pipeline.core.records import METRICS
 from pipeline.data.recall import WORST, Recall, interval
 from pipeline.data.records import SPLITS, Manifest
 from pipeline.distill.params import LossTerm, own_recipe, read_robust
-from pipeline.networks.records import CARD, STUDENTS, TEACHERS, ModelCard
+from pipeline.networks.records import CARD, TEACHERS, ModelCard
+from pipeline.networks.shipped import shipped
 from pipeline.training.records import ModelMetrics
 
 HUB_DATASETS = {
@@ -79,7 +80,8 @@ class Lineage:
         teachers = tuple(Trained.read(name, TEACHERS) for name in params.teachers.enabled)
         distill, _ = own_recipe(student, params.students.zoo[student], params.distill)
         combine, losses = params.teachers.combine, distill.losses
-        return cls(Trained.read(student, STUDENTS), teachers, combine, losses)
+        models = shipped(student, params.prune.enabled).folder.parent
+        return cls(Trained.read(student, models), teachers, combine, losses)
 
 
 def model_card(

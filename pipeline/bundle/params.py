@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.backends.base.params import Backends
 from pipeline.core.params import Selection
 from pipeline.distill.params import Distill
-from pipeline.networks.params import Students
+from pipeline.networks.params import PrunedStudents, Students
 from pipeline.training.params import Teachers
 
 
@@ -16,3 +16,4 @@ class BundleParams(Selection):
     teachers: Teachers
     distill: Distill
     backends: Backends
+    prune: PrunedStudents = PrunedStudents()

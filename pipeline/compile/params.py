@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pipeline.backends.base.params import ArtifactParams
 from pipeline.core.params import Count, Fraction, Group, Names, Share
+from pipeline.networks.params import PrunedStudents
 
 
 class Quantize(Group):
@@ -41,3 +42,4 @@ class CompileParams(ArtifactParams):
     """What the stage `compile` reads."""
 
     quantize: Quantize
+    prune: PrunedStudents = PrunedStudents()

@@ -39,7 +39,8 @@ from pipeline.data.records import (
 from pipeline.export.evaluate import logits_of
 from pipeline.export.records import ONNX, check_export
 from pipeline.export.session import load
-from pipeline.networks.records import STUDENTS, Layers, ModelCard
+from pipeline.networks.records import Layers, ModelCard
+from pipeline.networks.shipped import shipped
 
 MIN_FLOAT_AGREEMENT = 0.99
 """Below this share of torch's answers an fp32 artifact is broken, not imprecise."""
@@ -92,7 +93,7 @@ def compile_artifact(
             artifact that is not what was asked for.
     """
     tools = versions(spec.packages)
-    job = _job(artifact)
+    job = _job(artifact, shipped(artifact.student, params.prune.enabled).folder)
     least = params.quantize.min_int8_share
     climbed, inside, undecided = None, Inside(), None
     with whole_folder(artifact.folder) as folder:
@@ -152,9 +153,10 @@ def _climb(
     return climb(compiler, job, params.quantize, float_top1, judge, folder)
 
 
-def _job(artifact: Artifact) -> Job:
+def _job(artifact: Artifact, weights: Path) -> Job:
+    """What to compile; `weights` is the folder of the network that ships for the student."""
     exported = check_export(artifact.student)
-    manifest, weights = Manifest.read(PACKED / MANIFEST), STUDENTS / artifact.student
+    manifest = Manifest.read(PACKED / MANIFEST)
     return Job(
         artifact=artifact,
         onnx=exported / "model.onnx",

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.backends.base.artifact import Artifact
@@ -28,7 +29,7 @@ from pipeline.networks.inference import predict, set_up_torch
 from pipeline.networks.layers import list_layers
 from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
-from pipeline.networks.records import ModelCard
+from pipeline.networks.records import ModelCard, Shapes
 from pipeline.networks.weights import save_model
 
 IMAGES = 16
@@ -102,9 +103,36 @@ def untrained(name: str, network: Network, shape: Shape, opset: int, folder: Pat
     """
     set_up_torch(0)
     size, channels = shape.image_size, shape.channels
+    built = build_network(network, classes=shape.classes, channels=channels, image_size=size)
+    return with_random_statistics(name, network, built, shape, opset, folder)
+
+
+def with_random_statistics(
+    name: str,
+    network: Network,
+    built: nn.Module,
+    shape: Shape,
+    opset: int,
+    folder: Path,
+    shapes: Shapes | None = None,
+) -> Rehearsed:
+    """Export a network after its batch norms have taken the statistics of random images.
+
+    Args:
+        name: of the student.
+        network: of it.
+        built: the same as a module; is changed.
+        shape: of its images and logits.
+        opset: of the ONNX file.
+        folder: an empty one.
+        shapes: of a pruned network.
+
+    Raises:
+        PipelineError: where it cannot be exported.
+    """
+    size, channels = shape.image_size, shape.channels
     images = _blocks(size, channels)
     normalisation = student_normalisation(channels)
-    built = build_network(network, classes=shape.classes, channels=channels, image_size=size)
     model = PixelsToLogits(built.to(memory_format=torch.channels_last), normalisation)  # type: ignore[call-overload]
     for module in built.modules():
         if isinstance(module, _BatchNorm):
@@ -116,7 +144,7 @@ def untrained(name: str, network: Network, shape: Shape, opset: int, folder: Pat
         **network.model_dump(exclude={"recipe", "taps", "weights", "normalisation"}),
         image_size=size, input_size=size, channels=channels, classes=classes,
         normalisation=normalisation, parameters=0, seed=0, epochs=0, best_epoch=0, val_top1=0.0,
-        data_digest="", versions={},
+        data_digest="", versions={}, shapes=shapes,
     )  # fmt: skip
     manifest = Manifest(
         source="random", licence="none", classes=classes, image_size=size,

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -25,22 +26,24 @@ from pipeline.export.session import load
 from pipeline.networks.inference import predict, set_up_torch
 from pipeline.networks.layers import list_layers
 from pipeline.networks.pixels import PixelsToLogits
-from pipeline.networks.records import STUDENTS, Layers, ModelCard
+from pipeline.networks.records import Layers, ModelCard
+from pipeline.networks.shipped import shipped
 from pipeline.networks.weights import check_card, load_pixels_to_logits
 
 MIN_AGREEMENT = 0.99
 """Below this share of equal answers the export is broken, not imprecise."""
 
 
-def export_student(student: str, opset: int) -> Parity:
+def export_student(student: str, opset: int, pruned: Collection[str] = ()) -> Parity:
     """Stage `export@S`: write models/onnx/S/.
 
     The folder gets `model.onnx`, `layers.json`, `parity.json` and `test_logits.npy`: torch's logits
     float32 [N, classes] of the test split, which every compiled artifact is compared with.
 
     Args:
-        student: its weights are in models/students/S.
+        student: its name.
         opset: of the ONNX file.
+        pruned: the students that ship pruned, `prune.enabled`.
 
     Returns:
         How well ONNX Runtime and torch agree.
@@ -49,9 +52,10 @@ def export_student(student: str, opset: int) -> Parity:
         PipelineError: where the ONNX checker finds a fault, or too few answers are torch's.
     """
     set_up_torch(0)  # nothing is random; it forbids nondeterministic kernels
-    model, card = load_pixels_to_logits(STUDENTS / student)
+    folder = shipped(student, pruned).folder
+    model, card = load_pixels_to_logits(folder)
     manifest = Manifest.read(PACKED / "manifest.json")
-    check_card(card, manifest, STUDENTS / student)
+    check_card(card, manifest, folder)
     images, _ = load_split(manifest.final)
     with whole_folder(ONNX / student) as scratch:
         file = scratch / "model.onnx"

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.core.params import Group, Selection, Whole
-from pipeline.networks.params import Students
+from pipeline.networks.params import PrunedStudents, Students
 
 
 class Export(Group):
@@ -20,4 +20,5 @@ class ExportParams(Selection):
     """What the stage `export` reads."""
 
     students: Students
+    prune: PrunedStudents = PrunedStudents()
     export: Export

@@ -12,10 +12,14 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.patches import import_timm
 from pipeline.core.text import show
 from pipeline.networks.params import Network
+from pipeline.networks.records import Shapes
+from pipeline.networks.shapes import reshape
 from pipeline.networks.stem import change_hard_swish, change_stem
 
 
-def build_network(network: Network, *, classes: int, channels: int, image_size: int) -> nn.Module:
+def build_network(
+    network: Network, *, classes: int, channels: int, image_size: int, shapes: Shapes | None = None
+) -> nn.Module:
     """A timm network from normalised images float [N, C, H, W] to logits [N, classes].
 
     Args:
@@ -23,6 +27,7 @@ def build_network(network: Network, *, classes: int, channels: int, image_size: 
         classes: number of logits.
         channels: of the images.
         image_size: their height and width in pixels.
+        shapes: of a pruned network, whose changed tensors are zeros.
 
     Raises:
         PipelineError: for an unknown name, arguments that the network does not take, a change that
@@ -44,6 +49,8 @@ def build_network(network: Network, *, classes: int, channels: int, image_size: 
         raise _unfit(network, _said(error)) from None
     change_stem(model, network, image_size)
     change_hard_swish(model, network)
+    if shapes is not None:
+        reshape(model, shapes, f"{network.arch}, pruned")
     _try(model, network, classes, torch.zeros(1, channels, image_size, image_size))
     return model
 

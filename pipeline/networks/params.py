@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.core.params import Group, Name, Names, NoSwitch, Switch, Text, nearest
 from pipeline.networks.records import Normalisation
@@ -86,3 +86,11 @@ class Students(Group):
             if name not in self.zoo:
                 raise ValueError(f"`enabled` names `{name}`{nearest(name, self.zoo)}")
         return self
+
+
+class PrunedStudents(Group):
+    """Of the group `prune`, which students ship pruned; all else of it is for `pipeline.prune`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    enabled: Names = ()

@@ -12,6 +12,9 @@ from pipeline.core.records import Record
 
 TEACHERS = Path("models/teachers")
 STUDENTS = Path("models/students")
+PRUNED = Path("models/pruned")
+"""Students that were pruned: see `networks.shipped`."""
+
 WEIGHTS = "model.safetensors"
 """In the folder of every teacher and student."""
 
@@ -46,6 +49,17 @@ class StartedFrom(Record):
         return "; ".join(parts)
 
 
+class Shapes(Record):
+    """What a pruned network has in place of what its architecture says."""
+
+    tensors: dict[str, tuple[int, ...]] = Field(
+        description="shapes of the weights, biases and statistics that lost channels, by name"
+    )
+    groups: dict[str, int] = Field(
+        description="of the convolutions whose number of groups changed, by path: depthwise ones"
+    )
+
+
 class ModelCard(Record):
     """models/teachers/T/card.json and models/students/S/card.json: how a network was made."""
 
@@ -70,6 +84,7 @@ class ModelCard(Record):
         0.0, description="of its steps, the last ones, that computed under int8's rounding"
     )
     started_from: StartedFrom | None = Field(None, description="null: from random weights")
+    shapes: Shapes | None = Field(None, description="of a pruned network")
     versions: dict[str, str]
     weights_digest: str = Field("", description="SHA-256 of the weights beside it")
 

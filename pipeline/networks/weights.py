@@ -45,7 +45,11 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
         hard_swish=card.hard_swish,
     )
     model = build_network(
-        network, classes=len(card.classes), channels=card.channels, image_size=card.input_size
+        network,
+        classes=len(card.classes),
+        channels=card.channels,
+        image_size=card.input_size,
+        shapes=card.shapes,
     )
     load_weights(model, folder / WEIGHTS)
     fused = fuse_branches(model.eval())

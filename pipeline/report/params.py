@@ -10,6 +10,7 @@ from pipeline.attribution.params import Attribution
 from pipeline.compile.params import Quantize
 from pipeline.core.params import Fraction, Group, Positive, Text
 from pipeline.latency.params import BenchmarkParams
+from pipeline.networks.params import PrunedStudents
 from pipeline.robustness.params import WithRobustness
 from pipeline.training.params import Teachers
 
@@ -36,3 +37,4 @@ class ReportParams(WithRobustness, BenchmarkParams):
     quantize: Quantize
     limits: Limits
     attribution: Attribution
+    prune: PrunedStudents = PrunedStudents()

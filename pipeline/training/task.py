@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
+from numpy.typing import NDArray
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256, whole_folder
-from pipeline.core.records import METRICS
+from pipeline.core.records import METRICS, Record
 from pipeline.data.recall import Recall, interval
 from pipeline.data.records import Manifest, load_calibration, load_split
 from pipeline.data.views import Views
@@ -21,7 +24,7 @@ from pipeline.networks.build import parameter_count, tool_versions
 from pipeline.networks.inference import predict
 from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits
-from pipeline.networks.records import ModelCard, StartedFrom
+from pipeline.networks.records import ModelCard, Shapes, StartedFrom
 from pipeline.networks.weights import save_model
 from pipeline.training.checkpoints import forget_checkpoint, run_key
 from pipeline.training.loop import fit
@@ -43,7 +46,7 @@ class Task:
 
     name: str
     kind: str
-    """`teachers` or `students`: the folder of its metrics."""
+    """`teachers`, `students` or `pruned`: the folder of its metrics."""
     folder: Path
     network: Network
     input_size: int
@@ -57,6 +60,10 @@ class Task:
     started_from: StartedFrom | None = None
     robust: dict[str, Any] | None = None
     """Changed views that it learns from, too, as in params.yaml. The last epoch is then kept."""
+    shapes: Shapes | None = None
+    """Of a pruned network."""
+    suffix: str = ""
+    """What the name of its curves has behind its own."""
 
 
 def checkpoint_seconds() -> float:
@@ -78,6 +85,7 @@ def train_and_write(
     objective: Objective,
     views: Views,
     recorded: Recording | None = None,
+    beside: Callable[[NDArray[np.float32], NDArray[np.int64]], Mapping[str, Record]] | None = None,
 ) -> None:
     """Fit on `views`, keep an epoch, evaluate on `manifest.final` once, write all files.
 
@@ -88,12 +96,15 @@ def train_and_write(
         objective: the loss around the network.
         views: the train images.
         recorded: teacher logits for `views`, if there are any.
+        beside: gives further records by their names in the task's folder, from the logits and
+            labels of `manifest.final`.
     """
     key = run_key(task, manifest.digests, manifest.calibration_digest)
     objective.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     int8 = Int8Phase(task.int8_phase, load_calibration(manifest)) if task.int8_phase else None
+    shown, seconds = task.name + task.suffix, checkpoint_seconds()
     run = Run(
-        task.name, key, task.seed, task.training, task.epochs, checkpoint_seconds(), int8,
+        shown, key, task.seed, task.training, task.epochs, seconds, int8,
         keep_last=task.robust is not None,
     )  # fmt: skip
     fitted = fit(fabric, objective, views, load_split("val"), run, recorded)
@@ -101,21 +112,24 @@ def train_and_write(
         model = objective.model
         card = _card(task, manifest, model, fitted)
         images, labels = load_split(manifest.final)
-        recall = Recall.of(predict(model, images).numpy(), labels)
+        logits = predict(model, images).numpy()
+        recall = Recall.of(logits, labels)
         with whole_folder(task.folder) as scratch:
             save_model(scratch, model.network, card)
+            for name, record in beside(logits, labels).items() if beside else ():
+                record.write(scratch / name)
         metrics = ModelMetrics(
             val_top1=fitted.val_top1,
             top1=recall.top1,
             recall=recall,
             parameters=card.parameters,
-            curves=tuple(sha256(file) for file in curve_files(task.name).values()),
+            curves=tuple(sha256(file) for file in curve_files(shown).values()),
             rounded=(task.epochs * (1 - task.int8_phase), task.epochs) if task.int8_phase else (),
         )
         metrics.write(METRICS / task.kind / f"{task.name}.json")
         limits = interval(recall.top1, recall.total)
         print(
-            f"{task.name}: {card.parameters:,} parameters, {manifest.final} top-1 "
+            f"{shown}: {card.parameters:,} parameters, {manifest.final} top-1 "
             f"{recall.top1:.4f} ({limits}), balanced {recall.balanced:.4f}"
         )
         forget_checkpoint(key)
@@ -145,5 +159,6 @@ def _card(task: Task, manifest: Manifest, model: PixelsToLogits, fitted: Fitted)
         val_top1=fitted.val_top1,
         data_digest=manifest.digests["train_images.npy"],
         started_from=task.started_from,
+        shapes=task.shapes,
         versions=tool_versions(),
     )
