@@ -30,12 +30,13 @@ class NamesParams(Selection):
     teachers: Enabled
     students: Enabled
     backends: Enabled
+    prune: Enabled
     attribution: Enabled
     robustness: Enabled
 
     @model_validator(mode="after")
     def _students_are_enabled(self) -> Self:
-        for group in ("attribution", "robustness"):
+        for group in ("prune", "attribution", "robustness"):
             among(getattr(self, group).enabled, self.students.enabled, group, "students.enabled")
         return self
 

@@ -41,8 +41,9 @@ class Project:
         for name in ("metrics", "reports", "dvc.lock"):  # of an earlier run
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        for name in ("attribution", "devices", "robustness"):  # in a clone: with README.md
-            (folder / "metrics" / name).mkdir(parents=True)
+        kept = ("metrics/attribution", "metrics/devices", "metrics/robustness", "models/pruned")
+        for name in kept:  # in a clone: with its README.md
+            (folder / name).mkdir(parents=True, exist_ok=True)
         self.set("profile", "smoke")
         identity = ["-c", "user.name=smoke", "-c", "user.email=smoke@example.org"]
         for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "smoke"]):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
-from scipy.stats import binom, binomtest
+from scipy.stats import binom, binomtest, norm
 
 _POWER_POINTS = 101
 
@@ -168,3 +168,25 @@ def sign_flips(differences: NDArray[np.integer[Any]]) -> float:
         return 1.0
     extreme = np.abs(np.arange(-total, total + 1)) >= abs(int(differences.sum()))
     return float(np.clip(chances[extreme].sum(), 0, 1))
+
+
+def paired_limits(lost: int, won: int, images: int, level: float = 0.95) -> tuple[float, float]:
+    """Limits of the change of top-1 between two classifiers that saw the same images.
+
+    Wald's interval for paired proportions with half an image added to each of the four cells of
+    the table (Agresti and Min, Statist. Med. 24, 2005).
+
+    Args:
+        lost: images that only the first classifier gets right.
+        won: images that only the second one gets right.
+        images: all of them.
+        level: the probability that the interval holds the true change.
+
+    Returns:
+        Lower and upper limit of (won - lost) / images, fractions in [-1, 1].
+    """
+    b, c, n = lost + 0.5, won + 0.5, images + 2
+    change = (c - b) / n
+    spread = math.sqrt(b + c - (c - b) ** 2 / n) / n
+    half = float(norm.ppf((1 + level) / 2)) * spread
+    return max(-1.0, change - half), min(1.0, change + half)

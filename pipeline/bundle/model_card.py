@@ -49,13 +49,12 @@ class Trained:
     metrics: ModelMetrics
 
     @classmethod
-    def read(cls, name: str, models: Path) -> Trained:
-        card = ModelCard.read_beside(models / name)
-        file = METRICS / models.name / f"{name}.json"
-        metrics = ModelMetrics.read(file)
+    def read(cls, name: str, folder: Path, file: Path) -> Trained:
+        """From its card and its metrics; `PipelineError` where they are not of one network."""
+        card, metrics = ModelCard.read_beside(folder), ModelMetrics.read(file)
         if (metrics.val_top1, metrics.parameters) != (card.val_top1, card.parameters):
             raise PipelineError(
-                f"its figures are not those of {models / name / CARD}",
+                f"its figures are not those of {folder / CARD}",
                 where=str(file),
                 fix="remove it and run `dvc repro`",
             )
@@ -77,11 +76,15 @@ class Lineage:
     @classmethod
     def read(cls, student: str, params: BundleParams) -> Lineage:
         """From the records of `student` and its teachers; `PipelineError` for a missing one."""
-        teachers = tuple(Trained.read(name, TEACHERS) for name in params.teachers.enabled)
+        metrics = METRICS / TEACHERS.name
+        teachers = tuple(
+            Trained.read(name, TEACHERS / name, metrics / f"{name}.json")
+            for name in params.teachers.enabled
+        )
         distill, _ = own_recipe(student, params.students.zoo[student], params.distill)
         combine, losses = params.teachers.combine, distill.losses
-        models = shipped(student, params.prune.enabled).folder.parent
-        return cls(Trained.read(student, models), teachers, combine, losses)
+        its = shipped(student, params.prune.enabled)
+        return cls(Trained.read(student, its.folder, its.metrics), teachers, combine, losses)
 
 
 def model_card(

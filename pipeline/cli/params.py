@@ -16,11 +16,12 @@ from pipeline.data.params import PrepareParams
 from pipeline.distill.params import DistillParams
 from pipeline.export.params import ExportParams
 from pipeline.gate.params import GateParams
+from pipeline.prune.params import PruneParams
 
 
 class Params(
-    GateParams, AttributionParams, BundleParams, CompileParams, ExportParams, DistillParams,
-    PrepareParams,
+    PruneParams, GateParams, AttributionParams, BundleParams, CompileParams, ExportParams,
+    DistillParams, PrepareParams,
 ):  # fmt: skip
     """Every group of params.yaml. Unknown groups are errors; each stage reads a part of these."""
 

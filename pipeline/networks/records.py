@@ -13,7 +13,7 @@ from pipeline.core.records import Record
 TEACHERS = Path("models/teachers")
 STUDENTS = Path("models/students")
 PRUNED = Path("models/pruned")
-"""Students that were pruned: see `networks.shipped`."""
+"""Students that lost channels: see `networks.shipped`."""
 
 WEIGHTS = "model.safetensors"
 """In the folder of every teacher and student."""

@@ -10,7 +10,7 @@ from pipeline.core.records import METRICS
 from pipeline.networks.records import PRUNED, STUDENTS
 
 SUFFIX = "-pruned"
-"""Of the name of its curves; no name of a student has a dash."""
+"""Of the name of a pruned network's metrics and curves; no name of a student has a dash."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ def shipped(student: str, pruned: Collection[str]) -> Shipped:
         student: its name.
         pruned: the students that ship pruned, `prune.enabled`.
     """
-    home = PRUNED if student in pruned else STUDENTS
-    curves = student + SUFFIX if student in pruned else student
-    return Shipped(home / student, METRICS / home.name / f"{student}.json", curves)
+    cut = student in pruned
+    name = student + SUFFIX if cut else student
+    return Shipped(
+        (PRUNED if cut else STUDENTS) / student, METRICS / "students" / f"{name}.json", name
+    )

@@ -115,34 +115,72 @@ def choose(
         rules: what is left at least.
         most: of the cost.
     """
-    order = {one.root: np.argsort(scores[one.root], kind="stable") for one in cut}
-    sizes = {one.root: rules.sizes(one) for one in cut}
-    done = {one.root: 0 for one in cut}
-    """By root: the place in `sizes`."""
-
-    def block(root: str) -> tuple[int, int]:
-        its, place = sizes[root], done[root]
-        return its[0] - its[place], its[0] - its[place + 1]
-
-    def price(root: str) -> float:
-        if done[root] + 1 == len(sizes[root]):
-            return math.inf
-        first, last = block(root)
-        rise = float(scores[root][order[root][first:last]].sum())
-        saved = costs.saved(root, last - first)
-        return rise / saved if saved > 0 else math.inf
-
-    prices = {root: price(root) for root in done}
+    open_ones = {
+        one.root: _Stack(one, scores[one.root], rules.sizes(one), costs)
+        for one in cut
+        if len(rules.sizes(one)) > 1
+    }
+    prices = {root: its.price() for root, its in open_ones.items()}
     while costs.total() > most:
         best = min(prices, key=lambda root: prices[root], default="")
         if prices.get(best, math.inf) == math.inf:
             break
-        first, last = block(best)
-        costs.remove(best, last - first)
-        done[best] += 1
-        prices |= {root: price(root) for root in costs.beside(best)}
-    return {
-        root: sorted(int(unit) for unit in order[root][: its[0] - its[done[root]]])
-        for root, its in sizes.items()
-        if done[root]
-    }
+        open_ones[best].take()
+        for root in costs.beside(best) & open_ones.keys():
+            prices[root] = open_ones[root].price()
+    # The last block may have saved more than was needed: give back what fits, the dearest first.
+    fits = costs.total() <= most
+    while fits:
+        taken = [its for its in open_ones.values() if its.done]
+        fits = any(its.give_back(most) for its in sorted(taken, key=lambda its: -its.dearest()))
+    return {root: its.removed() for root, its in open_ones.items() if its.done}
+
+
+class _Stack:
+    """The units of a coupling, the least important ones first, in blocks."""
+
+    def __init__(
+        self, one: Coupling, scores: NDArray[np.float64], sizes: list[int], costs: Costs
+    ) -> None:
+        self._root, self._costs, self._scores = one.root, costs, scores
+        self._order = np.argsort(scores, kind="stable")
+        self._removed = [one.units - size for size in sizes]
+        """Units that are removed once so many blocks are taken."""
+        self.done = 0
+
+    def removed(self) -> list[int]:
+        """The units in the blocks that were taken, sorted."""
+        return sorted(int(unit) for unit in self._order[: self._removed[self.done]])
+
+    def price(self) -> float:
+        """The score of the next block by what it saves; infinite where none is left."""
+        if self.done + 1 == len(self._removed):
+            return math.inf
+        saved = self._costs.saved(self._root, self._size(self.done))
+        return self._score(self.done) / saved if saved > 0 else math.inf
+
+    def dearest(self) -> float:
+        """The score of the block that was taken last."""
+        return self._score(self.done - 1)
+
+    def take(self) -> None:
+        """Remove the next block."""
+        self._costs.remove(self._root, self._size(self.done))
+        self.done += 1
+
+    def give_back(self, most: float) -> bool:
+        """Take back the last block if the cost stays at most `most`; whether it did."""
+        size = self._size(self.done - 1)
+        self._costs.remove(self._root, -size)
+        if self._costs.total() > most:
+            self._costs.remove(self._root, size)
+            return False
+        self.done -= 1
+        return True
+
+    def _size(self, place: int) -> int:
+        return self._removed[place + 1] - self._removed[place]
+
+    def _score(self, place: int) -> float:
+        first, last = self._removed[place], self._removed[place + 1]
+        return float(self._scores[self._order[first:last]].sum())

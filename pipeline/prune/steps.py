@@ -12,8 +12,8 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.files import temporary_folder
 from pipeline.networks.build import build_network
 from pipeline.networks.layers import list_layers
-from pipeline.networks.pixels import PixelsToLogits
-from pipeline.networks.records import Layer, ModelCard, Shapes
+from pipeline.networks.pixels import PixelsToLogits, student_normalisation
+from pipeline.networks.records import Layer, Shapes
 from pipeline.networks.shapes import shapes_of
 from pipeline.prune.choice import Costs, Rules, Scores, choose
 from pipeline.prune.cost import Gauge, largest_share, reached
@@ -29,33 +29,32 @@ _ATTEMPTS = 5
 class Surgeon:
     """Removes channels from the forms of one student."""
 
-    def __init__(
-        self, params: PruneParams, name: str, card: ModelCard, before: PixelsToLogits
-    ) -> None:
+    def __init__(self, params: PruneParams, name: str, shape: Shape, before: nn.Module) -> None:
         """Find out what can be removed.
 
         Args:
             params: what the stage reads.
             name: of the student.
-            card: of the unpruned network.
+            shape: of its images and logits.
             before: the unpruned network; is not changed.
 
         Raises:
             PipelineError: for a network that cannot be pruned, and a missing library.
         """
-        self.params, self.name, self.card, self.before = params, name, card, before
-        self.image = torch.zeros(1, card.channels, card.input_size, card.input_size)
-        found = prunable(before.network, self.image, card.arch)
+        self.params, self.name, self.shape, self.before = params, name, shape, before
+        self._normalisation = student_normalisation(shape.channels)
+        self.image = torch.zeros(1, shape.channels, shape.image_size, shape.image_size)
+        found = prunable(before, self.image, params.students.zoo[name].arch)
         its = params.prune
         whole = {one.root: one.units for one in found}
         self.rules = Rules(its.multiple_of, its.min_share, whole)
         self.what = "weights" if its.to.what == "kb" else "macs"
-        self.layers = self._layers(before)
+        self.layers = self._layers(self._model(before))
         self._total = sum(getattr(layer, self.what) for layer in self.layers)
 
     def fixed(self) -> tuple[str, ...]:
         """The layers of which no output channel can be removed, the classifier among them."""
-        free = {layer for one in self.cut(self.before.network) for layer in one.makes}
+        free = {layer for one in self.cut(self.before) for layer in one.makes}
         return tuple(layer.name for layer in self.layers if layer.name not in free)
 
     def cut(self, network: nn.Module) -> tuple[Coupling, ...]:
@@ -101,6 +100,10 @@ class Surgeon:
         found: float = sum(getattr(layer, self.what) for layer in layers) / self._total
         return found
 
+    def lowest_share(self, network: nn.Module, scores: Scores) -> float:
+        """The smallest share of MACs, or weights, that the rules allow."""
+        return self.share(self.without(network, self.choose(network, scores, 0)))
+
     def macs_and_weights(self, network: nn.Module) -> tuple[int, int]:
         """Of all convolutions and linear layers of a form."""
         layers = self._layers(self._model(network))
@@ -135,11 +138,10 @@ class Surgeon:
         self, network: nn.Module, scores: Scores, first: float
     ) -> tuple[float, Measured]:
         """The share of MACs or weights that reaches a measured goal, and what was measured."""
-        goal, size = self.params.prune.to, self.card.image_size
-        shape = Shape(size, self.card.channels, len(self.card.classes))
+        goal = self.params.prune.to
         tried: dict[float, Measured] = {}
         with temporary_folder() as folder:
-            gauge = Gauge(self.name, self.params, shape, self.before.network, Path(folder))
+            gauge = Gauge(self.name, self.params, self.shape, self.before, Path(folder))
 
             def cost(share: float) -> float:
                 form = self.without(network, self.choose(network, scores, share))
@@ -152,7 +154,7 @@ class Surgeon:
                 )
                 return found
 
-            lowest = self.share(self.without(network, self.choose(network, scores, 0)))
+            lowest = self.lowest_share(network, scores)
             aim = largest_share(cost, goal.share, lowest, first)
             if aim not in tried:
                 cost(aim)
@@ -176,14 +178,14 @@ class Surgeon:
         its = self.params.students.zoo[self.name]
         return build_network(
             its,
-            classes=len(self.card.classes),
-            channels=self.card.channels,
-            image_size=self.card.input_size,
+            classes=self.shape.classes,
+            channels=self.shape.channels,
+            image_size=self.shape.image_size,
             shapes=shapes,
         ).eval()
 
     def _model(self, network: nn.Module) -> PixelsToLogits:
-        return PixelsToLogits(network, self.card.normalisation)
+        return PixelsToLogits(network, self._normalisation)
 
     def _layers(self, model: PixelsToLogits) -> tuple[Layer, ...]:
-        return list_layers(model, self.card.image_size, self.card.channels)
+        return list_layers(model, self.shape.image_size, self.shape.channels)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.accuracy.metrics import lost_and_won
+from pipeline.compile.untrained import Shape
 from pipeline.core.records import Record
 from pipeline.data.answers import top1
 from pipeline.data.records import PACKED, Manifest, load_split
@@ -21,7 +22,7 @@ from pipeline.networks.inference import evaluate, predict, set_up_torch
 from pipeline.networks.pixels import PixelsToLogits
 from pipeline.networks.records import PRUNED, STUDENTS, Shapes
 from pipeline.networks.shipped import SUFFIX
-from pipeline.networks.weights import check_card, load_pixels_to_logits
+from pipeline.networks.weights import check_card, load_model
 from pipeline.prune.choice import Scores
 from pipeline.prune.cost import check_goal, reached
 from pipeline.prune.importance import Batch, fisher, magnitude
@@ -56,7 +57,7 @@ class _Course:
 
 
 def prune_student(params: PruneParams, name: str) -> None:
-    """Stage `prune@S`: models/pruned/S/, metrics/pruned/S.json, metrics/curves/S-pruned/.
+    """Stage `prune@S`: models/pruned/S/, metrics/students/S-pruned.json, its curves.
 
     In each step the channels go that cost the least accuracy for what they save, and the student
     learns on with the losses, views and recorded teacher logits of its distillation. The last
@@ -85,7 +86,7 @@ class _Pruner:
         self.name, self.network = name, params.students.zoo[name]
         self.manifest = Manifest.read(PACKED / "manifest.json")
         set_up_torch(params.seed)
-        before, card = load_pixels_to_logits(STUDENTS / name)
+        before, card = load_model(STUDENTS / name)
         check_card(card, self.manifest, STUDENTS / name)
         self.card, self.before = card, before
         about = facts(self.manifest, self.manifest.image_size, shown, card.started_from)
@@ -100,7 +101,8 @@ class _Pruner:
             plan.epochs if its.epochs == "auto" else its.epochs,
             plan_int8_phase(distill.int8_phase, about),
         )
-        self.surgeon = Surgeon(self.params, name, card, before)
+        shape = Shape(card.image_size, card.channels, len(card.classes))
+        self.surgeon = Surgeon(self.params, name, shape, before)
         if self.fabric.is_global_zero:
             left = plan.model_copy(update={"epochs": self.course.epochs})
             phase = self.course.int8_phase
@@ -108,7 +110,7 @@ class _Pruner:
 
     def go(self) -> None:
         """All steps, and what is left of the last one learns longest."""
-        taught = self._taught(self._model(self.surgeon.copy(self.before.network)))
+        taught = self._taught(self._model(self.surgeon.copy(self.before)))
         steps = self.params.prune.steps
         decided = (self.params.prune, self.course, self.card.weights_digest, taught.settings)
         key = run_key(decided, self.manifest.digests)
@@ -146,12 +148,12 @@ class _Pruner:
         params, goal = self.params, self.params.prune.to
         model = taught.objective.model
         macs, weights = self.surgeon.macs_and_weights(self.surgeon.copy(model.network))
-        macs_before, weights_before = self.surgeon.macs_and_weights(self.before.network)
+        macs_before, weights_before = self.surgeon.macs_and_weights(self.before)
         measured = plan.measured
 
         def beside(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Mapping[str, Record]:
             images, _ = load_split(self.manifest.final)
-            unpruned = predict(self.before.to(self.fabric.device), images).numpy()
+            unpruned = predict(self._model(self.before).to(self.fabric.device), images).numpy()
             lost, won = lost_and_won(logits, unpruned, labels)
             return {
                 PRUNING: Pruning(
@@ -171,7 +173,7 @@ class _Pruner:
 
         task = Task(
             name=self.name,
-            kind=PRUNED.name,
+            kind=STUDENTS.name,
             folder=PRUNED / self.name,
             network=self.network,
             input_size=self.card.input_size,

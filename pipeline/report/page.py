@@ -15,8 +15,10 @@ from pipeline.core.records import METRICS
 from pipeline.data.recall import interval
 from pipeline.data.records import PACKED, Manifest
 from pipeline.latency.records import BENCHMARK, BenchmarkRecord
+from pipeline.networks.shipped import shipped
 from pipeline.report import answers_section as answers
 from pipeline.report import plots, recommendation, sections
+from pipeline.report import pruned_section as pruned
 from pipeline.report.attribution_section import CURVES_TEXT, EXPLAINED_TEXT, explanations
 from pipeline.report.device_rows import LEFT_ALIGNED, on_devices
 from pipeline.report.params import ReportParams
@@ -37,7 +39,8 @@ from pipeline.training.records import ModelMetrics
 
 MARKDOWN, HTML = REPORTS / "report.md", REPORTS / "report.html"
 PLOTS = {name: REPORTS / f"{name}.svg" for name in ("pareto", "training", "noise", "latencies")}
-Network = tuple[str, str, ModelMetrics]
+Network = tuple[str, str, str, ModelMetrics]
+"""Kind, name, name of the curves, and metrics."""
 UNANSWERED = "No answers to the test split are recorded yet; run `dvc repro`."
 _LATENCIES_CAPTION = (
     "Distribution of single-image latencies over all rounds: the long bar is p50, the short one "
@@ -68,7 +71,7 @@ def report(params: ReportParams) -> None:
     networks = _networks(params)
     drawn = {
         "pareto": pareto(rows),
-        "training": plots.training({name: its for _, name, its in networks}),
+        "training": plots.training({curves: its for _, _, curves, its in networks}),
         "noise": plots.noise(rows),
         "latencies": plots.latencies(plots.strips(rows, benchmark)),
     }
@@ -158,6 +161,9 @@ def _sections(
         "ladder_limit": f"{params.quantize.max_drop:g}",
         "ladder_level": f"{params.quantize.significance:g}",
         "replaced": sections.replaced_section(students, rows),
+        "pruned": pruned.pruned_section(params),
+        "beside": pruned.beside_section(params, rows, artifacts),
+        "unpaid": pruned.verdicts(params, rows, artifacts),
         "noise": sections.noise_section(rows),
         "execution": sections.execution_section(artifacts),
         "latency": sections.latency_section(rows, benchmark),
@@ -186,12 +192,15 @@ def _answers(rows: list[Row], manifest: Manifest) -> dict[str, Any]:
 
 
 def _networks(params: ReportParams) -> list[Network]:
-    """Kind, name and metrics of every teacher and student."""
-    networks = [("teachers", name) for name in params.teachers.enabled]
-    networks += [("students", name) for name in params.students.enabled]
-    return [
-        (kind, name, ModelMetrics.read(METRICS / kind / f"{name}.json")) for kind, name in networks
-    ]
+    """Every teacher, and of every student the network that ships."""
+    networks: list[Network] = []
+    for name in params.teachers.enabled:
+        metrics = ModelMetrics.read(METRICS / "teachers" / f"{name}.json")
+        networks.append(("teachers", name, name, metrics))
+    for name in params.students.enabled:
+        its = shipped(name, params.prune.enabled)
+        networks.append(("students", name, its.curves, ModelMetrics.read(its.metrics)))
+    return networks
 
 
 def _pareto_caption(rows: list[Row]) -> str:
@@ -207,7 +216,7 @@ def _pareto_caption(rows: list[Row]) -> str:
 
 def _networks_section(networks: list[Network], manifest: Manifest) -> Section:
     rows = []
-    for kind, name, metrics in networks:
+    for kind, name, _, metrics in networks:
         recall, classes = metrics.recall, manifest.classes
         worst = recall.worst(1)[0] if recall else None
         rows.append(

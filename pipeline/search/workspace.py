@@ -69,6 +69,7 @@ def params_for(
     settings = tree["backends"].get(target.backend, {}) | {"precisions": [target.precision]}
     changes: dict[str, Any] = {
         "seed": seed,
+        "prune": {"enabled": []},
         "checkpoints": str(Path(tree["checkpoints"]).resolve()),
         "backends": {"enabled": [target.backend], target.backend: settings},
     }

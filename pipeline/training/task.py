@@ -46,7 +46,7 @@ class Task:
 
     name: str
     kind: str
-    """`teachers`, `students` or `pruned`: the folder of its metrics."""
+    """`teachers` or `students`: the folder of its metrics."""
     folder: Path
     network: Network
     input_size: int
@@ -63,7 +63,7 @@ class Task:
     shapes: Shapes | None = None
     """Of a pruned network."""
     suffix: str = ""
-    """What the name of its curves has behind its own."""
+    """What the name of its metrics and curves has behind its own."""
 
 
 def checkpoint_seconds() -> float:
@@ -126,7 +126,7 @@ def train_and_write(
             curves=tuple(sha256(file) for file in curve_files(shown).values()),
             rounded=(task.epochs * (1 - task.int8_phase), task.epochs) if task.int8_phase else (),
         )
-        metrics.write(METRICS / task.kind / f"{task.name}.json")
+        metrics.write(METRICS / task.kind / f"{shown}.json")
         limits = interval(recall.top1, recall.total)
         print(
             f"{shown}: {card.parameters:,} parameters, {manifest.final} top-1 "
