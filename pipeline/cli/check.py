@@ -30,6 +30,9 @@ from pipeline.networks.build import build_network
 from pipeline.networks.params import Network
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
 from pipeline.networks.pretrained import start_from
+from pipeline.prune.cost import check_goal
+from pipeline.prune.coupling import library
+from pipeline.prune.steps import check_prunable
 from pipeline.robustness.autoattack import require_autoattack
 from pipeline.training.auto import Facts, plan_recipe
 from pipeline.training.few_labels import check_unmixed
@@ -80,7 +83,8 @@ def check_lock(file: Path = Path("dvc.lock"), running: Path = Path(".dvc/tmp/rwl
 def check(params: Params) -> None:
     """Check that this machine can do what params.yaml asks for.
 
-    Builds every enabled network with its weights, taps and losses, after `check_settings`.
+    Builds every enabled network with its weights, taps and losses, after `check_settings`, and
+    tries whether those of `prune.enabled` can lose channels.
 
     Raises:
         PipelineError: for the first mistake.
@@ -114,13 +118,16 @@ def check(params: Params) -> None:
                 labelled_share=1.0 if params.views.unlabelled == 0 else share,
                 accumulate=distill.training.accumulate, robust=distill.robust,
             )  # fmt: skip
+        if name in params.prune.enabled:
+            known = "auto" not in (params.data.image_size, params.data.channels)
+            check_prunable(params, name, shape, network, known=known)
 
 
 def check_settings(params: Params) -> None:
     """What can be checked without a network.
 
-    The source, the losses with their options, the rungs, the packages of every
-    enabled backend and of attribution, and each optimizer with its schedule.
+    The source, the losses with their options, the rungs, the packages of every enabled backend,
+    of pruning, attribution and AutoAttack, the goal of pruning, and each optimizer with its schedule.
 
     Raises:
         PipelineError: for the first mistake.
@@ -132,6 +139,9 @@ def check_settings(params: Params) -> None:
     if params.robustness.enabled and params.robustness.autoattack:
         require_autoattack()
     find_source(params.data).check(params.data)
+    if params.prune.enabled:
+        library()
+        check_goal(params)
     size = shape_of(params).image_size
     if params.attribution.enabled:
         require_captum()

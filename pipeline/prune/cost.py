@@ -27,6 +27,9 @@ ROUNDS = 15
 PROBES = 6
 """Shares that are tried at most."""
 
+ENOUGH = 0.01
+"""A share that keeps its goal by less than this is good enough."""
+
 _BEFORE, _AFTER = "before", "after"
 
 
@@ -138,26 +141,35 @@ def reached(goal: Goal, measured: Measured) -> float:
 
 
 def largest_share(
-    cost: Callable[[float], float], goal: float, lowest: float, first: float
+    cost: Callable[[float], float], goal: float, ends: tuple[float, float], first: float
 ) -> float:
-    """The largest share of MACs or weights whose measured cost keeps the goal, by bisection.
+    """The largest share of MACs or weights that is found to keep a measured goal.
+
+    Between a share that keeps it and one that does not, the next one is interpolated, a tenth of
+    the interval away from either.
 
     Args:
         cost: what is left of the measured quantity at a share.
         goal: what may be left of it.
-        lowest: the smallest share that the rules allow.
+        ends: the smallest share that the rules allow, and the present one.
         first: the share that is tried first.
 
     Returns:
-        A share in [lowest, 1) that was measured to keep the goal; where none was, `lowest`.
+        A share that was measured to keep the goal; where none was, the smallest.
     """
-    low, high, share = lowest, 1.0, max(first, lowest)
+    low, high = ends
+    low_cost, high_cost = min(low, goal), 1.0  # nothing is measured there yet
+    share = min(max(first, low), high)
     for _ in range(PROBES):
-        if cost(share) <= goal:
-            low = share
+        found = cost(share)
+        if found <= goal:
+            low, low_cost = share, found
+            if goal - found < ENOUGH:
+                break
         else:
-            high = share
-        if high - low < 0.01:
+            high, high_cost = share, found
+        if high - low < ENOUGH:
             break
-        share = (low + high) / 2
+        place = (goal - low_cost) / max(high_cost - low_cost, ENOUGH)
+        share = low + (high - low) * min(max(place, 0.1), 0.9)
     return low

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,6 +23,7 @@ from pipeline.prune.params import PruneParams
 from pipeline.prune.records import Measured, Plan
 from pipeline.prune.trial import prunable
 
+SHOWN = {"macs": "MACs", "weights": "weights", "p50": "p50", "kb": "kB"}
 _ATTEMPTS = 5
 """To reach a share where layers lose more or fewer channels than `Costs` counts."""
 
@@ -130,7 +132,7 @@ class Surgeon:
         units = self.choose(network, scores, share)
         if last:
             found = self.share(self.without(network, units))
-            self._check(found if measured is None else reached(goal, measured), found)
+            self.check(found, measured)
         cut = {root: tuple(its) for root, its in units.items()}
         return Plan(cuts=(*plan.cuts, cut), aim=aim, measured=measured if last else None)
 
@@ -148,27 +150,34 @@ class Surgeon:
                 tried[share] = gauge.measure(form, self.shapes(form), timed=goal.what == "p50")
                 found = reached(goal, tried[share])
                 print(
-                    f"{self.name}: {share:.0%} of the {self.what} take {found:.1%} of {goal.what} "
-                    f"on {goal.backend} {goal.precision}",
+                    f"{self.name}: {share:.1%} of the {SHOWN[self.what]} take {found:.1%} of the "
+                    f"{SHOWN[goal.what]} on {goal.backend} {goal.precision}",
                     flush=True,
                 )
                 return found
 
-            lowest = self.lowest_share(network, scores)
-            aim = largest_share(cost, goal.share, lowest, first)
+            ends = self.lowest_share(network, scores), self.share(network)
+            aim = largest_share(cost, goal.share, ends, first)
             if aim not in tried:
                 cost(aim)
         return aim, tried[aim]
 
-    def _check(self, found: float, share: float) -> None:
+    def check(self, share: float, measured: Measured | None) -> None:
+        """Raise `PipelineError` where a form misses the goal.
+
+        Args:
+            share: of the MACs, or weights, that the form has.
+            measured: what it costs; None: the goal is a share of MACs.
+        """
         goal, its = self.params.prune.to, self.params.prune
+        found = share if measured is None else reached(goal, measured)
         if found <= goal.share:
             return
-        on = "" if goal.backend is None else f" on {goal.backend} {goal.precision}"
+        on = "" if measured is None else f" on {goal.backend} {goal.precision}"
         raise PipelineError(
-            f"{goal.share:.0%} of its {goal.what}{on} cannot be reached: with {share:.0%} of its "
-            f"{self.what} left, where every layer keeps {its.min_share:.0%} of its channels and a "
-            f"multiple of {its.multiple_of}, {found:.1%} are left",
+            f"{goal.share:.0%} of its {SHOWN[goal.what]}{on} cannot be reached: {found:.1%} are "
+            f"left with {share:.1%} of its {SHOWN[self.what]}, where every layer keeps at least "
+            f"{its.min_share:.0%} of its channels, in multiples of {its.multiple_of}",
             where=f"prune.to for the student {self.name}",
             fix="raise the share, lower `prune.min_share` or `prune.multiple_of`, or choose a "
             "narrower network",
@@ -189,3 +198,22 @@ class Surgeon:
 
     def _layers(self, model: PixelsToLogits) -> tuple[Layer, ...]:
         return list_layers(model, self.shape.image_size, self.shape.channels)
+
+
+def check_prunable(
+    params: PruneParams, name: str, shape: Shape, network: nn.Module, *, known: bool
+) -> None:
+    """Raise `PipelineError` unless an untrained student can be pruned to its share of MACs.
+
+    Args:
+        params: what the stage reads.
+        name: of the student.
+        shape: of its images and logits.
+        network: the student; is not changed.
+        known: whether `shape` is the data's; for another one the shares of the layers differ, and
+            only whether channels can go at all is checked.
+    """
+    surgeon = Surgeon(params, name, shape, network)
+    if known and params.prune.to.what == "macs":
+        scores = {one.root: np.ones(one.units) for one in surgeon.cut(network)}
+        surgeon.check(surgeon.lowest_share(network, scores), None)

@@ -28,7 +28,7 @@ from pipeline.prune.cost import check_goal, reached
 from pipeline.prune.importance import Batch, fisher, magnitude
 from pipeline.prune.params import PruneParams
 from pipeline.prune.records import PLANS, PRUNING, Cut, Plan, Pruning
-from pipeline.prune.steps import Surgeon
+from pipeline.prune.steps import SHOWN, Surgeon
 from pipeline.training.auto import facts, plan_int8_phase, plan_recipe, plan_views, tell
 from pipeline.training.checkpoints import forget_checkpoint, run_key
 from pipeline.training.devices import launch
@@ -134,7 +134,7 @@ class _Pruner:
                 learnt = "" if reached_top1 is None else f", {reached_top1:.4f} after learning on"
                 print(
                     f"{self.name}{SUFFIX}, step {step + 1}/{steps}: {share:.1%} of the "
-                    f"{self.surgeon.what} left, val top-1 {after_cut:.4f}{learnt}",
+                    f"{SHOWN[self.surgeon.what]} left, val top-1 {after_cut:.4f}{learnt}",
                     flush=True,
                 )
         self._finish(taught, plan, tuple(cuts), shapes)
