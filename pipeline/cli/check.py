@@ -126,8 +126,8 @@ def check(params: Params) -> None:
 def check_settings(params: Params) -> None:
     """What can be checked without a network.
 
-    The source, the losses with their options, the rungs, the packages of every enabled backend,
-    of pruning, attribution and AutoAttack, the goal of pruning, and each optimizer with its schedule.
+    The source, the losses with their options, the rungs, the packages of every enabled backend, of
+    pruning, attribution and AutoAttack, pruning's goal, and each optimizer with its schedule.
 
     Raises:
         PipelineError: for the first mistake.

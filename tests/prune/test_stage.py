@@ -13,7 +13,6 @@ from pipeline.cli.check import check
 from pipeline.cli.params import Params
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import sha256
-from pipeline.distill.student import distill_student
 from pipeline.export.onnx import export_student
 from pipeline.networks.inference import evaluate, predict
 from pipeline.networks.records import PRUNED, STUDENTS, Layers, ModelCard
@@ -24,30 +23,16 @@ from pipeline.prune.records import PLANS, PRUNING, Pruning
 from pipeline.prune.student import prune_student
 from pipeline.training.checkpoints import CHECKPOINTS
 from pipeline.training.records import ModelMetrics
-from tests.distill.conftest import teach
-from tests.training.conftest import STUDENT, stopped_after
+from tests.prune.conftest import STUDENT, write_params
+from tests.training.conftest import stopped_after
 
 FOLDER, WEIGHTS = PRUNED / STUDENT, PRUNED / STUDENT / "model.safetensors"
-BRIEF = {"enabled": [STUDENT], "steps": 2, "step_epochs": 1, "epochs": 1}
-
-
-def pruning(**changes: Any) -> dict[str, Any]:
-    return {"students": {"enabled": [STUDENT]}, "prune": BRIEF | changes}
-
-
-@pytest.fixture
-def taught(configured: Callable[..., Params]) -> Callable[..., Params]:
-    """Params with changes to `prune`; the student is distilled."""
-    params = configured(**pruning())
-    teach(params)
-    distill_student(params, STUDENT)
-    return lambda **changes: configured(**pruning(**changes))
 
 
 def test_a_pruned_student_is_written_as_what_it_is_and_a_stopped_run_ends_the_same(
-    taught: Callable[..., Params],
+    project: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    params = taught()
+    params = project()
     check(params)
     prune_student(params, STUDENT)
     its, card = Pruning.read(FOLDER / PRUNING), ModelCard.read_beside(FOLDER)
@@ -77,24 +62,15 @@ def test_a_pruned_student_is_written_as_what_it_is_and_a_stopped_run_ends_the_sa
     expected = sha256(WEIGHTS)
     with stopped_after(9):  # in the last stretch: each epoch has six steps
         prune_student(params, STUDENT)
+    monkeypatch.setattr(stage, "fisher", None)  # it has chosen its channels, and does not again
     prune_student(params, STUDENT)
     assert sha256(WEIGHTS) == expected
 
 
-def test_a_stopped_run_does_not_choose_channels_again(
-    taught: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    params = taught(steps=1)
-    with stopped_after(2):
-        prune_student(params, STUDENT)
-    monkeypatch.setattr(stage, "fisher", None)  # asking again would fail
-    prune_student(params, STUDENT)
-    assert FOLDER.is_dir()
-
-
-def test_a_size_is_measured_on_its_backend(taught: Callable[..., Params]) -> None:
+@pytest.mark.slow
+def test_a_size_is_measured_on_its_backend(project: Callable[..., Params]) -> None:
     goal = {"kb": 0.5, "backend": "onnxruntime", "precision": "fp32"}
-    params = taught(to=goal, step_epochs=0, epochs=0, importance="magnitude")
+    params = project(to=goal, step_epochs=0, epochs=0, importance="magnitude")
     prune_student(params, STUDENT)
     its = Pruning.read(FOLDER / PRUNING)
     assert its.measured is not None and its.measured.p50_ms is None
@@ -103,9 +79,10 @@ def test_a_size_is_measured_on_its_backend(taught: Callable[..., Params]) -> Non
     assert its.weights / its.weights_before == pytest.approx(its.reached, abs=0.1)
 
 
-def test_a_latency_is_measured_beside_the_unpruned_student(taught: Callable[..., Params]) -> None:
+@pytest.mark.slow
+def test_a_latency_is_measured_beside_the_unpruned_student(project: Callable[..., Params]) -> None:
     goal = {"p50": 0.95, "backend": "onnxruntime", "precision": "fp32"}
-    params = taught(to=goal, steps=1, epochs=0, min_share=0.0)
+    params = project(to=goal, steps=1, epochs=0, min_share=0.0)
     prune_student(params, STUDENT)
     its = Pruning.read(FOLDER / PRUNING).measured
     assert its is not None and its.p50_share is not None and its.p50_share <= 0.95
@@ -114,9 +91,9 @@ def test_a_latency_is_measured_beside_the_unpruned_student(taught: Callable[...,
 
 
 def test_a_goal_that_the_rules_do_not_allow_says_how_far_it_got(
-    taught: Callable[..., Params],
+    project: Callable[..., Params],
 ) -> None:
-    params = taught(to={"macs": 0.1}, min_share=0.6, steps=1)
+    params = project(to={"macs": 0.1}, min_share=0.6, steps=1)
     with pytest.raises(PipelineError, match=r"10% of its MACs cannot be reached: \d\d\.\d% are"):
         prune_student(params, STUDENT)
     assert not FOLDER.exists()
@@ -141,9 +118,8 @@ MEASURED = {"p50": 0.5, "backend": "tflite", "precision": "int8"}
         ({"step": 3}, "prune.step: unknown key; did you mean `steps`?"),
     ],
 )
-def test_mistakes_are_told_before_anything_runs(
-    configured: Callable[..., Params], changes: dict[str, Any], said: str
-) -> None:
+@pytest.mark.usefixtures("folder")
+def test_mistakes_are_told_before_anything_runs(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(PipelineError) as error:
-        configured(**pruning(**changes))
+        write_params(**changes)
     assert said in str(error.value)
