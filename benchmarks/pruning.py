@@ -7,10 +7,10 @@ For each seed, with the teacher of models/teachers and logits that it records fo
 - `narrow`: timm's next narrower network, from random weights.
 - `shape`: a network of the very shapes that pruning found, from random weights.
 
-The last two learn for as many epochs as fit into the seconds that `full` and its pruning took
+The last two learn for as many epochs as fit into the CPU seconds that `full` and its pruning took
 together. All are distilled with the same losses, views and recorded logits, and each ends under
-int8's rounding. The epoch is chosen on val; test is evaluated once per artifact. Every p50 of a seed
-is measured in the same interleaved rounds. Each stage is the pipeline's own, in a folder below
+int8's rounding. The epoch is chosen on val; test is evaluated once per artifact. Every p50 of a
+seed is measured in the same interleaved rounds. Each stage is the pipeline's own, in a folder below
 --work; what is finished is kept, so that a run may take more than one sitting.
 """
 
@@ -19,11 +19,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +136,11 @@ class Seed:
         self._run(product, " ".join((name, *options[1::2])), "-m", f"stages.{name}", *options)
 
     def _run(self, product: Path, label: str, *command: str) -> None:
-        """Run Python in the folder unless it has the product; note the seconds, over all sittings."""
+        """Run Python in the folder unless it has the product; note CPU seconds of all sittings."""
         if (self.work / product).exists():
             return
         print(f"seed {self.seed}: {label}", flush=True)
-        start = time.monotonic()
+        start = _cpu_seconds()
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         try:
             code = subprocess.run(
@@ -148,7 +148,7 @@ class Seed:
             ).returncode
         finally:
             spent = self._seconds()
-            spent[label] = spent.get(label, 0.0) + time.monotonic() - start
+            spent[label] = spent.get(label, 0.0) + _cpu_seconds() - start
             write_whole(self.work / SECONDS, json.dumps(spent, indent=2))
         if code:
             raise PipelineError(f"`{label}` failed", where=str(self.work))
@@ -158,7 +158,7 @@ class Seed:
         return json.loads(file.read_text()) if file.exists() else {}
 
     def _epochs(self, name: str, budget: float) -> int:
-        """As many as fit into `budget` seconds, by the time that the first two take alone."""
+        """As many as fit into `budget` CPU seconds, by what the first two take alone."""
         label = f"two epochs of {name}"
         if label not in self._seconds():
             self._write_params({name: 2})
@@ -226,6 +226,12 @@ class Seed:
                 continue
             share, limits = ratio(measured.raw[one.key], measured.raw[whole])
             row |= {"p50_ms": latency.p50, "p50_share": share, "p50_share_limits": limits}
+
+
+def _cpu_seconds() -> float:
+    """Of all processes that this one has waited for: what else the machine does hardly counts."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def train_shape() -> None:
