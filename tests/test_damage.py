@@ -20,6 +20,8 @@ import pytest
 import yaml
 
 import pipeline
+from pipeline.attribution.attribute import attribute
+from pipeline.attribution.params import AttributionParams
 from pipeline.backends.base.artifact import Artifact
 from pipeline.backends.base.params import ArtifactParams
 from pipeline.backends.base.records import ArtifactRecord
@@ -64,6 +66,7 @@ STAGES: dict[str, Callable[[], object]] = {
     "distill": lambda: distill_student(load(DistillParams), STUDENT),
     "export": lambda: export_student(STUDENT, load(ExportParams).export.opset),
     "compile": lambda: list(compile_student(load(CompileParams), "onnxruntime", STUDENT)),
+    "attribution": lambda: attribute(load(AttributionParams), STUDENT),
     "collect": lambda: collect(load(ArtifactParams)),
     "benchmark": lambda: benchmark(load(BenchmarkParams)),
     "bundle": lambda: write_bundles(load(BundleParams)),
@@ -134,6 +137,7 @@ def params() -> None:
     tree["quantize"] |= {"rungs": ["default", "float_layers"], "max_drop": 0.0}
     tree["benchmark"] = {"threads": 1, "rounds": 2, "extra_rounds": 0, "min_runs": 5,
                          "min_seconds": 0.001, "batch": 0}  # fmt: skip
+    tree["attribution"] |= {"enabled": [STUDENT], "images": 6, "grid": 4, "examples": 1}
     Path("params.yaml").write_text(yaml.safe_dump(tree))
 
 
