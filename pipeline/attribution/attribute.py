@@ -33,7 +33,8 @@ from pipeline.core.files import sha256, whole_folder
 from pipeline.data.packing import draw
 from pipeline.data.records import PACKED, Manifest, load_calibration, load_split
 from pipeline.networks.inference import set_up_torch
-from pipeline.networks.records import STUDENTS, TEACHERS
+from pipeline.networks.records import TEACHERS
+from pipeline.networks.shipped import shipped
 
 
 def attribute(params: AttributionParams, student: str) -> AttributionRecord:
@@ -60,7 +61,7 @@ def attribute(params: AttributionParams, student: str) -> AttributionRecord:
     manifest = Manifest.read(PACKED / "manifest.json")
     calibration = load_calibration(manifest)
     work = _prepare(params, student, manifest, calibration)
-    own = explain_torch(work, "student", student, load_network(STUDENTS / student, manifest))
+    own = explain_torch(work, "student", student, load_network(work.folder, manifest))
     networks = [
         explain_torch(work, "teacher", name, load_network(TEACHERS / name, manifest))
         for name in params.teachers.enabled
@@ -102,7 +103,9 @@ def _prepare(
     places = draw(labels, min(settings.images, len(labels)), random)
     fill = np.round(calibration.mean(axis=0)).astype(np.uint8)
     sample = Sample(images, places, labels[places], fill, along)
-    return Work(settings, student, sample, random.random((len(places), *(settings.grid,) * 2)))
+    noise = random.random((len(places), *(settings.grid,) * 2))
+    folder = shipped(student, params.prune.enabled).folder
+    return Work(settings, student, folder, sample, noise)
 
 
 def _settings(params: AttributionParams) -> tuple[str, ...]:

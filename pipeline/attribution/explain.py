@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -29,7 +30,6 @@ from pipeline.backends.base.registry import backend
 from pipeline.core.errors import PipelineError
 from pipeline.export.evaluate import Runner
 from pipeline.networks.pixels import PixelsToLogits
-from pipeline.networks.records import STUDENTS
 
 _RANDOM = "random"
 
@@ -40,6 +40,8 @@ class Work:
 
     settings: Attribution
     student: str
+    folder: Path
+    """Of the network that ships for the student."""
     sample: Sample
     noise: Floats
     """Random maps of positions, [N, G, G], for the curves of other maps to be compared with."""
@@ -175,8 +177,7 @@ def check_sanity(
         seed: of their weights.
     """
     by_kind: dict[MapKind, list[Agreement]] = {"occlusion": [], "Grad-CAM": []}
-    folder = STUDENTS / work.student
-    for i, model in enumerate(random_students(folder, calibration, seed), 1):
+    for i, model in enumerate(random_students(work.folder, calibration, seed), 1):
         label = f"random weights {i}"
         its = look(runner(model), work.sample, work.own.answers, label)
         by_kind["occlusion"].append(work.agreement(its.maps, work.own.maps, its))

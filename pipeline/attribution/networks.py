@@ -71,7 +71,12 @@ def random_students(
             classes=len(card.classes),
             channels=card.channels,
             image_size=card.input_size,
+            shapes=card.shapes,
         )
+        for module in network.modules() if card.shapes else ():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()  # what was cut has no random weights yet
         model = PixelsToLogits(network, card.normalisation, trained.input_size)
         for module in network.modules():
             if isinstance(module, _BatchNorm):

@@ -7,7 +7,8 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from pipeline.backends.base.params import ArtifactParams
-from pipeline.core.params import Count, Fraction, Group, Names, Real, Seed, Whole, nearest
+from pipeline.core.params import Count, Fraction, Group, Names, Real, Seed, Whole, among
+from pipeline.networks.params import PrunedStudents
 from pipeline.training.params import Teachers
 
 
@@ -48,11 +49,9 @@ class AttributionParams(ArtifactParams):
     seed: Seed
     teachers: Teachers
     attribution: Attribution
+    prune: PrunedStudents = PrunedStudents()
 
     @model_validator(mode="after")
     def _explained_students_are_made(self) -> Self:
-        for name in self.attribution.enabled:
-            if name not in self.students.enabled:
-                hint = nearest(name, self.students.enabled)
-                raise ValueError(f"attribution.enabled: no enabled student is `{name}`{hint}")
+        among(self.attribution.enabled, self.students.enabled, "attribution", "students.enabled")
         return self

@@ -18,7 +18,8 @@ from pipeline.data.records import MANIFEST, PACKED, Manifest, load_split
 from pipeline.export.evaluate import Runner
 from pipeline.networks.inference import predict, set_up_torch, training_device
 from pipeline.networks.pixels import PixelsToLogits
-from pipeline.networks.records import STUDENTS, TEACHERS, ModelCard
+from pipeline.networks.records import TEACHERS, ModelCard
+from pipeline.networks.shipped import shipped
 from pipeline.networks.weights import check_card, load_pixels_to_logits
 from pipeline.robustness.adversarial import Attacker
 from pipeline.robustness.answers import Drawn, ask, figures
@@ -62,7 +63,7 @@ def measure(params: RobustnessParams, student: str) -> RobustnessRecord:
     manifest = Manifest.read(PACKED / MANIFEST)
     pixels, labels = load_split(manifest.final)
     drawn = Drawn(draw(len(labels), settings.images, params.seed), pixels, labels)
-    model, card = _network(STUDENTS / student, manifest)
+    model, card = _network(shipped(student, params.prune.enabled).folder, manifest)
     networks: dict[str, Runner] = {STUDENT: _runner(model)}
     teachers = {f"teacher/{name}": name for name in params.teachers.enabled}
     for key, name in teachers.items():

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from pipeline.backends.base.params import ArtifactParams
 from pipeline.core.params import Count, Group, Names, Real, Seed, Switch, Whole, among, differ
+from pipeline.networks.params import PrunedStudents
 
 Strength = Annotated[Whole, Field(ge=1, le=5)]
 Change = Annotated[Real, Field(le=255)]
@@ -55,6 +56,7 @@ class WithRobustness(ArtifactParams):
     """The artifacts, and the students among them whose robustness is measured."""
 
     robustness: Robustness = Robustness()
+    prune: PrunedStudents = PrunedStudents()
 
     @model_validator(mode="after")
     def _robust_students_are_enabled(self) -> Self:

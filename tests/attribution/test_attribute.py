@@ -205,7 +205,7 @@ def test_by_hand_an_unknown_student_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.usefixtures("project")
 def test_params_that_ask_for_a_student_that_is_not_made_are_refused() -> None:
-    with pytest.raises(PipelineError, match=r"attribution.enabled: no enabled student is `pupi`"):
+    with pytest.raises(PipelineError, match=r"`attribution.enabled` names `pupi`"):
         write_params(enabled=["pupi"])
 
 
