@@ -24,6 +24,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,7 @@ class Seed:
         for name in (NARROW, SHAPE):
             epochs[name] = self._epochs(name, budget)
             self._write_params({name: epochs[name]})
-            product = STUDENTS / name if name == NARROW else PRUNED / name
-            if name == NARROW:
-                self._stage(product, "distill", "--student", name)
-            else:
-                self._run(product, f"distill {name}", "-m", "benchmarks.pruning", "--shape-here")
+            self._learn(name, f"distill {name}")
         self._write_params(epochs)
         for name in (FULL, CUT, NARROW, SHAPE):
             self._stage(Path("models/onnx") / name, "export", "--student", name)
@@ -159,18 +156,21 @@ class Seed:
 
     def _epochs(self, name: str, budget: float) -> int:
         """As many as fit into `budget` CPU seconds, by what the first two take alone."""
-        label = f"two epochs of {name}"
+        label = f"two epochs of {name}, timed"
         if label not in self._seconds():
             self._write_params({name: 2})
-            product = STUDENTS / name if name == NARROW else PRUNED / name
-            script = (
-                ("-m", "stages.distill", "--student", name)
-                if name == NARROW
-                else ("-m", "benchmarks.pruning", "--shape-here")
-            )
-            self._run(product, label, *script)
-            shutil.rmtree(self.work / product)
+            self._learn(name, label)
+            shutil.rmtree(self.work / self._product(name))
         return max(2, round(2 * budget / self._seconds()[label]))
+
+    def _learn(self, name: str, label: str) -> None:
+        script = ("-m", "stages.distill", "--student", name)
+        if name == SHAPE:
+            script = ("-m", "benchmarks.pruning", "--shape-here")
+        self._run(self._product(name), label, *script)
+
+    def _product(self, name: str) -> Path:
+        return (PRUNED if name in (CUT, SHAPE) else STUDENTS) / name
 
     def _figures(self, epochs: dict[str, int]) -> dict[str, Any]:
         home = Path.cwd()
@@ -188,8 +188,7 @@ class Seed:
         }  # fmt: skip
 
     def _network(self, name: str) -> dict[str, Any]:
-        folder = (PRUNED if name in (CUT, SHAPE) else STUDENTS) / name
-        card = ModelCard.read_beside(folder)
+        card = ModelCard.read_beside(self._product(name))
         row: dict[str, Any] = {"parameters": card.parameters, "float_val": card.val_top1}
         for its, settings in BACKENDS.items():
             for precision in settings["precisions"]:
@@ -242,13 +241,15 @@ def train_shape() -> None:
     manifest = Manifest.read(PACKED / "manifest.json")
     shapes = ModelCard.read_beside(PRUNED / CUT).shapes
     set_up_torch(params.seed)
-    built = build_network(
-        network, classes=len(manifest.classes), channels=manifest.channels,
-        image_size=manifest.image_size, shapes=shapes,
+    build = partial(
+        build_network, network, classes=len(manifest.classes), channels=manifest.channels,
+        image_size=manifest.image_size,
     )  # fmt: skip
-    for module in built.modules():  # the tensors that lost channels are zeros
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+    wide, built = build(), build(shapes=shapes)
+    parts = built.state_dict()
+    for name, tensor in wide.state_dict().items():  # timm's own random weights, of fewer channels
+        parts[name] = tensor[tuple(map(slice, parts[name].shape))]
+    built.load_state_dict(parts)
     about = facts(manifest, manifest.image_size, shown)
     recipe = plan_recipe(distill.training, about, "students")
     model = PixelsToLogits(built, student_normalisation(manifest.channels))

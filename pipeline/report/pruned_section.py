@@ -134,11 +134,12 @@ def _compared(mine: Row, its: Row, artifacts: dict[str, ArtifactRecord]) -> dict
         lost, won = int((was & ~right).sum()), int((right & ~was).sum())
         low, high = paired_limits(lost, won, len(right))
         limits = f"{low:+.4f} to {high:+.4f}"
+    macs = _macs(its, artifacts)
     p50 = f"{mine.p50 / its.p50:.2f}" if mine.p50 and its.p50 else UNKNOWN
     return {
         "Artifact": mine.name,
         "Compared with": its.artifact.student,
-        "Ratio of MACs": f"{_macs(mine, artifacts) / _macs(its, artifacts):.2f}",
+        "Ratio of MACs": f"{_macs(mine, artifacts) / macs:.2f}" if macs else UNKNOWN,
         "Top-1": f"{mine.metrics.top1:.4f}",
         "Change": f"{change:+.4f}",
         "95% of the change": limits,

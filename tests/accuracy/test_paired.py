@@ -15,6 +15,7 @@ from pipeline.accuracy.paired import (
     mcnemar,
     mcnemar_power,
     most_lost,
+    paired_limits,
     sign_flips,
     too_few,
 )
@@ -190,3 +191,22 @@ def test_the_sign_flip_test_keeps_its_level_where_nothing_changed() -> None:
         for share in rng.beta(2, 1, (400, 200))
     ]
     assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.05, abs=0.025)
+
+
+def test_paired_limits_are_those_of_a_worked_example_and_of_the_bootstrap() -> None:
+    """Agresti and Min (2005) add 1/2 to each cell: (c - b)/(n + 2) with its Wald interval."""
+    low, high = paired_limits(lost=10, won=20, images=100)
+    b, c, n = 10.5, 20.5, 102
+    middle, spread = (c - b) / n, ((b + c - (c - b) ** 2 / n) ** 0.5) / n
+    assert (low, high) == pytest.approx((middle - 1.959964 * spread, middle + 1.959964 * spread))
+    flips = np.repeat([-1, 1, 0], [300, 400, 9300])
+    random = np.random.default_rng(0)
+    changes = [random.choice(flips, 10_000).mean() for _ in range(800)]
+    assert paired_limits(300, 400, 10_000) == pytest.approx(
+        np.quantile(changes, [0.025, 0.975]), abs=5e-4
+    )
+
+
+def test_paired_limits_know_that_few_images_say_little() -> None:
+    low, high = paired_limits(0, 0, 20)
+    assert low < 0 < high and paired_limits(0, 1, 1)[1] <= 1
