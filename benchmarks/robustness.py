@@ -49,11 +49,12 @@ from pipeline.networks.params import Students
 from pipeline.networks.pixels import PixelsToLogits
 from pipeline.networks.records import CARD, STUDENTS, TEACHERS, ModelCard
 from pipeline.networks.weights import load_pixels_to_logits
-from pipeline.robustness.adversarial import AUTOATTACK, PGD, Attacker
+from pipeline.robustness.adversarial import Attacker
 from pipeline.robustness.answers import Drawn, ask
 from pipeline.robustness.autoattack import require_autoattack
 from pipeline.robustness.measure import draw
 from pipeline.robustness.params import Attack
+from pipeline.robustness.records import AUTOATTACK, PGD
 from pipeline.robustness.statistics import mean_corruption_error, resample
 
 RESULTS = Path(__file__).parent / "results" / "robustness.json"
