@@ -47,6 +47,7 @@ from pipeline.latency.fingerprint import read_fingerprint
 from pipeline.latency.params import Benchmark
 from pipeline.latency.rounds import measure, ratio
 from pipeline.latency.workers import Target
+from pipeline.networks.branches import has_branches
 from pipeline.networks.build import build_network
 from pipeline.networks.inference import set_up_torch
 from pipeline.networks.pixels import PixelsToLogits, student_normalisation
@@ -261,7 +262,8 @@ def train_shape() -> None:
     task = Task(
         name=SHAPE, kind=STUDENTS.name, folder=PRUNED / SHAPE, network=network,
         input_size=manifest.image_size, training=recipe, epochs=shown.epochs, seed=params.seed,
-        settings=taught.settings, int8_phase=plan_int8_phase(distill.int8_phase, about),
+        settings=taught.settings,
+        int8_phase=plan_int8_phase(distill.int8_phase, about, has_branches(built)),
         shapes=shapes, suffix=SUFFIX,
     )  # fmt: skip
     train_and_write(fabric, task, manifest, taught.objective, taught.views, taught.recorded)

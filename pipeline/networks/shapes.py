@@ -71,6 +71,16 @@ def _count_channels(layer: nn.Module) -> None:
         layer.num_channels = len(layer.weight)
     elif isinstance(layer, nn.LayerNorm) and layer.elementwise_affine:
         layer.normalized_shape = tuple(layer.weight.shape)
+    elif hasattr(layer, "reparameterize") and hasattr(layer, "groups"):  # see `fuse_branches`
+        branches = (
+            its for name, its in layer.named_modules() if not name.startswith(("se", "attn"))
+        )
+        conv = next((one for one in branches if isinstance(one, nn.Conv2d)), None)
+        if conv is None:  # no branch but the identity, of channels that stay apart
+            return
+        numbers = {"groups": conv.groups, "in_chs": conv.in_channels, "out_chs": conv.out_channels}
+        for name in numbers.keys() & vars(layer).keys():
+            setattr(layer, name, numbers[name])
 
 
 def _conv(model: nn.Module, path: str, where: str) -> nn.Conv2d:

@@ -28,10 +28,13 @@ def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
     described.write(folder / CARD)
 
 
-def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
+def load_model(folder: Path, *, fuse: bool = True) -> tuple[nn.Module, ModelCard]:
     """The network of a `save_model` folder in eval mode, channels-last, and its card.
 
-    Branches that serve training alone are fused, see `fuse_branches`.
+    Args:
+        folder: of the card and weights.
+        fuse: branches that serve training alone are fused, see `fuse_branches`; False: they stay,
+            for a network that is trained further.
 
     Raises:
         PipelineError: for a card or weights that are missing, damaged or of another run.
@@ -52,8 +55,8 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
         shapes=card.shapes,
     )
     load_weights(model, folder / WEIGHTS)
-    fused = fuse_branches(model.eval())
-    return fused.to(memory_format=torch.channels_last), card  # type: ignore[call-overload]
+    made = fuse_branches(model.eval()) if fuse else model.eval()
+    return made.to(memory_format=torch.channels_last), card  # type: ignore[call-overload]
 
 
 def load_pixels_to_logits(folder: Path) -> tuple[PixelsToLogits, ModelCard]:

@@ -18,6 +18,7 @@ from pipeline.data.answers import top1
 from pipeline.data.records import PACKED, Manifest, load_split
 from pipeline.distill.records import TEACHER_LOGITS
 from pipeline.distill.student import Lessons, lessons
+from pipeline.networks.branches import has_branches
 from pipeline.networks.inference import evaluate, predict, set_up_torch
 from pipeline.networks.pixels import PixelsToLogits
 from pipeline.networks.records import PRUNED, STUDENTS, Shapes
@@ -86,7 +87,7 @@ class _Pruner:
         self.name, self.network = name, params.students.zoo[name]
         self.manifest = Manifest.read(PACKED / "manifest.json")
         set_up_torch(params.seed)
-        before, card = load_model(STUDENTS / name)
+        before, card = load_model(STUDENTS / name, fuse=False)
         check_card(card, self.manifest, STUDENTS / name)
         self.card, self.before = card, before
         about = facts(self.manifest, self.manifest.image_size, shown, card.started_from)
@@ -99,7 +100,7 @@ class _Pruner:
             recipe,
             step if its.step_epochs == "auto" else its.step_epochs,
             plan.epochs if its.epochs == "auto" else its.epochs,
-            plan_int8_phase(distill.int8_phase, about),
+            plan_int8_phase(distill.int8_phase, about, has_branches(before)),
         )
         shape = Shape(card.image_size, card.channels, len(card.classes))
         self.surgeon = Surgeon(self.params, name, shape, before)

@@ -24,6 +24,7 @@ ARCHS = (
     "resnet10t",  # residual sums
     "regnetx_002",  # groups of 8 channels
     "repvgg_a0",  # branches that are summed
+    "mobileone_s0",  # and depthwise ones
 )
 
 
