@@ -161,6 +161,8 @@ def _made(artifact: ArtifactRecord, metrics: CompiledMetrics, lineage: Lineage) 
     ]
     if robust:
         lines.append(f"- learnt to be robust by {read_robust(robust)}")
+    if student.card.shapes is not None:
+        lines.append("- pruned after distillation: its layers have fewer channels than timm's")
     if share := student.card.int8_phase:
         lines.append(f"- the last {share:.0%} of its training steps computed under int8's rounding")
     if artifact.quantizer:

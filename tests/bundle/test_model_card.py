@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from pipeline.core.records import METRICS
 from pipeline.data.recall import Recall
 from pipeline.data.records import PACKED, Manifest
 from pipeline.distill.params import LossTerm, Rslad
-from pipeline.networks.records import STUDENTS
+from pipeline.networks.records import STUDENTS, ModelCard, Shapes
+from pipeline.networks.shipped import shipped
 from tests.conftest import STUDENT
 
 NAME = f"{STUDENT}-onnxruntime-fp32"
@@ -161,6 +163,20 @@ def test_it_tells_how_the_student_became_robust(records: Records) -> None:
     text = records.card().text
     assert "- learnt to be robust by RSLAD: 83% of its losses are on images attacked by 10 " in text
     assert "epoch 2 of 3 is kept\n" in text and "best on val" not in text
+
+
+def test_it_tells_that_the_student_was_pruned(workspace: Params) -> None:
+    """The card, weights and metrics are those of the folder that ships."""
+    home = shipped(STUDENT, {STUDENT})
+    shutil.copytree(STUDENTS / STUDENT, home.folder)
+    shapes = Shapes(tensors={"conv_stem.weight": (8, 1, 3, 3)}, groups={})
+    card = ModelCard.read(home.folder / "card.json")
+    card.model_copy(update={"shapes": shapes}).write(home.folder / "card.json")
+    shutil.copy(METRICS / "students" / f"{STUDENT}.json", home.metrics)
+    assert "pruned" not in Records(workspace).text()
+    prune = workspace.prune.model_copy(update={"enabled": (STUDENT,)})
+    cut = Records(workspace.model_copy(update={"prune": prune}))
+    assert "- pruned after distillation: its layers have fewer channels than timm's" in cut.text()
 
 
 def test_the_float_student_and_the_teacher_stand_beside_the_artifact(records: Records) -> None:
