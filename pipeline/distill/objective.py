@@ -130,8 +130,8 @@ class Distillation(Objective):
                 value = self._of_features(key, term, loss, len(labels))
             else:
                 value = torch.zeros((), device=labels.device)
-                for share, logits in zip(self._shares, views, strict=True):
-                    value = value + share * self._of_logits(term, loss, logits, taught, labels)
+                for share, view in zip(self._shares, views, strict=True):
+                    value = value + share * self._of_logits(term, loss, view, taught, labels)
             found[key] = weight * value
         if isinstance(self.robust, Augmix):
             consistency = self.robust.consistency * jensen_shannon(views)

@@ -6,6 +6,7 @@ logits serve.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -104,5 +105,5 @@ def jensen_shannon(logits: Sequence[torch.Tensor]) -> torch.Tensor:
         logits: K tensors [N, C], of any float type.
     """
     log_p = torch.stack([one.float().log_softmax(1) for one in logits])
-    log_mean = log_p.logsumexp(0) - torch.tensor(len(logits), dtype=log_p.dtype).log().item()
+    log_mean = log_p.logsumexp(0) - math.log(len(logits))
     return (log_p.exp() * (log_p - log_mean)).sum(2).mean()
