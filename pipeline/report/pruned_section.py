@@ -16,6 +16,9 @@ from pipeline.report.results import UNKNOWN, Row
 from pipeline.report.sections import Section
 
 
+_SHOWN = {"macs": "MACs", "p50": "p50", "kb": "kB"}
+
+
 def pruned_section(params: ReportParams) -> Section:
     """Each pruned student, in float and as it was measured when it was pruned."""
     rows = [_before_and_after(name) for name in _pruned(params)]
@@ -97,7 +100,7 @@ def _top1(row: Row) -> float:
 
 def _before_and_after(name: str) -> dict[str, str]:
     its = Pruning.read(PRUNED / name / PRUNING)
-    measured, goal = its.measured, f"{its.share:.0%} of {its.target}"
+    measured, goal = its.measured, f"{its.share:.0%} of {_SHOWN[its.target]}"
     times, sizes = (UNKNOWN, UNKNOWN), (UNKNOWN, UNKNOWN)
     if measured is not None:
         goal += f" on {title(measured.backend)} {measured.precision}"

@@ -96,7 +96,7 @@ def test_before_and_after(pruned: Params, measured: Measured | None) -> None:
     (cells,) = (dict(zip(section.columns, row, strict=True)) for row in section.rows)
     assert cells["Change"] == "+0.0020" and cells["MACs"] == "2,700,000"
     assert cells["95% of the change"] == "-0.0009 to +0.0049"
-    expected = ("60% of macs", "–") if measured is None else ("60% of p50 on LiteRT int8", "0.041")  # noqa: RUF001
+    expected = ("60% of MACs", "–") if measured is None else ("60% of p50 on LiteRT int8", "0.041")  # noqa: RUF001
     assert (cells["Goal"], cells["p50 ms"]) == expected
 
 
