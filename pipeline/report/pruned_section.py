@@ -15,7 +15,6 @@ from pipeline.report.params import ReportParams
 from pipeline.report.results import UNKNOWN, Row
 from pipeline.report.sections import Section
 
-
 _SHOWN = {"macs": "MACs", "p50": "p50", "kb": "kB"}
 
 
