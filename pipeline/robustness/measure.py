@@ -25,7 +25,7 @@ from pipeline.robustness.adversarial import Attacker
 from pipeline.robustness.answers import Drawn, ask, figures
 from pipeline.robustness.autoattack import attacks_for, require_autoattack
 from pipeline.robustness.corruptions import CORRUPTIONS
-from pipeline.robustness.params import RobustnessParams
+from pipeline.robustness.params import Robustness, RobustnessParams
 from pipeline.robustness.records import (
     AUTOATTACK,
     FGSM,
@@ -64,15 +64,15 @@ def measure(params: RobustnessParams, student: str) -> RobustnessRecord:
     pixels, labels = load_split(manifest.final)
     drawn = Drawn(draw(len(labels), settings.images, params.seed), pixels, labels)
     model, card = _network(shipped(student, params.prune.enabled).folder, manifest)
-    networks: dict[str, Runner] = {STUDENT: _runner(model)}
     teachers = {f"teacher/{name}": name for name in params.teachers.enabled}
-    for key, name in teachers.items():
-        networks[key] = _runner(_network(TEACHERS / name, manifest)[0])
-    rows = {}
-    for artifact in params.backends.artifacts((student,)):
-        rows[artifact.key], runner = _opened(artifact, card)
-        if runner is not None:
-            networks[artifact.key] = runner
+    networks = {STUDENT: _runner(model)}
+    networks |= {
+        key: _runner(_network(TEACHERS / name, manifest)[0]) for key, name in teachers.items()
+    }
+    opened = {
+        artifact.key: _opened(artifact, card) for artifact in params.backends.artifacts((student,))
+    }
+    networks |= {key: runner for key, (_, runner) in opened.items() if runner is not None}
     attacks = (FGSM, PGD, *((AUTOATTACK,) if settings.autoattack else ()))
     attacker = Attacker(model, settings.attack, params.seed)
     answers = ask(networks, drawn, settings.strengths, attacks, attacker, params.seed)
@@ -82,23 +82,28 @@ def measure(params: RobustnessParams, student: str) -> RobustnessRecord:
         test_digest=split_digest(manifest),
         images=len(drawn.numbers),
         of_images=len(labels),
-        protocol=Protocol(
-            seed=params.seed,
-            strengths=settings.strengths,
-            corruptions=tuple(CORRUPTIONS),
-            **settings.attack.model_dump(),
-        ),
+        protocol=_protocol(settings, params.seed),
         autoattack=attacks_for(len(manifest.classes)) if settings.autoattack else (),
         versions=versions,
         unrounded=answers.unrounded,
         student=found[STUDENT],
         teachers={name: found[key] for key, name in teachers.items()},
         artifacts={
-            key: row.model_copy(update={"measured": found.get(key)}) for key, row in rows.items()
+            key: row.model_copy(update={"measured": found.get(key)})
+            for key, (row, _) in opened.items()
         },
     )
     record.write(record_file(student))
     return record
+
+
+def _protocol(settings: Robustness, seed: int) -> Protocol:
+    return Protocol(
+        seed=seed,
+        strengths=settings.strengths,
+        corruptions=tuple(CORRUPTIONS),
+        **settings.attack.model_dump(),
+    )
 
 
 def draw(size: int, images: int | None, seed: int) -> NDArray[np.int64]:
