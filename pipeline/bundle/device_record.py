@@ -214,7 +214,8 @@ class Verdict(DeviceResult):
 
     @property
     def by_graph(self) -> bool:
-        """Whether TensorRT's portable graph was verified, not its engine."""
+        """Whether a runtime that is not the backend's own evaluated the model: ONNX Runtime that of
+        TensorRT, torch that of Core ML."""
         return False
 
     @property
@@ -269,7 +270,8 @@ class Comparison(Verdict):
 
     @property
     def by_graph(self) -> bool:
-        return self.bundle.backend == "tensorrt" and "onnxruntime" in self.runtime
+        other = {"tensorrt": "onnxruntime", "coreml": "torch"}.get(self.bundle.backend)
+        return other is not None and other in self.runtime
 
 
 Result = Bench | PhoneBench | Verdict

@@ -96,6 +96,7 @@ def _write_bundle(
     np.savez(folder / "golden.npz", images=images, labels=labels, logits=logits)
     digests = {f: digest for f, digest in record.digests.items() if f not in its.device_built}
     for file in digests:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(compiled / file, folder / file)
     bundle = Bundle(
         **asdict(artifact),

@@ -76,6 +76,12 @@ def report_of(name: str, model: PixelsToLogits, file: Path, folder: Path) -> Exe
         lower, its = (backend(name).module(module) for module in ("lower", "inspect"))
         report: ExecutionReport = its.inspect(lower.convert(model, pixels[:1]))
         return report
+    if name == "coreml":
+        its = {module: backend(name).module(module) for module in ("convert", "inspect", "mil")}
+        package = folder / "model.mlpackage"
+        its["convert"].write(its["convert"].program_of(model, (8, 8, 3), "fp32", "iOS17"), package)
+        found: ExecutionReport = its["inspect"].inspect(its["mil"].Program(package))
+        return found
     return inspect_tflite(open_interpreter(convert(model, pixels)))
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pipeline.backends.base.artifact import BUNDLES
-from pipeline.bundle.device_record import Bench, Comparison
+from pipeline.bundle.device_record import Bench, Comparison, Verdict, parse_result
 from pipeline.bundle.devices import DEVICES, bundle_digests, import_results
 from pipeline.bundle.write import write_bundles
 from pipeline.cli.commands import main
@@ -469,6 +469,18 @@ def test_a_graph_that_passed_does_not_speak_for_the_engine(
     engine, portable = rows(measured)
     assert (engine["Runtime"], engine["Verified"]) == ("tensorrt 10.3.0", "not verified")
     assert portable["Runtime"].startswith("onnxruntime") and portable["Verified"] == "PASSED"
+
+
+@pytest.mark.parametrize(("runtime", "graph"), [("torch", True), ("coremltools", False)])
+def test_torchs_verdict_does_not_speak_for_core_ml(
+    results: Results, runtime: str, graph: bool
+) -> None:
+    about = results["verify"]["bundle"] | {"backend": "coreml"}
+    its = parse_result(
+        results["verify"] | {"bundle": about, "runtime": {runtime: "2.13.0"}}, "here", "mend it"
+    )
+    assert isinstance(its, Verdict) and its.by_graph == graph
+    assert its.file_name.endswith("-verify-graph.json") == graph
 
 
 def test_a_verdict_by_another_version_than_was_timed_names_it(

@@ -89,6 +89,7 @@ def test_the_readme_of_a_bundle_is_its_card(records: Records) -> None:
         ("openvino", "openvino", "openvino"),
         ("tflite", "litert", "tflite"),
         ("tensorrt", "tensorrt", "onnx"),
+        ("coreml", "coreml", "coreml"),
     ],
 )
 def test_the_hub_is_told_what_opens_the_file(
@@ -98,6 +99,13 @@ def test_the_hub_is_told_what_opens_the_file(
     data = records.card().data
     assert data.library_name == library and {library, tag, "fp32"} <= set(data.tags)
     assert data.pipeline_tag == "image-classification"
+
+
+def test_core_mls_card_says_that_core_ml_has_not_run_it(records: Records) -> None:
+    records.change("bundle", backend="coreml", install={"runtime": ("x",), "graph": ("y",)})
+    text = " ".join(records.text().split())
+    assert "**Nothing here was checked on a Mac.**" in text and "is UNCHECKED" in text
+    assert "`python verify.py --graph` repeats torch's evaluation (`y`)" in text
 
 
 def test_data_that_the_hub_has_is_linked(records: Records) -> None:

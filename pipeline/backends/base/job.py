@@ -151,7 +151,10 @@ class Compiler(Protocol):
 
 
 def opened_bytes(model: Path) -> int:
-    """Bytes that the runtime opens: the model, and the weights that OpenVINO puts beside it."""
+    """Bytes that the runtime opens: the model, which may be a folder of files, as for Core ML, and
+    the weights that OpenVINO puts beside it."""
+    if model.is_dir():
+        return sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
     weights = model.with_suffix(".bin")
     return model.stat().st_size + (weights.stat().st_size if weights.is_file() else 0)
 

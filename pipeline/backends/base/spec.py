@@ -55,6 +55,13 @@ FLOAT32 = Tolerance(
 )
 """The largest error seen between kernels is 2e-6."""
 
+FLOAT16 = Tolerance(
+    min_same_argmax=0.9,
+    max_error=0.02,
+    mean_error=0.004,
+    reason="float16 has 11 significant bits, and kernels sum in orders of their own",
+)
+
 INT8 = Tolerance(
     min_same_argmax=0.9,
     max_error=0.12,
@@ -115,6 +122,8 @@ class Backend:
     """What the hub calls the file, where that is not the library."""
     reads: ClassVar[tuple[str, ...]] = ()
     """Suffixes of files of anybody that its module `reader` can inspect: see `base.anatomy`."""
+    reads_folders: ClassVar[bool] = False
+    """Whether these are folders, like Core ML's packages."""
     portable: ClassVar[str | None] = None
     """The file that ships in place of what `device_built` names; null: the compiled one."""
     device_built: ClassVar[tuple[str, ...]] = ()
@@ -166,7 +175,7 @@ class Backend:
                 where=str(model),
                 fix="`python -m pipeline doctor` prints the command that installs it",
             )
-        if not model.is_file():
+        if not model.exists():
             raise PipelineError("there is no such model", where=str(model), fix="run `dvc repro`")
         try:
             return self.open(model, threads, batch)

@@ -12,11 +12,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from pipeline.backends.base.spec import (
+    FLOAT16,
     INT8,
     ONNX_RUNTIME,
     Backend,
     BackendSettings,
-    Tolerance,
 )
 from pipeline.backends.tensorrt import graph, run
 from pipeline.core.errors import PipelineError
@@ -31,13 +31,6 @@ MAX_BATCH = 256
 """Of engines that are built here."""
 
 _NOT_INSTALLED = "neither tensorrt nor tensorrt-rtx is installed"
-
-_HALF = Tolerance(
-    min_same_argmax=0.9,
-    max_error=0.02,
-    mean_error=0.004,
-    reason="float16 has 11 significant bits, and the engine sums in an order of its own",
-)
 
 _BEFORE_USE = """
 A Jetson has TensorRT from JetPack (6.1 or newer). Beside it CUDA's driver is all that is needed.
@@ -76,7 +69,7 @@ class TensorRT(Backend):
     colour = "#2da44e"
     runtimes = tuple(MODULES)
     settings = Settings
-    tolerances: ClassVar = {"fp16": _HALF, "int8": INT8}
+    tolerances: ClassVar = {"fp16": FLOAT16, "int8": INT8}
     proven: ClassVar = (
         ONNX_RUNTIME  # of the graph: TensorRT itself has the versions of NVIDIA's drivers
     )

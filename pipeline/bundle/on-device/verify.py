@@ -39,7 +39,7 @@ def main() -> int:
     if (FOLDER / "graph.py").exists():
         parser.add_argument(
             "--graph", action="store_const", const="graph", default="runtime", dest="module",
-            help="run the graph by ONNX Runtime on the CPU, not the engine on the GPU",
+            help="run the same graph on the CPU, by the packages that README.md names",
         )  # fmt: skip
     parser.set_defaults(module="runtime")
     arguments = parser.parse_args()

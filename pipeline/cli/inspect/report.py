@@ -133,8 +133,10 @@ def find_reader(file: Path) -> Reader:
             installed.
     """
     known = {suffix: name for name in backend_names() for suffix in backend(name).reads}
-    if file.is_dir() or not file.exists():
-        what = "is a folder" if file.is_dir() else "there is no such file"
+    its = known.get(file.suffix.lower())
+    refused = file.is_dir() and not (its and backend(its).reads_folders)
+    if refused or not file.exists():
+        what = "is a folder" if refused else "there is no such file"
         raise PipelineError(what, where=str(file), fix=f"name a file: {', '.join(known)}")
     if file.suffix.lower() not in known:
         what = f"files with the suffix `{file.suffix}` cannot be inspected"

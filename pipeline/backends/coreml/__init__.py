@@ -1,0 +1,1 @@
+"""Core ML on iPhones, iPads and Macs: ML programs as .mlpackage."""
