@@ -18,7 +18,7 @@ from pipeline.backends.base.spec import BackendSettings, versions
 from pipeline.bundle.write import write_bundles
 from pipeline.cli.params import load_params
 from pipeline.core.files import sha256
-from pipeline.data.records import PACKED, SPLITS
+from pipeline.data.records import PACKED, SPLITS, Arrays
 from tests.backends.conftest import job
 from tests.conftest import flawless, write_training
 from tests.students import draw, student_folder
@@ -47,13 +47,18 @@ def shipped(
     yield found
 
 
-def ship(tree: dict[str, Any], job: Callable[..., Job]) -> dict[str, list[Path]]:
-    """Compile and bundle `STUDENT` in the current folder, as a `tree` of params.yaml says."""
+def ship(
+    tree: dict[str, Any], job: Callable[..., Job], tests: Arrays | None = None
+) -> dict[str, list[Path]]:
+    """Compile and bundle `STUDENT` in the current folder, as a `tree` of params.yaml says.
+
+    `tests` are images and labels in place of those that are drawn.
+    """
     tree["students"]["enabled"] = [STUDENT]
     Path("params.yaml").write_text(yaml.safe_dump(tree))
     params = load_params()
     PACKED.mkdir(parents=True)
-    for part, array in zip(("images", "labels"), draw(100, seed=2), strict=True):
+    for part, array in zip(("images", "labels"), tests or draw(100, seed=2), strict=True):
         np.save(PACKED / f"test_{part}.npy", array)
     manifest = job("fp32").manifest
     counts = dict.fromkeys(SPLITS, manifest.counts["train"])

@@ -18,12 +18,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import yaml
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from PIL import Image
@@ -31,14 +33,19 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from pipeline.backends.base.artifact import BUNDLES
+from pipeline.backends.base.artifact import BUNDLES, Artifact
+from pipeline.backends.base.job import Job
 from pipeline.backends.base.registry import backend
 from pipeline.bundle.device_record import BrowserBench, Comparison, Verdict
 from pipeline.bundle.devices import import_results
 from pipeline.bundle.write import PAGE
+from pipeline.compile.untrained import Shape, untrained
 from pipeline.core.files import sha256
 from pipeline.data.images import load_image
+from pipeline.data.records import SPLITS
 from pipeline.export.session import load
+from pipeline.networks.params import Network
+from tests.bundle.conftest import PARAMS, STUDENT, ship
 from tests.bundle.test_bundle import python, rewrite_sums
 
 __all__ = ["chrome"]
@@ -187,6 +194,55 @@ def test_a_browser_gives_the_labs_logits(
     (imported,) = import_results([Path("verify.json")])
     assert isinstance(imported.result, Comparison) and str(imported.result) == "PASSED"
     assert imported.result.images == 32
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[Path]]]:
+    """Bundles of a student of 224 pixels in colour with hard-swish and squeeze-and-excitation."""
+    weights = tmp_path_factory.mktemp("large")
+    network = Network(arch="mobilenetv3_small_050")
+    made = untrained(STUDENT, network, Shape(224, 3, 10), 20, weights).job
+    counts = {"train": dict.fromkeys(made.manifest.classes, 1)}
+    digests = {f"{split}_{part}.npy": "1" * 64 for split in SPLITS for part in ("images", "labels")}
+    manifest = made.manifest.model_copy(update={"counts": counts, "digests": digests})
+
+    def job(precision: str, backend: str = "onnxruntime") -> Job:
+        artifact = Artifact(STUDENT, backend, precision)
+        return replace(made, artifact=artifact, manifest=manifest)
+
+    tree = yaml.safe_load(PARAMS.read_text())
+    tree["backends"] |= {"enabled": list(IMPLEMENTED)}
+    tree["backends"] |= {name: {"precisions": ["fp32", "int8"]} for name in IMPLEMENTED}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("shipped"))
+        yield ship(tree, job, (made.calibration, np.arange(len(made.calibration)) % 10))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("name", IMPLEMENTED)
+def test_a_student_of_224_pixels_in_colour_gives_the_labs_logits(
+    chrome: Chrome,
+    large: dict[str, list[Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    precision: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (source,) = (folder for folder in large[name] if folder.name.endswith(precision))
+    folder = BUNDLES.absolute() / source.name
+    shutil.copytree(source, folder)
+    (folder / "web/runtime").symlink_to(runtime(name))
+    with opened(chrome, folder) as page:
+        result = page.press("verify")
+        assert page.one("verdict").text.startswith("PASSED: ")
+        assert page.press("bench")["latency_ms"]["p50"] > 0
+    logits = np.load(folder / "golden.npz")["logits"]
+    # sums over more pixels; untrained logits are small beside what they are made of
+    most = 0 if precision == "int8" else 3 * FLOAT_ERROR * np.abs(logits).max()
+    assert result["max_logit_error"] <= most and result["same_argmax"] == 1
 
 
 @pytest.mark.parametrize("name", ["tflite-int8", "onnxruntime-int8"])
