@@ -38,14 +38,15 @@ def test_a_plain_network_compiles_and_passes_the_checks_of_int8(
     student: Rehearsed, name: str
 ) -> None:
     """Those backends start from the ONNX file, whose image had a second reader."""
-    for precision, logits in compile_untrained(student, EVERYTHING, name, 0.98).items():
+    share = 0.98 if name != "coreml" else 0.95  # where products of activations stay in float
+    for precision, logits in compile_untrained(student, EVERYTHING, name, share).items():
         least = {"fp32": 80, "fp16": 30, "int8": 5}[precision]
         assert decibels(logits, student.logits) > least, precision
 
 
 REFUSED: dict[tuple[str, str], str] = {
     ("test_vit", "coreml"): "Core ML's converter refuses the network: .*upsample_bicubic2d",
-    ("mobilevit_xxs", "coreml"): "asked for int8, but the runtime computes 5.6%",
+    ("edgenext_xx_small", "coreml"): "asked for int8, but the runtime computes 2.4%",
     ("test_convnext", "tflite"): "litert-torch refuses the network: .*batch_matmul",
     ("efficientformerv2_s0", "export"): "shape .* is invalid for input of size",
     ("edgenext_xx_small", "tflite"): "litert-torch refuses the network: .*batch_matmul",

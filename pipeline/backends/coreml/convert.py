@@ -27,6 +27,8 @@ _DECOMPOSED = {
     torch.ops.aten.alias.default: lambda x: x,
 }
 """Operators of torch that coremltools 9.0 does not know."""
+_BROKEN = "common::reduce_transposes"
+"""A pass of coremltools 9.0 that fails on a product of a matrix with its own transpose."""
 _SAYS_WHEN = "com.github.apple.coremltools.conversion_date"
 _LABELS = "classes"
 
@@ -39,7 +41,8 @@ class _Image(nn.Module):
         self.model = model
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, self.model(image.permute(0, 2, 3, 1)))
+        mean, scale = (one[:, None, None] for one in (self.model.mean, self.model.scale))
+        return cast(torch.Tensor, self.model.network((image - mean) * scale))
 
 
 def convert(job: Job, precision: str, target: str) -> Any:
@@ -59,7 +62,7 @@ def convert(job: Job, precision: str, target: str) -> Any:
 def program_of(
     model: PixelsToLogits, shape: tuple[int, int, int], precision: str, target: str
 ) -> Any:
-    """A network as coremltools' `MLModel`.
+    """A network, which takes images as they are, as coremltools' `MLModel`.
 
     Its input `image` is one image of 8-bit pixels, grey or RGB, its output `logits` float32
     [1, classes].
@@ -87,8 +90,16 @@ def program_of(
             outputs=[coremltools.TensorType(name="logits", dtype=np.float32)],
             minimum_deployment_target=coremltools.target[target],
             compute_precision=precisions.FLOAT16 if precision == "fp16" else precisions.FLOAT32,
+            pass_pipeline=passes(),
             skip_model_load=True,
         )
+
+
+def passes() -> Any:
+    """What coremltools does to a program, without what fails."""
+    pipeline = coremltools.PassPipeline()
+    pipeline.remove_passes({_BROKEN})
+    return pipeline
 
 
 def write(model: Any, folder: Path) -> None:

@@ -38,6 +38,17 @@ def _padded(x: torch.Tensor, pads: list[int], value: float = 0.0) -> torch.Tenso
     return F.pad(x, flat, value=value) if any(flat) else x
 
 
+def _pad(
+    x: torch.Tensor, pad: Any, mode: str = "constant", constant_val: Any = 0.0
+) -> torch.Tensor:
+    """`pad` has two sizes for each of the last axes, in their order."""
+    pairs = [(0, 0)] * (x.dim() - len(pad) // 2) + list(zip(pad[::2], pad[1::2]))
+    if mode == "constant":
+        return _padded(x, [size for pair in pairs for size in pair], float(constant_val))
+    how: Any = {"reflect": "reflect", "replicate": "edge"}[mode]
+    return torch.from_numpy(np.pad(x.numpy(), pairs, mode=how))
+
+
 def _conv(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None,
     strides: Any = None, pad_type: str = "valid", pad: Any = None, dilations: Any = None,
@@ -218,6 +229,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "maximum": lambda x, y: torch.maximum(x, torch.as_tensor(y)),
     "minimum": lambda x, y: torch.minimum(x, torch.as_tensor(y)),
     "mul": lambda x, y: x * y,
+    "pad": _pad,
     "pixel_shuffle": lambda x, upscale_factor: F.pixel_shuffle(x, upscale_factor),
     "pow": lambda x, y: torch.pow(x, y),
     "quantize": _quantize,

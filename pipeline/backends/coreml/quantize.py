@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.backends.base.job import Job
-from pipeline.backends.coreml.convert import converting
+from pipeline.backends.coreml.convert import converting, passes
 from pipeline.backends.coreml.graph import Evaluator, channels_first
 from pipeline.backends.coreml.inspect import QUANTIZED, front, layers_of
 from pipeline.backends.coreml.mil import Program, quiet
@@ -22,6 +22,7 @@ from pipeline.data.batches import batches
 from pipeline.networks import grid
 
 with quiet():
+    from coremltools.converters.mil.converter import mil_convert
     from coremltools.converters.mil.mil import Builder as mb  # noqa: N813 - as everywhere
     from coremltools.converters.mil.mil import Operation, Var
     from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
@@ -92,11 +93,18 @@ def quantize(model: Any, program: Program, job: Job) -> tuple[Any, tuple[str, ..
     grids = {name: Grid(*ranges[name], asymmetric=asymmetric) for name in names}
     grids[pixels] = Grid.of_pixels()
     rounding = _Rounding({name: grids[name] for name in names}, set(layers) - set(kept))
+    spec = model.get_spec()
+    version = spec.specificationVersion
     with job.refusals("Core ML's converter"), converting():
-        made = _apply_graph_pass(
-            model,
-            rounding,
-            spec_version=model.get_spec().specificationVersion,
+        rounded = _apply_graph_pass(model, rounding, version, return_pymil_prog=True)
+        made = mil_convert(
+            rounded,
+            convert_from="milinternal",
+            convert_to="mlprogram",
+            specification_version=version,
+            compute_units=model.compute_unit,
+            model_description=spec.description,
+            pass_pipeline=passes(),
             skip_model_load=True,
         )
     return made, kept
