@@ -29,7 +29,7 @@ from executorch.exir import to_edge_transform_and_lower
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from pipeline.backends.executorch.compile import Compiler
-from pipeline.backends.executorch.inspect import in_float, inspect
+from pipeline.backends.executorch.inspect import in_float, inspect, layer_outputs
 from pipeline.backends.executorch.lower import convert, quantized
 from pipeline.backends.executorch.program import Graph, Program
 from pipeline.backends.executorch.reader import trace
@@ -109,6 +109,50 @@ def test_a_hard_sigmoid_adds_no_cast_of_a_constant() -> None:
     with torch.no_grad():
         expected = model(pixels).numpy()
     np.testing.assert_allclose(load(content, 1)(pixels.numpy()), expected, atol=1e-5)
+
+
+class Signs(nn.Module):
+    """An operator that XNNPACK has not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sign(x) * x
+
+
+def test_layers_are_read_from_every_part_of_a_program() -> None:
+    torch.manual_seed(0)
+    first, last = nn.Linear(12, 7), nn.Linear(7, 5)
+    network = nn.Sequential(nn.Flatten(), first, Signs(), nn.Linear(7, 7), Signs(), last)
+    model = PixelsToLogits(network, student_normalisation(3)).eval()
+    images = torch.randint(0, 256, (6, 2, 2, 3), dtype=torch.uint8)
+    content = convert(model, images[:1])
+    partitions = inspect(content).partitions
+    assert partitions and partitions.delegated > 1
+    found = layer_outputs(content, images.numpy())
+    with torch.no_grad():
+        expected = model(images).numpy()
+    np.testing.assert_allclose(found["2"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "parts"), [(13, 1), (14, 2)])
+def test_pools_that_stay_within_the_image_do_not_cut_the_program(size: int, parts: int) -> None:
+    """With `ceil_mode` the last of them would reach over the border of maps of odd sizes."""
+    pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+    network = nn.Sequential(nn.Conv2d(3, 4, 2), pool, nn.Conv2d(4, 4, 1))
+    model = PixelsToLogits(network, student_normalisation(3)).eval()
+    content = convert(model, torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    partitions = inspect(content).partitions
+    assert partitions and partitions.delegated == parts
+
+
+def test_a_program_that_is_lowered_but_does_not_run_is_refused(
+    job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 10 * 10, 3))
+    model = PixelsToLogits(network, student_normalisation(3)).eval()
+    small = convert(model, torch.zeros(1, 12, 12, 3, dtype=torch.uint8))
+    monkeypatch.setattr("pipeline.backends.executorch.compile._lowered", lambda _: small)
+    with pytest.raises(PipelineError, match="ExecuTorch refuses the network: method->"):
+        Compiler(Settings(precisions=("fp32",))).compile(job("fp32", "executorch"), tmp_path)
 
 
 def test_a_program_that_takes_no_pixels_is_refused(made: Made, tmp_path: Path) -> None:

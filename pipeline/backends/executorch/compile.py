@@ -32,12 +32,18 @@ class Compiler(Base):
         del settings  # they only say which precisions are asked for
 
     def compile(self, job: Job, folder: Path) -> Compiled:
-        """Write `model.pte`: input `image` uint8 [1, H, W, C], output `logits` float32."""
+        """Write `model.pte`: input `image` uint8 [1, H, W, C], output `logits` float32.
+
+        Raises:
+            PipelineError: where a tool refuses the network, or the runtime the program.
+        """
         with _quiet():
             from pipeline.backends.executorch.inspect import in_float, inspect, layer_names
 
         content = _lowered(job)
         (folder / MODEL_FILE).write_bytes(content)
+        with job.refusals("ExecuTorch", (RuntimeError,)):  # some programs that it lowers do not run
+            load(content, threads=1)(job.calibration[:1])
         kept = job.kept_float(layer_names(content)) if job.recipe.float_layers else ()
         execution, quantizer = inspect(content), None
         notes: tuple[str, ...] = ()

@@ -86,7 +86,7 @@ def layer_outputs(content: bytes, images: NDArray[Any], step: int = 1) -> LayerO
     program = Program(content)
     found: dict[str, tuple[Value, int, bool]] = {}
     position = 0
-    for step, (name, graph, arguments) in enumerate(list(program.steps())):
+    for call, (name, graph, arguments) in enumerate(list(program.steps())):
         if graph is None:
             position += name in PORTABLE
             continue
@@ -96,7 +96,7 @@ def layer_outputs(content: bytes, images: NDArray[Any], step: int = 1) -> LayerO
             value = _as_read(graph, node.outputId)
             place = len(program.plan.outputs)
             if not value.table.flags:
-                program.add_output(step, value)
+                program.add_output(call, value)
                 found[str(position)] = (value, place, "Conv2d" in kind)
             elif arguments[value.table.externalId] == program.plan.outputs[0]:
                 found[str(position)] = (value, 0, False)
