@@ -111,10 +111,10 @@ class Augmix(Group):
         3, description="of the longest chain, whose length is drawn for each"
     )
     share: Share = Field(
-        0.5, description="of each loss that mixes have together; the clean view has the rest"
+        0.15, description="of each loss that mixes have together; the clean view has the rest"
     )
     consistency: Annotated[Amount, Field(le=1e6)] = Field(
-        2.0, description="weight of the Jensen-Shannon divergence between the views of an image"
+        0.25, description="weight of the Jensen-Shannon divergence between the views of an image"
     )
 
     def __str__(self) -> str:

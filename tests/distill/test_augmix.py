@@ -142,9 +142,9 @@ def test_students_learn_from_mixes_and_from_attacks_and_their_cards_say_so(
         distill_student(params, name)
         cards[name] = ModelCard.read(Path(f"models/students/{name}/card.json"))
     told = capsys.readouterr().out
-    assert f"{STUDENT}: AugMix: 50% of its losses are on 1 mix of every view" in told
+    assert f"{STUDENT}: AugMix: 15% of its losses are on 1 mix of every view" in told
     assert "attacked: RSLAD: 83% of its losses" in told and "plain: RSLAD" not in told
-    assert cards[STUDENT].recipe["robust"]["consistency"] == 2
+    assert cards[STUDENT].recipe["robust"]["consistency"] == 0.25
     assert cards["attacked"].recipe["robust"] == rslad | {
         "epsilon": 8, "step_size": 2, "share": 5 / 6
     }  # fmt: skip
